@@ -1,0 +1,99 @@
+"""The routes."""
+
+import time
+from typing import Annotated
+
+import anyio.to_thread
+from fastapi import Depends, FastAPI, File, Form, Request, Response, UploadFile
+
+from lspt_serve.api.failures import REQUEST_ID, RESPONSES, add_failure_handlers, request_id
+from lspt_serve.api.limits import LimitBody
+from lspt_serve.api.schemas import Answer, LabelScore, Task, TaskList, Timings
+from lspt_serve.bundle import Bundle
+from lspt_serve.preprocess import preprocess_image
+from lspt_serve.runtime import Classifier
+
+__all__ = ["create_app"]
+
+MAX_BYTES = 20_000_000
+
+
+def create_app(*, max_bytes: int = MAX_BYTES) -> FastAPI:
+    """The API without its classifier: put one into `app.state.classifier` before the first request.
+
+    Args:
+        max_bytes: of a request's body; more is answered with 413.
+    """
+    app = FastAPI(title="lspt-serve", docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(LimitBody, max_bytes=max_bytes)
+    add_failure_handlers(app)
+    app.post("/classify", responses=RESPONSES)(classify)  # type: ignore[arg-type]
+    app.get("/tasks")(list_tasks)
+    app.get("/tasks/{name}", responses={404: RESPONSES[404]})(get_task)
+    return app
+
+
+def _classifier(request: Request) -> Classifier:
+    classifier: Classifier = request.app.state.classifier
+    return classifier
+
+
+async def classify(
+    request: Request,
+    response: Response,
+    classifier: Annotated[Classifier, Depends(_classifier)],
+    image: Annotated[UploadFile, File(description="A JPEG, PNG, BMP or GIF file.")],
+    task: Annotated[str, Form(description="Name of a task; GET /tasks lists them.")],
+    top_k: Annotated[int, Form(ge=1, le=1000, description="How many labels, best first.")] = 5,
+) -> Answer:
+    """Classify one image by one task."""
+    started = time.perf_counter()
+    bundle = classifier.store[task]
+    data = await image.read()
+
+    def run() -> tuple[list[LabelScore], float, float]:
+        pixels = preprocess_image(data, classifier.preprocess)
+        decoded = time.perf_counter()
+        (best,) = classifier.classify(pixels[None], task, top_k=top_k)
+        return [LabelScore.model_validate(p) for p in best], decoded, time.perf_counter()
+
+    predictions, decoded, answered = await anyio.to_thread.run_sync(run)
+    response.headers[REQUEST_ID] = request_id(request)
+    return Answer(
+        task=task,
+        version=bundle.manifest.version,
+        predictions=predictions,
+        request_id=request_id(request),
+        timings_ms=Timings(
+            decode=_ms(decoded - started),
+            engine=_ms(answered - decoded),
+            total=_ms(time.perf_counter() - started),
+        ),
+    )
+
+
+async def list_tasks(classifier: Annotated[Classifier, Depends(_classifier)]) -> TaskList:
+    """The tasks that are served, and the bundles that are not, with the reason."""
+    store = classifier.store
+    return TaskList(tasks=[_describe(bundle) for bundle in store], refused=store.refused)
+
+
+async def get_task(name: str, classifier: Annotated[Classifier, Depends(_classifier)]) -> Task:
+    """One task."""
+    return _describe(classifier.store[name])
+
+
+def _describe(bundle: Bundle) -> Task:
+    manifest = bundle.manifest
+    return Task(
+        name=manifest.name,
+        version=manifest.version,
+        labels=manifest.labels,
+        method=manifest.method.name,
+        metrics=manifest.metrics,
+        license=manifest.license,
+    )
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 3)

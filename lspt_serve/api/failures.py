@@ -1,0 +1,91 @@
+"""Every failure as JSON with a code; never a 500 for what a caller sent."""
+
+import logging
+import re
+import uuid
+from http import HTTPStatus
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from lspt_serve.api.schemas import ErrorAnswer, Failure
+from lspt_serve.errors import (
+    LSPTError,
+    TooLargeError,
+    UndecodableError,
+    UnknownTaskError,
+    UnsupportedFormatError,
+)
+
+__all__ = ["REQUEST_ID", "RESPONSES", "add_failure_handlers", "request_id"]
+
+REQUEST_ID = "X-Request-ID"
+logger = logging.getLogger(__name__)
+
+# code, status and blamed field of what a caller can cause
+FAILURES: dict[type[LSPTError], tuple[str, int, str]] = {
+    UnknownTaskError: ("unknown_task", 404, "task"),
+    TooLargeError: ("too_large", 413, "image"),
+    UnsupportedFormatError: ("unsupported_format", 415, "image"),
+    UndecodableError: ("undecodable", 422, "image"),
+}
+# codes of what the web framework itself refuses
+CODES = {400: "malformed", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}
+RESPONSES = {
+    status: {"model": ErrorAnswer, "description": HTTPStatus(status).phrase}
+    for status in (400, 404, 413, 415, 422)
+}
+
+
+def request_id(request: Request) -> str:
+    """The caller's X-Request-ID if it is a plain one, else a new one; the same all request long."""
+    if not hasattr(request.state, "request_id"):
+        given = request.headers.get(REQUEST_ID, "")
+        plain = re.fullmatch(r"[A-Za-z0-9._-]{1,64}", given)
+        request.state.request_id = given if plain else uuid.uuid4().hex
+    return str(request.state.request_id)
+
+
+def add_failure_handlers(app: FastAPI) -> None:
+    """Make `app` answer every exception with an ErrorAnswer."""
+
+    @app.exception_handler(LSPTError)
+    async def on_refused(request: Request, error: LSPTError) -> JSONResponse:
+        for kind, (code, status, item) in FAILURES.items():
+            if isinstance(error, kind):
+                return _answer(request, status, code, str(error), item)
+        return _on_bug(request, error)
+
+    @app.exception_handler(RequestValidationError)
+    async def on_malformed(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        item = str(first["loc"][-1])
+        reason = "wanted a file" if first["type"] == "value_error" else first["msg"]
+        return _answer(request, 400, "malformed", f"{item}: {reason}", item)
+
+    @app.exception_handler(HTTPException)
+    async def on_http(request: Request, error: HTTPException) -> JSONResponse:
+        code = CODES.get(error.status_code, HTTPStatus(error.status_code).phrase)
+        return _answer(request, error.status_code, code, str(error.detail))
+
+    @app.exception_handler(Exception)
+    async def on_bug(request: Request, error: Exception) -> JSONResponse:
+        return _on_bug(request, error)
+
+
+def _on_bug(request: Request, error: Exception) -> JSONResponse:
+    logger.error("request %s failed", request_id(request), exc_info=error)
+    return _answer(request, 500, "internal", "an error of the server; its log has the details")
+
+
+def _answer(
+    request: Request, status: int, code: str, message: str, item: str | None = None
+) -> JSONResponse:
+    failure = Failure(code=code, message=message, request_id=request_id(request), item=item)
+    return JSONResponse(
+        ErrorAnswer(error=failure).model_dump(),
+        status_code=status,
+        headers={REQUEST_ID: failure.request_id},
+    )

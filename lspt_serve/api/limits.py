@@ -1,0 +1,32 @@
+"""A cap on the bytes of a request, known before they are read where the caller says how many."""
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+__all__ = ["LimitBody"]
+
+
+class LimitBody:
+    """ASGI middleware: more than `max_bytes` raises HTTPException 413 where the body is read."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self.app = app
+        self.max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "0")
+        received = int(declared) if declared.isdecimal() and int(declared) > self.max_bytes else 0
+
+        async def limited() -> Message:
+            nonlocal received
+            message = {"type": "http.request"} if received > self.max_bytes else await receive()
+            received += len(message.get("body", b""))
+            if received > self.max_bytes:
+                raise HTTPException(413, f"request body over {self.max_bytes} bytes")
+            return message
+
+        await self.app(scope, limited, send)

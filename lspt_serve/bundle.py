@@ -1,0 +1,228 @@
+"""The bundle: all that a task is, and all that training hands on. See docs/bundle-format.md.
+
+A folder of two files: `bundle.json` says what the task is and which backbone it belongs to,
+`tensors.safetensors` holds its tensors. Needs numpy, not torch.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+)
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from lspt_serve import __version__
+from lspt_serve.errors import BundleError, name_some
+from lspt_serve.files import atomic_folder
+from lspt_serve.preprocess import Preprocess
+
+__all__ = [
+    "FORMAT_VERSION",
+    "MANIFEST",
+    "BackboneRef",
+    "Bundle",
+    "Manifest",
+    "MethodRef",
+    "Metrics",
+    "load_bundle",
+    "save_bundle",
+]
+
+FORMAT_VERSION: Literal[1] = 1
+MANIFEST, TENSORS = "bundle.json", "tensors.safetensors"
+TASK_NAME = r"[a-z0-9][a-z0-9._-]{0,63}"
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BackboneRef(_Record):
+    """Which backbone a bundle or graph belongs to; `sha256` is over its tensors."""
+
+    source: str
+    sha256: Sha256
+
+
+class MethodRef(_Record):
+    """A prompt method by name, with its options."""
+
+    name: str
+    options: dict[str, Any] = {}
+
+
+class Metrics(_Record):
+    """Top-1 accuracies in [0, 1] and the circumstances that they were measured under."""
+
+    val_accuracy: float
+    test_accuracy: float
+    best_epoch: int
+    seed: int
+    split: dict[str, int]  # images in train, val, test
+    train_s: float
+
+
+class Manifest(_Record):
+    """bundle.json."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    name: Annotated[str, StringConstraints(pattern=f"^{TASK_NAME}$")]
+    version: int = Field(default=1, ge=1)
+    labels: Annotated[list[str], Field(min_length=2)]
+    method: MethodRef
+    backbone: BackboneRef
+    preprocess: Preprocess
+    pool: str
+    tensors: dict[str, list[int]]  # name -> shape; all are float32
+    tensors_sha256: Sha256
+    metrics: Metrics | None = None
+    license: str | None = None
+    created_with: str = f"lspt-serve {__version__}"
+
+    @field_validator("labels")
+    @classmethod
+    def _labels_differ(cls, labels: list[str]) -> list[str]:
+        if twice := [label for label, count in Counter(labels).items() if count > 1]:
+            raise ValueError(f"labels must differ, got twice: {name_some(twice)}")
+        return labels
+
+
+class Bundle:
+    """A task in memory: its manifest and its tensors (name -> float32 array)."""
+
+    def __init__(self, manifest: Manifest, tensors: dict[str, NDArray[np.float32]]) -> None:
+        self.manifest = manifest
+        self.tensors = tensors
+
+    @classmethod
+    def create(cls, tensors: dict[str, NDArray[np.float32]], **manifest: Any) -> Self:
+        """Make a bundle of tensors and the fields of a Manifest that do not describe them.
+
+        Raises:
+            BundleError: a field that the format does not allow; it is named.
+        """
+        shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+        sha256 = hashlib.sha256(save(tensors)).hexdigest()
+        try:
+            return cls(Manifest(tensors=shapes, tensors_sha256=sha256, **manifest), tensors)
+        except ValidationError as error:
+            raise BundleError(f"no bundle can be made: {_explain(error)}") from error
+
+    @property
+    def name(self) -> str:
+        return self.manifest.name
+
+    @property
+    def labels(self) -> list[str]:
+        return self.manifest.labels
+
+    @property
+    def head(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Weight (K x F) and bias (K), applied to the features that the graph gives."""
+        return self.tensors["head.weight"], self.tensors["head.bias"]
+
+    @property
+    def method_tensors(self) -> dict[str, NDArray[np.float32]]:
+        """The tensors that enter the graph: all but the head."""
+        return {k: v for k, v in self.tensors.items() if not k.startswith("head.")}
+
+    def check_backbone(self, backbone: BackboneRef) -> None:
+        """Raises BundleError if the bundle was trained on another backbone."""
+        own = self.manifest.backbone
+        if own.sha256 != backbone.sha256:
+            raise BundleError(
+                f"bundle {self.name!r} belongs to backbone {own.source} (sha256 "
+                f"{own.sha256[:12]}), not to {backbone.source} (sha256 {backbone.sha256[:12]})"
+            )
+
+
+def save_bundle(bundle: Bundle, folder: Path) -> None:
+    """Write a bundle whole or not at all; an existing folder is replaced.
+
+    Raises:
+        OutputError: the folder cannot be written, for example a full disk.
+    """
+    with atomic_folder(folder) as temporary:
+        (temporary / TENSORS).write_bytes(save(bundle.tensors))
+        (temporary / MANIFEST).write_text(bundle.manifest.model_dump_json(indent=2) + "\n", "utf-8")
+
+
+def load_bundle(folder: Path) -> Bundle:
+    """Read a bundle and check it strictly.
+
+    Raises:
+        BundleError: no bundle, a newer format, a bad field, or tensors that are missing,
+            unexpected, misshapen, not float32, not finite or not those of the manifest.
+    """
+    manifest = _read_manifest(folder / MANIFEST)
+    data = _read_bytes(folder / TENSORS)
+    try:
+        tensors = load(data)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise BundleError(f"{folder / TENSORS}: not a safetensors file: {error}") from error
+    _check_tensors(folder, manifest, tensors)
+    if hashlib.sha256(data).hexdigest() != manifest.tensors_sha256:
+        raise BundleError(
+            f"{folder / TENSORS}: sha256 is not the one in {MANIFEST}; changed since?"
+        )
+    return Bundle(manifest, tensors)
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _read_manifest(path: Path) -> Manifest:
+    try:
+        fields = json.loads(_read_bytes(path))
+        version = fields.get("format_version") if isinstance(fields, dict) else None
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise BundleError(
+                f"{path}: format version {version}; lspt-serve {__version__} reads up to "
+                f"{FORMAT_VERSION}: update it"
+            )
+        return Manifest.model_validate(fields)
+    except ValidationError as error:
+        raise BundleError(f"{path}: {_explain(error)}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BundleError(f"{path}: not JSON: {error}") from error
+
+
+def _explain(error: ValidationError) -> str:
+    return name_some(
+        f"{'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}" for e in error.errors()
+    )
+
+
+def _check_tensors(folder: Path, manifest: Manifest, tensors: dict[str, Any]) -> None:
+    wanted = dict(manifest.tensors)
+    head = {"head.weight": len(manifest.labels), "head.bias": len(manifest.labels)}
+    problems = [f"{name} is missing" for name in wanted | head if name not in tensors]
+    problems += [f"{name} is unexpected" for name in tensors if name not in wanted]
+    for name, tensor in tensors.items():
+        if name in wanted and list(tensor.shape) != wanted[name]:
+            problems.append(f"{name} is {list(tensor.shape)}, wanted {wanted[name]}")
+        elif name in head and (tensor.ndim, len(tensor)) != (2 - name.endswith("bias"), head[name]):
+            problems.append(f"{name} is {list(tensor.shape)} for {head[name]} labels")
+        elif tensor.dtype != np.float32:
+            problems.append(f"{name} is {tensor.dtype}, wanted float32")
+        elif not np.isfinite(tensor).all():
+            problems.append(f"{name} holds values that are not finite")
+    if problems:
+        raise BundleError(f"{folder / TENSORS}: {name_some(problems)}")

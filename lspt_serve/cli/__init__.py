@@ -1,0 +1,45 @@
+"""The command line: lspt train | inspect | export | serve."""
+
+import sys
+
+import typer
+from rich.markup import escape
+
+from lspt_serve import __version__
+from lspt_serve.cli.console import console
+from lspt_serve.cli.export import export
+from lspt_serve.cli.inspect import inspect
+from lspt_serve.cli.serve import serve
+from lspt_serve.cli.train import train
+from lspt_serve.errors import LSPTError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="lspt",
+    help="One frozen Vision Transformer, thousands of tasks, one server.",
+    epilog="The usual order: lspt train, lspt export, lspt serve.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command()(train)
+app.command()(inspect)
+app.command()(export)
+app.command()(serve)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; a user's error is one line on stderr and exit code 2."""
+    try:
+        app()
+    except LSPTError as error:
+        console.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        sys.exit(2)

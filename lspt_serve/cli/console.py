@@ -1,0 +1,47 @@
+"""What the commands share: stderr for people, stdout for results, and how options are read."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from lspt_serve.errors import MethodError
+
+__all__ = ["Json", "Overwrite", "console", "parse_options", "print_json", "stoppable"]
+
+console = Console(stderr=True)
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that lspt wrote.")]
+
+
+def print_json(record: Any) -> None:
+    """One JSON object on stdout."""
+    print(json.dumps(record, indent=2))
+
+
+def parse_options(options: list[str] | None) -> dict[str, Any]:
+    """KEY=VALUE words to a dict; values are JSON where they can be, else text."""
+    parsed: dict[str, Any] = {}
+    for word in options or []:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise MethodError(f"option {word!r} is not of the form KEY=VALUE")
+        try:
+            parsed[name.replace("-", "_")] = json.loads(value.lower())
+        except json.JSONDecodeError:
+            parsed[name.replace("-", "_")] = None if value.lower() == "none" else value
+    return parsed
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Ctrl-C ends the command with one line and exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print("stopped; nothing was written")
+        raise typer.Exit(130) from None

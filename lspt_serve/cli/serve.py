@@ -1,0 +1,44 @@
+"""lspt serve: the BentoML service over a graph and a folder of bundles."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from lspt_serve.cli.console import console
+
+__all__ = ["serve"]
+
+
+def serve(
+    graph: Annotated[Path, typer.Option(help="What lspt export wrote.")] = Path("graph"),
+    bundles: Annotated[Path, typer.Option(help="Folder of bundles.")] = Path("bundles"),
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen at.", min=1, max=65535)] = 3000,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(help="auto: a CUDA GPU where there is one.")
+    ] = "auto",
+) -> None:
+    """Serve all bundles of a folder over HTTP.
+
+    Example:  lspt serve --graph graph --bundles bundles --port 3000
+
+    Then:  curl -F image=@photo.jpg -F task=flowers http://127.0.0.1:3000/classify
+    """
+    from lspt_serve.graph import load_graph_spec
+    from lspt_serve.runtime import PromptStore
+
+    store = PromptStore(bundles, load_graph_spec(graph))  # say what is wrong before BentoML starts
+    tasks = ", ".join(bundle.name for bundle in store) or "none yet"
+    console.print(f"tasks: {tasks}", highlight=False)
+    os.environ.update(
+        LSPT_GRAPH=str(graph.resolve()),
+        LSPT_BUNDLES=str(bundles.resolve()),
+        LSPT_DEVICE=device,
+        BENTOML_DO_NOT_TRACK=os.environ.get("BENTOML_DO_NOT_TRACK", "True"),
+    )
+    service = "lspt_serve.service:LSPTService"
+    command = ["bentoml", "serve", service, "--host", host, "--port", str(port)]
+    os.execv(sys.executable, [sys.executable, "-m", *command])

@@ -1,0 +1,144 @@
+"""lspt train: a folder of images to a bundle."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from lspt_serve.bundle import MANIFEST, save_bundle
+from lspt_serve.cli.console import Json, Overwrite, console, parse_options, print_json, stoppable
+from lspt_serve.files import check_output
+
+if TYPE_CHECKING:
+    from lspt_serve.training import Epoch
+
+__all__ = ["train"]
+
+
+def train(
+    backbone: Annotated[
+        str, typer.Option(help="A .safetensors or .pth file, a timm model name or an embedded one.")
+    ],
+    data: Annotated[
+        Path, typer.Option(help="DIR/{train,val,test}/LABEL/*, or DIR/LABEL/* split by --seed.")
+    ],
+    out: Annotated[Path, typer.Option(help="Bundle to write: a folder named like the task.")],
+    method: Annotated[
+        str, typer.Option(help="linear, vpt-shallow, vpt-deep, gated or lspt.")
+    ] = "lspt",
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="Option of the method, e.g. num_prompts=16.", metavar="KEY=VALUE"),
+    ] = None,
+    pool: Annotated[
+        str | None, typer.Option(help="cls, patch_mean, prompt_mean or two of them joined by +.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="Passes over train.")] = 30,
+    batch_size: Annotated[int, typer.Option(help="Images in a step.")] = 64,
+    lr: Annotated[float, typer.Option(help="Peak learning rate of AdamW.")] = 3e-3,
+    weight_decay: Annotated[float, typer.Option(help="Weight decay of AdamW.")] = 0.01,
+    warmup_epochs: Annotated[float, typer.Option(help="Epochs before the cosine.")] = 3.0,
+    seed: Annotated[int, typer.Option(help="Of initialisation, order and split.")] = 0,
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"], typer.Option(help="auto: bf16 where it is faster.")
+    ] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    on_bad_image: Annotated[
+        Literal["refuse", "skip"], typer.Option(help="What to do when an image cannot be read.")
+    ] = "refuse",
+    version: Annotated[int, typer.Option(help="Version of the bundle, from 1.", min=1)] = 1,
+    license: Annotated[str | None, typer.Option(help="Licence of the bundle.")] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Tune a task on a frozen backbone and write its bundle.
+
+    The best epoch is chosen on val; test is looked at once, at the end.
+
+    Example:  lspt train --backbone vit_base_patch16_224 --data photos --out bundles/flowers
+
+    Example:  lspt train --backbone vit.pth --data photos --out bundles/flowers
+    --method lspt --option num_prompts=16 --option coder=gru --epochs 60
+    """
+    check_output(out, overwrite=overwrite, marker=MANIFEST)
+    options = parse_options(option)
+    with stoppable():
+        from lspt_serve.models import load_backbone  # torch: seconds to import
+        from lspt_serve.training import TrainSettings, load_dataset, train_task
+
+        settings = TrainSettings(
+            epochs=epochs,
+            batch_size=batch_size,
+            lr=lr,
+            weight_decay=weight_decay,
+            warmup_epochs=warmup_epochs,
+            seed=seed,
+            precision=precision,
+            device=device,
+        )
+        vit = load_backbone(backbone)
+        with _bar("decoding") as (bar, row):
+            dataset = load_dataset(
+                data,
+                vit.preprocess.img_size,
+                seed=seed,
+                on_bad_image=on_bad_image,
+                on_image=lambda done, total: bar.update(row, completed=done, total=total),
+            )
+        for note in dataset.notes:
+            console.print(f"[yellow]note:[/] {note}", highlight=False)
+        with _bar(out.name) as (bar, row):
+            bundle = train_task(
+                vit,
+                dataset,
+                name=out.name,
+                method=method,
+                options=options,
+                pool=pool,
+                settings=settings,
+                version=version,
+                license=license,
+                on_epoch=_report(bar, row, epochs),
+            )
+        save_bundle(bundle, out)
+    metrics = bundle.manifest.metrics
+    assert metrics is not None
+    if as_json:
+        print_json({"bundle": str(out), **bundle.manifest.model_dump(mode="json")})
+    else:
+        print(
+            f"{out}: {method}, {len(bundle.labels)} labels, val accuracy "
+            f"{metrics.val_accuracy:.1%} (epoch {metrics.best_epoch}), test accuracy "
+            f"{metrics.test_accuracy:.1%}, {metrics.train_s:.0f} s"
+        )
+
+
+@contextmanager
+def _bar(description: str) -> Iterator[tuple[Progress, TaskID]]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[status]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        yield bar, bar.add_task(description, total=None, status="")
+
+
+def _report(bar: Progress, row: TaskID, epochs: int) -> "Callable[[Epoch], None]":
+    def report(epoch: "Epoch") -> None:
+        status = f"loss {epoch.loss:.3f}  val accuracy {epoch.val_accuracy:.1%}"
+        bar.update(row, completed=epoch.number, total=epochs, status=status)
+
+    return report

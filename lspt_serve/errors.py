@@ -1,0 +1,99 @@
+"""Everything this package raises on purpose.
+
+LSPTError (a ValueError: the caller can mend it)
+├── BackboneError       a backbone that is unknown, unreadable or not a ViT
+├── MethodError         a prompt method or one of its options that does not exist
+├── DataError           training data that cannot be learned from
+├── BundleError         a bundle that is missing, broken or meant for something else
+├── GraphError          an exported graph that is missing, broken or fails its parity check
+├── OutputError         a result that could not be written
+├── UnknownTaskError    a task that the server does not hold
+└── ImageError          an image that cannot be classified
+    ├── TooLargeError           more bytes or pixels than allowed
+    ├── UnsupportedFormatError  not one of the accepted file formats
+    └── UndecodableError        the right format, but the file is broken
+
+Messages are one line: what was got, what was wanted, what to do. The command line prints them and
+exits with code 2; the service maps them to 4xx answers.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+__all__ = [
+    "BackboneError",
+    "BundleError",
+    "DataError",
+    "GraphError",
+    "ImageError",
+    "LSPTError",
+    "MethodError",
+    "OutputError",
+    "TooLargeError",
+    "UndecodableError",
+    "UnknownTaskError",
+    "UnsupportedFormatError",
+    "name_some",
+    "nearest",
+]
+
+
+class LSPTError(ValueError):
+    """Base of all errors that the caller can mend."""
+
+
+class BackboneError(LSPTError):
+    """A backbone that is unknown, unreadable or not a ViT."""
+
+
+class MethodError(LSPTError):
+    """A prompt method, or an option of one, that does not exist."""
+
+
+class DataError(LSPTError):
+    """Training data that cannot be learned from."""
+
+
+class BundleError(LSPTError):
+    """A bundle that is missing, broken or meant for something else."""
+
+
+class GraphError(LSPTError):
+    """An exported graph that is missing, broken or fails its parity check."""
+
+
+class OutputError(LSPTError):
+    """A result that could not be written."""
+
+
+class UnknownTaskError(LSPTError):
+    """A task that the server does not hold."""
+
+
+class ImageError(LSPTError):
+    """An image that cannot be classified."""
+
+
+class TooLargeError(ImageError):
+    """More bytes or pixels than allowed."""
+
+
+class UnsupportedFormatError(ImageError):
+    """Not one of the accepted file formats."""
+
+
+class UndecodableError(ImageError):
+    """An accepted format, but the file is broken."""
+
+
+def nearest(name: str, known: Iterable[str], *, limit: int = 3) -> str:
+    """The known names most like `name`, as the tail of a message; empty when none is close."""
+    matches = get_close_matches(name, list(known), n=limit, cutoff=0.5)
+    return f"; nearest: {', '.join(matches)}" if matches else ""
+
+
+def name_some(names: Iterable[object], *, limit: int = 5) -> str:
+    """At most `limit` of the names, and how many were left out."""
+    listed = [str(name) for name in names]
+    more = len(listed) - limit
+    return ", ".join(listed[:limit]) + (f" and {more} more" if more > 0 else "")

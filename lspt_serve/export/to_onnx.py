@@ -1,0 +1,50 @@
+"""One call of torch.onnx.export, for both kinds of graph."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lspt_serve.graph import BATCH, IMAGES
+
+__all__ = ["write_onnx"]
+
+
+def write_onnx(
+    module: nn.Module,
+    path: Path,
+    *,
+    img_size: int,
+    output: str,
+    inputs: Mapping[str, Any] | None = None,
+    axes: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Trace `module` and write it; weights of more than 2 GB go into a second file beside it.
+
+    Args:
+        img_size: images are `batch` x 3 x img_size x img_size, fp32, normalised.
+        inputs: further keyword arguments of the module's forward: (nested) tensors by name.
+        axes: the names of their free axes, in the same nesting.
+        metadata: goes into the file's metadata_props.
+    """
+    inputs = dict(inputs or {})
+    names = [IMAGES, *(name for nested in inputs.values() for name in nested)]
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with torch.no_grad():
+        program = torch.onnx.export(
+            module.eval(),
+            (torch.zeros(2, 3, img_size, img_size),),  # 2: torch takes a 1 for a constant
+            kwargs=inputs,
+            dynamo=True,
+            dynamic_shapes={IMAGES: {0: BATCH}, **(axes or {})},
+            input_names=names,
+            output_names=[output],
+            verbose=False,
+        )
+    assert program is not None
+    program.model.metadata_props.update(metadata or {})
+    program.save(path)

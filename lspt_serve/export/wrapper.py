@@ -1,0 +1,63 @@
+"""The two modules that are exported. Both call the model's own forward; neither repeats it.
+
+B batch, F pooled features, K classes.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from lspt_serve.bundle import BackboneRef, Bundle
+from lspt_serve.models import Backbone, PromptedViT, create_prompted_vit
+
+__all__ = ["BakedGraph", "SharedGraph", "create_model"]
+
+
+def create_model(backbone: Backbone, bundle: Bundle) -> PromptedViT:
+    """The bundle's prompted ViT in torch; raises BundleError if it belongs to another backbone."""
+    bundle.check_backbone(BackboneRef(source=backbone.source, sha256=backbone.sha256))
+    manifest = bundle.manifest
+    model = create_prompted_vit(
+        backbone,
+        manifest.method.name,
+        num_classes=len(bundle.labels),
+        pool=manifest.pool,
+        **manifest.method.options,
+    )
+    model.load_task_tensors({name: torch.from_numpy(t) for name, t in bundle.tensors.items()})
+    return model.eval()
+
+
+class _Features(nn.Module):
+    def __init__(self, model: PromptedViT) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model.forward_features(images)
+
+
+class SharedGraph(nn.Module):
+    """The backbone's weights are constants, the tensors of the prompt method are inputs."""
+
+    def __init__(self, model: PromptedViT) -> None:
+        super().__init__()
+        self.features = _Features(model)
+
+    def forward(self, images: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+        """Images (B x 3 x H x W) and the method's tensors, by name, to features (B x F)."""
+        task = {f"model.{name}": tensor for name, tensor in tensors.items()}
+        features: Tensor = functional_call(self.features, task, (images,))
+        return features
+
+
+class BakedGraph(nn.Module):
+    """One task's tensors and head are constants too."""
+
+    def __init__(self, model: PromptedViT) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B x 3 x H x W) to probabilities (B x K)."""
+        return self.model(images).softmax(dim=-1)  # type: ignore[no-any-return]

@@ -1,0 +1,118 @@
+"""What an exported graph says about itself (graph.json), and whether a bundle fits it.
+
+Written by the export, read by the runtime; needs neither torch nor ONNX.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lspt_serve.bundle import BackboneRef, Bundle, MethodRef
+from lspt_serve.errors import BundleError, GraphError, name_some
+from lspt_serve.preprocess import Preprocess
+
+__all__ = [
+    "BATCH",
+    "FEATURES",
+    "GRAPH_FILE",
+    "IMAGES",
+    "PROBABILITIES",
+    "SPEC_FILE",
+    "Dim",
+    "GraphSpec",
+    "ParityRow",
+    "check_fits",
+    "load_graph_spec",
+]
+
+GRAPH_FILE, SPEC_FILE = "graph.onnx", "graph.json"
+IMAGES, FEATURES, PROBABILITIES, BATCH = "images", "features", "probabilities", "batch"
+Dim = int | str  # a fixed size, or the name of a free one
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ParityRow(_Record):
+    """One comparison of an exported graph with torch in fp32."""
+
+    task: str
+    batch_size: int
+    max_error: float  # largest |difference|, over the largest |value| that torch gave
+    top1_agreement: float  # share of rows
+
+
+class GraphSpec(_Record):
+    """graph.json: which backbone is inside, which tensors of a task are inputs."""
+
+    format_version: Literal[1] = 1
+    backbone: BackboneRef
+    method: MethodRef  # with the options that shape the graph
+    pool: str
+    preprocess: Preprocess
+    num_features: int
+    inputs: Annotated[dict[str, list[Dim]], Field(description="task tensor -> shape")]
+    parity: list[ParityRow]
+
+
+def load_graph_spec(folder: Path) -> GraphSpec:
+    """Read DIR/graph.json; raises GraphError if it is missing or not one."""
+    path = folder / SPEC_FILE
+    try:
+        return GraphSpec.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise GraphError(
+            f"{path}: cannot be read: {error.strerror}; make it with: lspt export --out {folder}"
+        ) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise GraphError(f"{path}: {where}: {first['msg']}") from error
+
+
+def check_fits(bundle: Bundle, graph: GraphSpec) -> None:
+    """Whether a bundle can be run by a graph.
+
+    Raises:
+        BundleError: another backbone, method, option, pool or preprocessing, or tensors that do not
+            fit the graph's inputs; the difference is named.
+    """
+    bundle.check_backbone(graph.backbone)
+    manifest = bundle.manifest
+    theirs: dict[str, object] = {
+        "method": manifest.method.name,
+        "pool": manifest.pool,
+        "preprocess": manifest.preprocess,
+        **{name: manifest.method.options.get(name) for name in graph.method.options},
+    }
+    ours: dict[str, object] = {
+        "method": graph.method.name,
+        "pool": graph.pool,
+        "preprocess": graph.preprocess,
+        **graph.method.options,
+    }
+    wrong = [f"{key} {theirs[key]}, wanted {ours[key]}" for key in ours if theirs[key] != ours[key]]
+    wrong = wrong or _misshapen(bundle, graph)
+    if wrong:
+        raise BundleError(
+            f"bundle {bundle.name!r} does not fit the graph: {name_some(wrong)}; export another "
+            f"graph with --like"
+        )
+
+
+def _misshapen(bundle: Bundle, graph: GraphSpec) -> list[str]:
+    shapes = {name: list(tensor.shape) for name, tensor in bundle.method_tensors.items()}
+    wrong = [f"tensor {name} is missing" for name in graph.inputs if name not in shapes]
+    wrong += [f"tensor {name} is unexpected" for name in shapes if name not in graph.inputs]
+    for name, wanted in graph.inputs.items():
+        got = shapes.get(name, wanted)
+        if len(got) != len(wanted) or any(
+            isinstance(w, int) and g != w for g, w in zip(got, wanted, strict=False)
+        ):
+            wrong.append(f"tensor {name} is {got}, wanted {wanted}")
+    features = bundle.head[0].shape[1]
+    if features != graph.num_features:
+        wrong.append(f"head takes {features} features, wanted {graph.num_features}")
+    return wrong

@@ -1,0 +1,16 @@
+"""Prompted Vision Transformers in torch: backbones, prompt methods, and the model made of both."""
+
+from lspt_serve.models.backbone import EMBEDDED, Backbone, load_backbone
+from lspt_serve.models.methods import METHODS, create_method
+from lspt_serve.models.prompted_vit import POOLS, PromptedViT, create_prompted_vit
+
+__all__ = [
+    "EMBEDDED",
+    "METHODS",
+    "POOLS",
+    "Backbone",
+    "PromptedViT",
+    "create_method",
+    "create_prompted_vit",
+    "load_backbone",
+]

@@ -1,0 +1,138 @@
+"""The prompted ViT: a frozen backbone, one prompt method, one head.
+
+B batch, N patches, P prompts, D embed_dim, L blocks, K classes, F pooled features.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from lspt_serve.errors import BundleError, MethodError, name_some, nearest
+from lspt_serve.models.attention import run_block
+from lspt_serve.models.backbone import Backbone
+from lspt_serve.models.methods import METHODS, PromptMethod, Shape, create_method
+
+__all__ = ["POOLS", "PromptedViT", "create_prompted_vit", "pool_tokens"]
+
+PARTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "cls": lambda prefix, prompts, patches: prefix[:, 0],
+    "patch_mean": lambda prefix, prompts, patches: patches.mean(dim=1),
+    "prompt_mean": lambda prefix, prompts, patches: prompts.mean(dim=1),
+}
+POOLS = (
+    *PARTS,
+    "cls+patch_mean",
+    "cls+prompt_mean",
+    "patch_mean+prompt_mean",
+)
+
+
+def pool_tokens(pool: str, prefix: Tensor, prompts: Tensor, patches: Tensor) -> Tensor:
+    """Pooled features, B x F: the named parts side by side, F = D for each."""
+    return torch.cat([PARTS[part](prefix, prompts, patches) for part in pool.split("+")], dim=-1)
+
+
+class PromptedViT(nn.Module):
+    """Prompts enter after the position embedding and get none: [CLS, registers | prompts | patches].
+
+    The backbone is frozen and stays in eval mode whatever `train` says: no dropout, no drop path.
+    Every tensor outside `backbone` belongs to the task.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, method: PromptMethod, head: nn.Module, *, pool: str
+    ) -> None:
+        super().__init__()
+        self.backbone: Any = backbone.eval().requires_grad_(False)
+        self.method = method
+        self.head: Any = head
+        self.pool = pool
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (B x 3 x H x W) to logits (B x K)."""
+        return self.head(self.forward_features(images))  # type: ignore[no-any-return]
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Normalised images (B x 3 x H x W) to pooled features (B x F)."""
+        prefix, patches = self._embed(images)
+        prompts, state = self.method.start(patches)
+        sizes = [prefix.shape[1], prompts.shape[1], patches.shape[1]]
+        for number, block in enumerate(self.backbone.blocks, start=1):
+            x = torch.cat([prefix, prompts, patches], dim=1)  # B x (1 + P + N) x D
+            x = run_block(block, x, self.method.temperature(number))
+            prefix, left, patches = x.split(sizes, dim=1)
+            if number < len(self.backbone.blocks):
+                prompts, state = self.method.advance(number, prompts, left, patches, state)
+        prefix, prompts, patches = self.backbone.norm(x).split(sizes, dim=1)
+        features: Tensor = self.backbone.fc_norm(pool_tokens(self.pool, prefix, prompts, patches))
+        return features
+
+    def _embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        vit = self.backbone
+        x = vit.norm_pre(vit._pos_embed(vit.patch_embed(images)))
+        return x[:, : vit.num_prefix_tokens], x[:, vit.num_prefix_tokens :]
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of the method and the head; the backbone stays in eval mode."""
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+    def task_tensors(self) -> dict[str, Tensor]:
+        """The tensors of the task, by name: what a bundle holds."""
+        state = self.state_dict()
+        return {k: v for k, v in state.items() if not k.startswith("backbone.")}
+
+    def load_task_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy a task's tensors in.
+
+        Raises:
+            BundleError: missing, unexpected or misshapen tensors; all are named.
+        """
+        own = self.task_tensors()
+        missing, unexpected = own.keys() - tensors.keys(), tensors.keys() - own.keys()
+        misshapen = [
+            f"{name} is {list(tensors[name].shape)}, wanted {list(own[name].shape)}"
+            for name in sorted(own.keys() & tensors.keys())
+            if tensors[name].shape != own[name].shape
+        ]
+        if missing or unexpected or misshapen:
+            raise BundleError(
+                f"tensors do not fit {self.method.name}: missing: {name_some(sorted(missing))}; "
+                f"unexpected: {name_some(sorted(unexpected))}; misshapen: {name_some(misshapen)}"
+            )
+        self.load_state_dict(dict(tensors), strict=False)
+
+
+def create_prompted_vit(
+    backbone: Backbone,
+    method: str,
+    *,
+    num_classes: int,
+    pool: str | None = None,
+    **options: Any,
+) -> PromptedViT:
+    """Build a prompted ViT with freshly initialised prompts and head; `pool=None` is the backbone's.
+
+    The backbone is shared, not copied.
+
+    Raises:
+        MethodError: unknown method, option or pool, or a pool that the model has no tokens for.
+    """
+    vit: Any = backbone.vit
+    pool = pool or backbone.pool
+    if pool not in POOLS:
+        raise MethodError(
+            f"unknown pool {pool!r}; wanted one of: {', '.join(POOLS)}{nearest(pool, POOLS)}"
+        )
+    if "cls" in pool.split("+") and vit.cls_token is None:
+        raise MethodError(f"pool {pool!r} needs a class token, and {backbone.source} has none")
+    if "prompt_mean" in pool and method == METHODS["linear"].name:
+        raise MethodError(f"pool {pool!r} needs prompts, and method 'linear' has none")
+    shape = Shape(vit.embed_dim, len(vit.blocks), vit.patch_embed.patch_size[0])
+    head = nn.Linear(len(pool.split("+")) * vit.embed_dim, num_classes)
+    nn.init.trunc_normal_(head.weight, std=0.02)
+    nn.init.zeros_(head.bias)
+    return PromptedViT(vit, create_method(method, shape, **options), head, pool=pool)

@@ -1,0 +1,73 @@
+"""From a folder of images to a bundle: the whole of `lspt train`."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from lspt_serve.bundle import BackboneRef, Bundle, MethodRef, Metrics
+from lspt_serve.models import Backbone, PromptedViT, create_prompted_vit
+from lspt_serve.training.data import Dataset
+from lspt_serve.training.settings import TrainSettings, pick_device
+from lspt_serve.training.trainer import Epoch, evaluate, fit
+
+__all__ = ["train_task"]
+
+
+def train_task(
+    backbone: Backbone,
+    dataset: Dataset,
+    *,
+    name: str,
+    method: str = "lspt",
+    options: dict[str, Any] | None = None,
+    pool: str | None = None,
+    settings: TrainSettings = TrainSettings(),  # noqa: B008  frozen
+    version: int = 1,
+    license: str | None = None,
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+) -> Bundle:
+    """Tune a task on a frozen backbone; test is looked at once, at the end.
+
+    Raises:
+        MethodError: unknown method, option or pool.
+        BundleError: a name that a bundle may not have.
+    """
+    started = time.perf_counter()
+    torch.manual_seed(settings.seed)  # prompts, coder, head and prompt dropout
+    model = create_prompted_vit(
+        backbone, method, num_classes=len(dataset.labels), pool=pool, **(options or {})
+    )
+    model.to(pick_device(settings.device))
+    best = fit(model, dataset, backbone.preprocess, settings, on_epoch=on_epoch)
+    metrics = Metrics(
+        val_accuracy=evaluate(model, dataset.val, backbone.preprocess),
+        test_accuracy=evaluate(model, dataset.test, backbone.preprocess),
+        best_epoch=best.number,
+        seed=settings.seed,
+        split=dataset.sizes,
+        train_s=round(time.perf_counter() - started, 2),
+    )
+    return _to_bundle(
+        model,
+        backbone,
+        name=name,
+        version=version,
+        labels=dataset.labels,
+        metrics=metrics,
+        license=license,
+    )
+
+
+def _to_bundle(model: PromptedViT, backbone: Backbone, **fields: Any) -> Bundle:
+    tensors = {k: v.detach().float().cpu().numpy() for k, v in model.task_tensors().items()}
+    return Bundle.create(
+        tensors,
+        method=MethodRef(name=model.method.name, options=asdict(model.method.settings)),
+        backbone=BackboneRef(source=backbone.source, sha256=backbone.sha256),
+        preprocess=backbone.preprocess,
+        pool=model.pool,
+        **fields,
+    )

@@ -1,0 +1,121 @@
+"""The training loop: AdamW, cosine with warm-up, the best epoch chosen on val."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from lspt_serve.models import PromptedViT
+from lspt_serve.preprocess import Preprocess
+from lspt_serve.training.batches import Batches
+from lspt_serve.training.data import Dataset, Split
+from lspt_serve.training.settings import TrainSettings, learning_rate, pick_precision
+
+__all__ = ["Epoch", "evaluate", "fit"]
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch gave; `number` starts at 1, accuracies are in [0, 1]."""
+
+    number: int
+    loss: float
+    val_loss: float
+    val_accuracy: float
+
+    def better_than(self, other: "Epoch | None") -> bool:
+        """Higher accuracy on val; of two equal ones the lower loss."""
+        return other is None or (self.val_accuracy, -self.val_loss) > (
+            other.val_accuracy,
+            -other.val_loss,
+        )
+
+
+def fit(
+    model: PromptedViT,
+    dataset: Dataset,
+    preprocess: Preprocess,
+    settings: TrainSettings,
+    *,
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+) -> Epoch:
+    """Train the task's tensors in place; they end as they were after the best epoch on val.
+
+    On a CPU the same seed, settings and thread count give the same tensors, bit for bit.
+
+    Returns:
+        The best epoch.
+    """
+    train, val = (Batches(split, preprocess, model) for split in (dataset.train, dataset.val))
+    dtype = pick_precision(settings.precision, train.targets.device, model.backbone.embed_dim)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad],
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
+    steps = math.ceil(len(train) / settings.batch_size)
+    total, warmup = steps * settings.epochs, round(steps * settings.warmup_epochs)
+    schedule = [
+        learning_rate(step, total=total, warmup=warmup, base=settings.lr) for step in range(total)
+    ]
+    shuffle = torch.Generator().manual_seed(settings.seed)
+    best: Epoch | None = None
+    best_tensors = model.task_tensors()
+    for number in range(1, settings.epochs + 1):
+        order = torch.randperm(len(train), generator=shuffle)
+        rates = schedule[(number - 1) * steps : number * steps]
+        loss = _train_epoch(train, order.tensor_split(steps), rates, optimizer, dtype)
+        epoch = Epoch(number, loss, *_measure(val, settings.batch_size, dtype))
+        if epoch.better_than(best):
+            best = epoch
+            best_tensors = {name: t.clone() for name, t in model.task_tensors().items()}
+        on_epoch(epoch)
+    model.load_task_tensors(best_tensors)
+    assert best is not None  # epochs > 0
+    return best
+
+
+def evaluate(model: PromptedViT, split: Split, preprocess: Preprocess) -> float:
+    """Top-1 accuracy in [0, 1], in fp32."""
+    _, accuracy = _measure(Batches(split, preprocess, model), 64, torch.float32)
+    return accuracy
+
+
+def _train_epoch(
+    train: Batches,
+    batches: tuple[torch.Tensor, ...],
+    rates: list[float],
+    optimizer: torch.optim.Optimizer,
+    dtype: torch.dtype,
+) -> float:
+    """One pass over the batches; returns the mean loss per image."""
+    train.model.train()
+    summed = 0.0
+    for rows, rate in zip(batches, rates, strict=True):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        with torch.autocast(train.targets.device.type, dtype, enabled=dtype != torch.float32):
+            logits = train.logits(rows)
+        loss = cross_entropy(logits.float(), train.targets[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        summed += loss.item() * len(rows)
+    return summed / len(train)
+
+
+@torch.no_grad()
+def _measure(split: Batches, batch_size: int, dtype: torch.dtype) -> tuple[float, float]:
+    """Mean loss and top-1 accuracy."""
+    split.model.eval()
+    summed, right = 0.0, 0
+    for rows in torch.arange(len(split)).split(batch_size):
+        with torch.autocast(split.targets.device.type, dtype, enabled=dtype != torch.float32):
+            logits = split.logits(rows)
+        targets = split.targets[rows]
+        summed += cross_entropy(logits.float(), targets, reduction="sum").item()
+        right += int((logits.argmax(dim=-1) == targets).sum())
+    return summed / len(split), right / len(split)
