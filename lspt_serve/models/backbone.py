@@ -1,4 +1,4 @@
-"""The frozen ViT that all tasks share: a timm VisionTransformer, where it came from and its proof."""
+"""The frozen ViT that all tasks share: a timm VisionTransformer, its source and its proof."""
 
 import hashlib
 from dataclasses import dataclass

@@ -42,9 +42,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
         BackboneError: not such a file, truncated, or a pickle that wants to run code.
     """
     try:
-        tensors, metadata = _read_safetensors(path) if path.suffix == ".safetensors" else (
-            _read_state_dict(path),
-            {},
+        tensors, metadata = (
+            _read_safetensors(path)
+            if path.suffix == ".safetensors"
+            else (
+                _read_state_dict(path),
+                {},
+            )
         )
     except (OSError, SafetensorError, ValueError) as error:
         raise BackboneError(f"{path}: cannot be read as safetensors: {error}") from error

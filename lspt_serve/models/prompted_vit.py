@@ -30,12 +30,13 @@ POOLS = (
 
 
 def pool_tokens(pool: str, prefix: Tensor, prompts: Tensor, patches: Tensor) -> Tensor:
-    """Pooled features, B x F: the named parts side by side, F = D for each."""
-    return torch.cat([PARTS[part](prefix, prompts, patches) for part in pool.split("+")], dim=-1)
+    """The named parts of a pool, B x parts x D."""
+    parts = [PARTS[part](prefix, prompts, patches) for part in pool.split("+")]
+    return torch.stack(parts, dim=1)
 
 
 class PromptedViT(nn.Module):
-    """Prompts enter after the position embedding and get none: [CLS, registers | prompts | patches].
+    """Tokens are [CLS, registers | prompts | patches]; prompts get no position embedding.
 
     The backbone is frozen and stays in eval mode whatever `train` says: no dropout, no drop path.
     Every tensor outside `backbone` belongs to the task.
@@ -66,8 +67,8 @@ class PromptedViT(nn.Module):
             if number < len(self.backbone.blocks):
                 prompts, state = self.method.advance(number, prompts, left, patches, state)
         prefix, prompts, patches = self.backbone.norm(x).split(sizes, dim=1)
-        features: Tensor = self.backbone.fc_norm(pool_tokens(self.pool, prefix, prompts, patches))
-        return features
+        features = self.backbone.fc_norm(pool_tokens(self.pool, prefix, prompts, patches))
+        return features.flatten(start_dim=1)  # type: ignore[no-any-return]  # B x F
 
     def _embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
         vit = self.backbone
@@ -114,7 +115,7 @@ def create_prompted_vit(
     pool: str | None = None,
     **options: Any,
 ) -> PromptedViT:
-    """Build a prompted ViT with freshly initialised prompts and head; `pool=None` is the backbone's.
+    """Build a prompted ViT with fresh prompts and head; `pool=None` is the backbone's.
 
     The backbone is shared, not copied.
 

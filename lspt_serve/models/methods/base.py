@@ -1,4 +1,4 @@
-"""What every prompt method is: settings, the prompts that enter block 1, what happens between blocks.
+"""What every prompt method is: settings, prompts that enter block 1, what happens between blocks.
 
 To add a method, write one file with a subclass of `Settings` and one of `PromptMethod`, and list it
 in METHODS (methods/__init__.py). Trainer, bundle, export and command line pick it up from there.

@@ -1,4 +1,7 @@
-"""Gated prompt tuning (Yoo et al. 2023, "Improving Visual Prompt Tuning for Self-supervised ViTs")."""
+"""Gated prompt tuning.
+
+Yoo et al. 2023, "Improving Visual Prompt Tuning for Self-supervised Vision Transformers".
+"""
 
 from dataclasses import dataclass
 
@@ -23,7 +26,7 @@ class GatedSettings(VPTSettings):
 
 
 class Gated(VPTShallow):
-    """Z_l <- g_l Z_l + (1 - g_l) Z_{l-1} with g_l = sigmoid(gamma_l), after every block but the last.
+    """Z_l <- g_l Z_l + (1 - g_l) Z_{l-1}, g_l = sigmoid(gamma_l), after every block but the last.
 
     The attention of block l is softmax(q k^T / sqrt(d) / tau_l), tau_l kept in [0.01, 10].
     """

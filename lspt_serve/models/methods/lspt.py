@@ -25,7 +25,7 @@ class LSPTSettings(VPTSettings):
         gspc: add the mean patch embedding to the prompts.
         lpc: run the coder along the depth. With gspc and lpc off LSPT is VPT-shallow.
         coder: lstm (the paper's), gru or ema (ours).
-        coder_hidden: width of the cell, None for embed_dim; narrower sits behind linear maps (ours).
+        coder_hidden: width of the cell, None for embed_dim; else behind linear maps (ours).
         residual: Z_l = S_l + h_l in place of Z_l = h_l (ours).
     """
 
@@ -39,8 +39,9 @@ class LSPTSettings(VPTSettings):
         super().__post_init__()
         if self.coder not in CODERS:
             known = ", ".join(CODERS)
-            raise MethodError(f"unknown coder {self.coder!r}; wanted one of: {known}"
-                              f"{nearest(self.coder, CODERS)}")
+            raise MethodError(
+                f"unknown coder {self.coder!r}; wanted one of: {known}{nearest(self.coder, CODERS)}"
+            )
         if self.coder_hidden is not None and self.coder_hidden < 1:
             raise MethodError(f"coder_hidden must be at least 1, got {self.coder_hidden}")
 

@@ -1,0 +1,64 @@
+# make serve   train three digit tasks on the embedded backbone and serve them
+# make test    every check and test
+PYTHON ?= python3
+VENV ?= .venv
+PORT ?= 3000
+HOST ?= 127.0.0.1
+BACKBONE = vit_digits_patch8_32
+WEIGHTS = lspt_serve/models/weights/$(BACKBONE).safetensors
+TASKS = digit parity loop
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.DELETE_ON_ERROR:
+.PHONY: help serve quickstart test check format clean
+.SUFFIXES:
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+serve: quickstart ## train the quickstart's tasks if need be, then serve them (PORT=3000, HOST=127.0.0.1)
+	@$(BIN)/python examples/digits/serve.py --host $(HOST) --port $(PORT)
+
+quickstart: $(TASKS:%=bundles/%/bundle.json) build/linear/digit/bundle.json graph/graph.json
+
+test: $(VENV)/dev ## every check and test
+	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/check
+	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/test
+
+check: $(VENV)/dev ## format, lint, types and imports: seconds
+	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/check
+
+format: $(VENV)/dev ## rewrite the code in the project's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## delete what the quickstart wrote; the environment stays
+	rm -rf build bundles graph
+
+# The environment: serving, training and the examples; then what development needs.
+$(VENV)/train: pyproject.toml constraints.txt
+	@echo "installing the packages (about 6 GB, torch with CUDA most of it) into $(VENV)"
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) pip
+	$(PIP) --editable '.[train,examples]'
+	@touch $@
+
+$(VENV)/dev: $(VENV)/train
+	$(PIP) --group dev
+	@touch $@
+
+# The quickstart: real scans as class folders, three bundles, a linear probe beside them, one graph.
+build/digits/ready: $(VENV)/train examples/digits/prepare.py examples/digits/split.py
+	$(BIN)/python examples/digits/prepare.py --out build/digits
+	@touch $@
+
+bundles/%/bundle.json: build/digits/ready $(WEIGHTS)
+	@$(BIN)/lspt train --backbone $(BACKBONE) --data build/digits/$* --out bundles/$* --overwrite
+
+build/linear/%/bundle.json: build/digits/ready $(WEIGHTS)
+	@$(BIN)/lspt train --backbone $(BACKBONE) --data build/digits/$* --out build/linear/$* \
+	  --method linear --epochs 100 --overwrite
+
+graph/graph.json: $(VENV)/train $(WEIGHTS)
+	@$(BIN)/lspt export --backbone $(BACKBONE) --out graph --overwrite
