@@ -54,11 +54,12 @@ build/digits/ready: $(VENV)/train examples/digits/prepare.py examples/digits/spl
 	@touch $@
 
 bundles/%/bundle.json: build/digits/ready $(WEIGHTS)
-	@$(BIN)/lspt train --backbone $(BACKBONE) --data build/digits/$* --out bundles/$* --overwrite
+	@$(BIN)/lspt train --backbone $(BACKBONE) --data build/digits/$* --out bundles/$* \
+	  --epochs 20 --batch-size 32 --lr 0.01 --overwrite
 
 build/linear/%/bundle.json: build/digits/ready $(WEIGHTS)
 	@$(BIN)/lspt train --backbone $(BACKBONE) --data build/digits/$* --out build/linear/$* \
-	  --method linear --epochs 100 --overwrite
+	  --method linear --epochs 200 --batch-size 32 --lr 0.01 --overwrite
 
 graph/graph.json: $(VENV)/train $(WEIGHTS)
 	@$(BIN)/lspt export --backbone $(BACKBONE) --out graph --overwrite

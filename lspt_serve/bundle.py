@@ -6,6 +6,7 @@ A folder of two files: `bundle.json` says what the task is and which backbone it
 
 import hashlib
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -36,6 +37,7 @@ __all__ = [
     "Manifest",
     "MethodRef",
     "Metrics",
+    "check_task_name",
     "load_bundle",
     "save_bundle",
 ]
@@ -43,6 +45,7 @@ __all__ = [
 FORMAT_VERSION: Literal[1] = 1
 MANIFEST, TENSORS = "bundle.json", "tensors.safetensors"
 TASK_NAME = r"[a-z0-9][a-z0-9._-]{0,63}"
+Share = Annotated[float, Field(ge=0, le=1)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -67,8 +70,8 @@ class MethodRef(_Record):
 class Metrics(_Record):
     """Top-1 accuracies in [0, 1] and the circumstances that they were measured under."""
 
-    val_accuracy: float
-    test_accuracy: float
+    val_accuracy: Share
+    test_accuracy: Share
     best_epoch: int
     seed: int
     split: dict[str, int]  # images in train, val, test
@@ -114,6 +117,8 @@ class Bundle:
         Raises:
             BundleError: a field that the format does not allow; it is named.
         """
+        # safetensors writes the memory of an array whatever its strides
+        tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
         shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
         sha256 = hashlib.sha256(save(tensors)).hexdigest()
         try:
@@ -147,6 +152,15 @@ class Bundle:
                 f"bundle {self.name!r} belongs to backbone {own.source} (sha256 "
                 f"{own.sha256[:12]}), not to {backbone.source} (sha256 {backbone.sha256[:12]})"
             )
+
+
+def check_task_name(name: str) -> None:
+    """Raises BundleError for a name that a task may not have."""
+    if not re.fullmatch(TASK_NAME, name):
+        raise BundleError(
+            f"{name!r} cannot name a task; wanted 1 to 64 of a-z 0-9 . _ -, the first a letter or "
+            "digit"
+        )
 
 
 def save_bundle(bundle: Bundle, folder: Path) -> None:
@@ -189,19 +203,21 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _read_manifest(path: Path) -> Manifest:
+    data = _read_bytes(path)
     try:
-        fields = json.loads(_read_bytes(path))
-        version = fields.get("format_version") if isinstance(fields, dict) else None
-        if isinstance(version, int) and version > FORMAT_VERSION:
-            raise BundleError(
-                f"{path}: format version {version}; lspt-serve {__version__} reads up to "
-                f"{FORMAT_VERSION}: update it"
-            )
-        return Manifest.model_validate(fields)
+        fields = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{path}: not JSON: {error}") from error
+    version = fields.get("format_version") if isinstance(fields, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise BundleError(
+            f"{path}: format version {version}; lspt-serve {__version__} reads up to "
+            f"{FORMAT_VERSION}: update it"
+        )
+    try:
+        return Manifest.model_validate_json(data)
     except ValidationError as error:
         raise BundleError(f"{path}: {_explain(error)}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BundleError(f"{path}: not JSON: {error}") from error
 
 
 def _explain(error: ValidationError) -> str:
@@ -211,15 +227,16 @@ def _explain(error: ValidationError) -> str:
 
 
 def _check_tensors(folder: Path, manifest: Manifest, tensors: dict[str, Any]) -> None:
-    wanted = dict(manifest.tensors)
-    head = {"head.weight": len(manifest.labels), "head.bias": len(manifest.labels)}
-    problems = [f"{name} is missing" for name in wanted | head if name not in tensors]
+    wanted, num_labels = manifest.tensors, len(manifest.labels)
+    head_ndim = {"head.weight": 2, "head.bias": 1}
+    problems = [f"{name} is missing" for name in wanted | head_ndim if name not in tensors]
     problems += [f"{name} is unexpected" for name in tensors if name not in wanted]
     for name, tensor in tensors.items():
+        ndim = head_ndim.get(name, tensor.ndim)
         if name in wanted and list(tensor.shape) != wanted[name]:
             problems.append(f"{name} is {list(tensor.shape)}, wanted {wanted[name]}")
-        elif name in head and (tensor.ndim, len(tensor)) != (2 - name.endswith("bias"), head[name]):
-            problems.append(f"{name} is {list(tensor.shape)} for {head[name]} labels")
+        elif tensor.ndim != ndim or (name in head_ndim and len(tensor) != num_labels):
+            problems.append(f"{name} is {list(tensor.shape)} for {num_labels} labels")
         elif tensor.dtype != np.float32:
             problems.append(f"{name} is {tensor.dtype}, wanted float32")
         elif not np.isfinite(tensor).all():

@@ -33,6 +33,7 @@ __all__ = [
     "UndecodableError",
     "UnknownTaskError",
     "UnsupportedFormatError",
+    "first_line",
     "name_some",
     "nearest",
 ]
@@ -90,6 +91,11 @@ def nearest(name: str, known: Iterable[str], *, limit: int = 3) -> str:
     """The known names most like `name`, as the tail of a message; empty when none is close."""
     matches = get_close_matches(name, list(known), n=limit, cutoff=0.5)
     return f"; nearest: {', '.join(matches)}" if matches else ""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of another library's message; its type where it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def name_some(names: Iterable[object], *, limit: int = 5) -> str:

@@ -16,7 +16,7 @@ def check_output(path: Path, *, overwrite: bool, marker: str | None = None) -> N
 
     Args:
         overwrite: an existing output may be replaced, ...
-        marker: ... a folder only if it holds this file, that is, if it is one of ours.
+        marker: ... a folder if it holds this file, that is, if it is one of ours; None: a file.
 
     Raises:
         OutputError: the output exists and may not be replaced.
@@ -27,8 +27,10 @@ def check_output(path: Path, *, overwrite: bool, marker: str | None = None) -> N
         raise OutputError(
             f"{path} exists already; give another --out, or --overwrite to replace it"
         )
-    if path.is_dir() and (marker is None or not (path / marker).is_file()):
-        raise OutputError(f"{path} is a folder without {marker}; it is not replaced")
+    if marker is not None and not (path / marker).is_file():
+        raise OutputError(f"{path} is no folder with {marker} in it; it is not replaced")
+    if marker is None and path.is_dir():
+        raise OutputError(f"{path} is a folder; it is not replaced by a file")
 
 
 @contextmanager

@@ -58,10 +58,10 @@ class GraphSpec(_Record):
 
 
 def load_graph_spec(folder: Path) -> GraphSpec:
-    """Read DIR/graph.json; raises GraphError if it is missing or not one."""
+    """Read DIR/graph.json; raises GraphError if it is none, or if the graph itself is missing."""
     path = folder / SPEC_FILE
     try:
-        return GraphSpec.model_validate_json(path.read_bytes())
+        spec = GraphSpec.model_validate_json(path.read_bytes())
     except OSError as error:
         raise GraphError(
             f"{path}: cannot be read: {error.strerror}; make it with: lspt export --out {folder}"
@@ -70,6 +70,9 @@ def load_graph_spec(folder: Path) -> GraphSpec:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise GraphError(f"{path}: {where}: {first['msg']}") from error
+    if not (folder / GRAPH_FILE).is_file():
+        raise GraphError(f"{folder / GRAPH_FILE}: no such file; export the graph again")
+    return spec
 
 
 def check_fits(bundle: Bundle, graph: GraphSpec) -> None:

@@ -4,6 +4,7 @@ C channels (3), H height, W width.
 """
 
 import io
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -36,8 +37,11 @@ class Preprocess:
     def __post_init__(self) -> None:
         if self.img_size < 1:
             raise ValueError(f"img_size must be at least 1, got {self.img_size}")
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise ValueError(f"mean and std take 3 values, std > 0; got {self.mean}, {self.std}")
+        finite = all(map(math.isfinite, (*self.mean, *self.std)))
+        if len(self.mean) != 3 or len(self.std) != 3 or not finite or min(self.std) <= 0:
+            raise ValueError(
+                f"mean and std take 3 finite values, std > 0; got {self.mean}, {self.std}"
+            )
 
 
 def decode_image(data: bytes, img_size: int, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
@@ -86,7 +90,7 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
-        return _grey_from_wide(image).convert("RGB")
+        image = _grey_from_wide(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -96,8 +100,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _grey_from_wide(image: Image.Image) -> Image.Image:
     """A 16-bit grey image as 8 bits: Pillow's own conversion clips instead of scaling."""
-    pixels = np.asarray(image).astype(np.float64)
-    return Image.fromarray(np.clip(pixels / 257.0, 0, 255).round().astype(np.uint8))
+    wide = np.asarray(image).astype(np.float64)
+    grey = np.clip(wide / 257, 0, 255).round().astype(np.uint8)
+    grey[wide == image.info.get("transparency")] = 255  # laid on white, as below
+    return Image.fromarray(grey)
 
 
 def normalise(images: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.float32]:

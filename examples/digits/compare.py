@@ -2,14 +2,14 @@
 
     python examples/digits/compare.py --data build/digits --out docs
 
-Writes OUT/digits.json (raw), OUT/digits.md (table) and OUT/digits.png (plot). Every method has the
-settings of the quickstart; the linear probe, which takes no time, has ten times the epochs.
+Writes OUT/digits.json (raw), OUT/digits.md (table) and OUT/digits.png (plot). Each method has the
+quickstart's settings but its own learning rate: of LEARNING_RATES the one that is best on val with
+seed 0. The linear probe, which takes no time, has ten times the epochs.
 """
 
 import argparse
 import json
 import os
-import platform
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -17,36 +17,45 @@ from typing import Any
 import matplotlib
 import torch
 
-from lspt_serve.models import METHODS, load_backbone
-from lspt_serve.training import TrainSettings, load_dataset, train_task
+from lspt_serve.models import METHODS, Backbone, load_backbone
+from lspt_serve.training import Dataset, TrainSettings, load_dataset, train_task
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 BACKBONE = "vit_digits_patch8_32"
 TASKS = ("digit", "parity", "loop")
+EPOCHS, BATCH_SIZE = 20, 32
+LEARNING_RATES = (3e-3, 1e-2, 3e-2)
 Run = dict[str, Any]
 
 
-def run_all(data: Path, seeds: int, epochs: int) -> list[Run]:
+def run_all(data: Path, seeds: int) -> list[Run]:
     backbone = load_backbone(BACKBONE)
     runs: list[Run] = []
     for task in TASKS:
         dataset = load_dataset(data / task, backbone.preprocess.img_size)
-        for seed in range(seeds):
-            for method in METHODS:
-                settings = TrainSettings(
-                    seed=seed, epochs=10 * epochs if method == "linear" else epochs
-                )
-                bundle = train_task(backbone, dataset, name=task, method=method, settings=settings)
-                metrics = bundle.manifest.metrics
-                assert metrics is not None
-                size = sum(tensor.nbytes for tensor in bundle.tensors.values())
-                run = {"task": task, "method": method, "seed": seed, "task_bytes": size}
-                run |= metrics.model_dump(include={"val_accuracy", "test_accuracy", "train_s"})
-                print(run, flush=True)
-                runs.append(run)
+        for method in METHODS:
+            tried = [run_one(backbone, dataset, task, method, lr, 0) for lr in LEARNING_RATES]
+            best = max(tried, key=lambda run: run["val_accuracy"])
+            more = range(1, seeds)
+            runs += [best]
+            runs += [run_one(backbone, dataset, task, method, best["lr"], seed) for seed in more]
     return runs
+
+
+def run_one(
+    backbone: Backbone, dataset: Dataset, task: str, method: str, lr: float, seed: int
+) -> Run:
+    epochs = 10 * EPOCHS if method == "linear" else EPOCHS
+    settings = TrainSettings(seed=seed, lr=lr, epochs=epochs, batch_size=BATCH_SIZE)
+    bundle = train_task(backbone, dataset, name=task, method=method, settings=settings)
+    assert bundle.manifest.metrics is not None
+    measured = bundle.manifest.metrics.model_dump(include={"val_accuracy", "test_accuracy"})
+    size = sum(tensor.nbytes for tensor in bundle.tensors.values())
+    run = {"task": task, "method": method, "lr": lr, "seed": seed, "task_bytes": size, **measured}
+    print(run, flush=True)
+    return run
 
 
 def select(runs: list[Run], task: str, method: str, key: str) -> list[float]:
@@ -54,16 +63,15 @@ def select(runs: list[Run], task: str, method: str, key: str) -> list[float]:
 
 
 def to_table(runs: list[Run], circumstances: str) -> str:
-    lines = [circumstances, "", f"| method | {' | '.join(TASKS)} | bytes | training |"]
-    lines += ["|---" * (len(TASKS) + 3) + "|"]
+    lines = [circumstances, "", f"| method | {' | '.join(TASKS)} | bytes a task |"]
+    lines += ["|---" * (len(TASKS) + 2) + "|"]
     for method in METHODS:
         cells = []
         for task in TASKS:
             tests = [100 * value for value in select(runs, task, method, "test_accuracy")]
             cells.append(f"{mean(tests):.1f} ± {stdev(tests):.1f}")
         size = select(runs, TASKS[0], method, "task_bytes")[0]
-        seconds = mean(select(runs, TASKS[0], method, "train_s"))
-        lines.append(f"| {method} | {' | '.join(cells)} | {size:,.0f} | {seconds:.1f} s |")
+        lines.append(f"| {method} | {' | '.join(cells)} | {size:,.0f} |")
     return "\n".join(lines) + "\n"
 
 
@@ -94,14 +102,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Compare the prompt methods on the digit tasks.")
     parser.add_argument("--data", type=Path, required=True, help="what prepare.py wrote")
     parser.add_argument("--out", type=Path, required=True, help="folder for the three files")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=TrainSettings().epochs)
+    parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
-    runs = run_all(args.data, args.seeds, args.epochs)
+    runs = run_all(args.data, args.seeds)
     circumstances = (
-        f"Test accuracy in %, mean ± standard deviation of {args.seeds} seeds, {args.epochs} "
-        f"epochs; 1,097 images in train, 200 in val, 500 in test; torch {torch.__version__}, "
-        f"{os.cpu_count()} cores ({platform.machine()})."
+        f"Test accuracy in %, mean ± standard deviation of {args.seeds} seeds; {BACKBONE}, "
+        f"{EPOCHS} epochs, batches of {BATCH_SIZE}, learning rate chosen on val; 1,097 images in "
+        f"train, 200 in val, 500 in test; torch {torch.__version__}, CPU, {os.cpu_count()} cores."
     )
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "digits.json").write_text(json.dumps(runs, indent=1) + "\n", "utf-8")

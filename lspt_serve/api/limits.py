@@ -18,8 +18,12 @@ class LimitBody:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        declared = Headers(scope=scope).get("content-length", "0")
-        received = int(declared) if declared.isdecimal() and int(declared) > self.max_bytes else 0
+        declared = Headers(scope=scope).get("content-length", "0").lstrip("0")
+        digits = len(str(self.max_bytes))
+        too_many = declared.isdecimal() and (
+            len(declared) > digits or int(declared) > self.max_bytes
+        )
+        received = self.max_bytes + 1 if too_many else 0
 
         async def limited() -> Message:
             nonlocal received

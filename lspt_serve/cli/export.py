@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from lspt_serve.bundle import load_bundle
@@ -46,7 +47,7 @@ def export(
         raise typer.BadParameter("give --backbone, --like or --bundle")
     if like is not None and bundle is not None:
         raise typer.BadParameter("give --like or --bundle, not both")
-    check_output(out, overwrite=overwrite, marker=SPEC_FILE)
+    check_output(out, overwrite=overwrite, marker=None if bundle else SPEC_FILE)
     task = load_bundle(chosen) if (chosen := bundle or like) else None
     source = backbone or (task.manifest.backbone.source if task else "")
     with stoppable():
@@ -54,7 +55,7 @@ def export(
         from lspt_serve.models import load_backbone
 
         vit = load_backbone(source)
-        with console.status(f"exporting {source} to {out}"):
+        with console.status(escape(f"exporting {source} to {out}")):
             if bundle is not None and task is not None:
                 parity = export_bundle(vit, task, out)
             else:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from lspt_serve.bundle import Bundle, load_bundle
@@ -55,5 +56,5 @@ def _table(bundle: Bundle) -> Table:
         rows["seed, time"] = f"{metrics.seed}, {metrics.train_s:.1f} s"
     table = Table(show_header=False, box=None)
     for name, value in rows.items():
-        table.add_row(f"[bold]{name}[/]", value)
+        table.add_row(f"[bold]{name}[/]", escape(value))
     return table

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -15,7 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from lspt_serve.bundle import MANIFEST, save_bundle
+from lspt_serve.bundle import MANIFEST, check_task_name, save_bundle
 from lspt_serve.cli.console import Json, Overwrite, console, parse_options, print_json, stoppable
 from lspt_serve.files import check_output
 
@@ -70,10 +71,11 @@ def train(
     Example:  lspt train --backbone vit.pth --data photos --out bundles/flowers
     --method lspt --option num_prompts=16 --option coder=gru --epochs 60
     """
+    check_task_name(out.name)
     check_output(out, overwrite=overwrite, marker=MANIFEST)
     options = parse_options(option)
     with stoppable():
-        from lspt_serve.models import load_backbone  # torch: seconds to import
+        from lspt_serve.models import create_prompted_vit, load_backbone  # torch: takes seconds
         from lspt_serve.training import TrainSettings, load_dataset, train_task
 
         settings = TrainSettings(
@@ -87,6 +89,8 @@ def train(
             device=device,
         )
         vit = load_backbone(backbone)
+        # say what is wrong with the method before minutes of decoding
+        create_prompted_vit(vit, method, num_classes=2, pool=pool, **options)
         with _bar("decoding") as (bar, row):
             dataset = load_dataset(
                 data,
@@ -96,7 +100,7 @@ def train(
                 on_image=lambda done, total: bar.update(row, completed=done, total=total),
             )
         for note in dataset.notes:
-            console.print(f"[yellow]note:[/] {note}", highlight=False)
+            console.print(f"[yellow]note:[/] {escape(note)}", highlight=False)
         with _bar(out.name) as (bar, row):
             bundle = train_task(
                 vit,

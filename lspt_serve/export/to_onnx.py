@@ -31,7 +31,8 @@ def write_onnx(
         axes: the names of their free axes, in the same nesting.
         metadata: goes into the file's metadata_props.
     """
-    inputs = dict(inputs or {})
+    inputs = {name: nested for name, nested in (inputs or {}).items() if nested}
+    axes = {name: nested for name, nested in (axes or {}).items() if name in inputs}
     names = [IMAGES, *(name for nested in inputs.values() for name in nested)]
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with torch.no_grad():
@@ -40,7 +41,7 @@ def write_onnx(
             (torch.zeros(2, 3, img_size, img_size),),  # 2: torch takes a 1 for a constant
             kwargs=inputs,
             dynamo=True,
-            dynamic_shapes={IMAGES: {0: BATCH}, **(axes or {})},
+            dynamic_shapes={IMAGES: {0: BATCH}, **axes},
             input_names=names,
             output_names=[output],
             verbose=False,

@@ -3,6 +3,9 @@
 B batch, F pooled features, K classes.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -11,6 +14,8 @@ from lspt_serve.bundle import BackboneRef, Bundle
 from lspt_serve.models import Backbone, PromptedViT, create_prompted_vit
 
 __all__ = ["BakedGraph", "SharedGraph", "create_model"]
+
+NO_TENSORS: Mapping[str, Tensor] = MappingProxyType({})  # a linear probe has none
 
 
 def create_model(backbone: Backbone, bundle: Bundle) -> PromptedViT:
@@ -44,7 +49,7 @@ class SharedGraph(nn.Module):
         super().__init__()
         self.features = _Features(model)
 
-    def forward(self, images: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+    def forward(self, images: Tensor, tensors: Mapping[str, Tensor] = NO_TENSORS) -> Tensor:
         """Images (B x 3 x H x W) and the method's tensors, by name, to features (B x F)."""
         task = {f"model.{name}": tensor for name, tensor in tensors.items()}
         features: Tensor = functional_call(self.features, task, (images,))

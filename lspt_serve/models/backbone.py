@@ -7,9 +7,10 @@ from typing import Any
 
 import timm
 import torch
+from pydantic import TypeAdapter, ValidationError
 from timm.models.vision_transformer import VisionTransformer
 
-from lspt_serve.errors import BackboneError, name_some, nearest
+from lspt_serve.errors import BackboneError, first_line, name_some, nearest
 from lspt_serve.models.checkpoint import load_checkpoint
 from lspt_serve.preprocess import Preprocess
 
@@ -62,10 +63,11 @@ def _from_file(path: Path, source: str) -> Backbone:
         raise BackboneError(f"{path}: no such file; give a .safetensors or .pth file of a ViT")
     checkpoint = load_checkpoint(path)
     try:
-        vit = VisionTransformer(**{**checkpoint.architecture, "num_classes": 0})
+        vit = VisionTransformer(**checkpoint.architecture | {"num_classes": 0})
         missing, unexpected = vit.load_state_dict(checkpoint.tensors, strict=False)
-    except (AssertionError, RuntimeError, TypeError) as error:
-        raise BackboneError(f"{path}: {' '.join(str(error).split())}") from error
+    except Exception as error:  # timm checks its arguments by running into them
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BackboneError(f"{path}: no ViT can be made of it: {reason}") from error
     if missing or unexpected:
         raise BackboneError(
             f"{path}: missing tensors: {name_some(missing) or 'none'}; "
@@ -85,9 +87,9 @@ def _from_timm(name: str) -> Backbone:
     try:
         vit = timm.create_model(name, pretrained=True, num_classes=0)
     except (OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
         raise BackboneError(
-            f"{name}: pretrained weights cannot be had ({reason}); give a local file instead"
+            f"{name}: pretrained weights cannot be had ({first_line(error)}); "
+            "give a local file instead"
         ) from error
     if not isinstance(vit, VisionTransformer):
         raise BackboneError(f"{name} is a {type(vit).__name__}; wanted a VisionTransformer")
@@ -99,14 +101,19 @@ def _freeze(
     vit: VisionTransformer,
     source: str,
     *,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
+    mean: Any,
+    std: Any,
     pool: str | None,
 ) -> Backbone:
     height, width = vit.patch_embed.img_size
     if height != width:
         raise BackboneError(f"{source}: takes {height} x {width} images; wanted a square")
-    preprocess = Preprocess(img_size=height, mean=tuple(mean), std=tuple(std))  # type: ignore[arg-type]
+    try:
+        preprocess = TypeAdapter(Preprocess).validate_python(
+            {"img_size": height, "mean": mean, "std": std}
+        )
+    except ValidationError as error:
+        raise BackboneError(f"{source}: bad mean or std: {error.errors()[0]['msg']}") from error
     default_pool = "cls" if vit.cls_token is not None else "patch_mean"
     vit = vit.eval().requires_grad_(False)
     return Backbone(vit, source, sha256_of_tensors(vit), preprocess, pool or default_pool)

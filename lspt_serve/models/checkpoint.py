@@ -15,10 +15,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lspt_serve.errors import BackboneError
+from lspt_serve.errors import BackboneError, first_line
 
 __all__ = ["Checkpoint", "infer_architecture", "load_checkpoint"]
 
+JSON_METADATA = {"architecture", "mean", "std"}
 HEAD_DIM = 64  # every ViT from Ti to L has heads this wide; a state dict does not tell
 
 
@@ -41,28 +42,24 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         BackboneError: not such a file, truncated, or a pickle that wants to run code.
     """
-    try:
-        tensors, metadata = (
-            _read_safetensors(path)
-            if path.suffix == ".safetensors"
-            else (
-                _read_state_dict(path),
-                {},
-            )
-        )
-    except (OSError, SafetensorError, ValueError) as error:
-        raise BackboneError(f"{path}: cannot be read as safetensors: {error}") from error
+    if path.suffix == ".safetensors":
+        tensors, metadata = _read_safetensors(path)
+    else:
+        tensors, metadata = _read_state_dict(path), {}
     return Checkpoint({k: v for k, v in tensors.items() if not k.startswith("head.")}, metadata)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    with safe_open(path, framework="pt") as file:
-        header = file.metadata() or {}
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    metadata = {
-        name: json.loads(value) if name in {"architecture", "mean", "std"} else value
-        for name, value in header.items()
-    }
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = {
+            name: json.loads(value) if name in JSON_METADATA else value
+            for name, value in header.items()
+        }
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
+        raise BackboneError(f"{path}: cannot be read as safetensors: {error}") from error
     return tensors, metadata
 
 
@@ -70,7 +67,7 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever its unpickler and zip reader do
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise BackboneError(f"{path}: no state dict of plain tensors: {reason}") from error
     if isinstance(loaded, dict) and isinstance(loaded.get("model"), dict):
         loaded = loaded["model"]  # the wrapping that MAE and DeiT checkpoints have
@@ -84,6 +81,12 @@ def infer_architecture(tensors: dict[str, Tensor]) -> dict[str, Any]:
     wanted = ("patch_embed.proj.weight", "pos_embed", "blocks.0.mlp.fc1.weight")
     if missing := [name for name in wanted if name not in tensors]:
         raise BackboneError(f"no ViT under timm's names: lacks {', '.join(missing)}")
+    ndims = {"patch_embed.proj.weight": 4, "pos_embed": 3, "reg_token": 3}
+    ndims["blocks.0.mlp.fc1.weight"] = 2
+    for name, ndim in ndims.items():
+        if name in tensors and tensors[name].ndim != ndim:
+            shape = list(tensors[name].shape)
+            raise BackboneError(f"no ViT under timm's names: {name} is {shape}, wanted {ndim} axes")
     embed_dim, in_chans, patch_size, _ = tensors["patch_embed.proj.weight"].shape
     blocks = [int(m[1]) for name in tensors if (m := re.match(r"blocks\.(\d+)\.", name))]
     class_token = "cls_token" in tensors

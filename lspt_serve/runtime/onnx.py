@@ -37,8 +37,6 @@ class OnnxEngine:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = num_threads
         path = folder / GRAPH_FILE
-        if not path.is_file():
-            raise GraphError(f"{path}: no such file; make it with: lspt export --out {folder}")
         try:
             self._session = onnxruntime.InferenceSession(
                 path, options, providers=_providers(device)

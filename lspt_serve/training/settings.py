@@ -1,8 +1,9 @@
 """How to train: the settings, and what `auto` means on this machine."""
 
 import math
+import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -34,6 +35,10 @@ class TrainSettings:
         for name in ("weight_decay", "warmup_epochs"):
             if not getattr(self, name) >= 0:
                 raise DataError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.seed < 2**63:
+            raise DataError(f"seed must be at least 0 and below 2^63, got {self.seed}")
+        if self.precision not in get_args(Precision):
+            raise DataError(f"precision must be auto, fp32 or bf16, got {self.precision!r}")
 
 
 def learning_rate(step: int, *, total: int, warmup: int, base: float) -> float:
@@ -44,9 +49,11 @@ def learning_rate(step: int, *, total: int, warmup: int, base: float) -> float:
 
 
 def pick_device(device: str) -> torch.device:
-    """`auto` is the GPU where there is one; raises DataError for a GPU that is not there."""
+    """`auto` is the GPU where there is one; raises DataError for a device that is not there."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", device):
+        raise DataError(f"unknown device {device!r}; wanted auto, cpu, cuda or cuda:N")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise DataError(f"device {device!r} was asked for, but torch sees no CUDA GPU; use cpu")
     return torch.device(device)

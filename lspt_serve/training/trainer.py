@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import cross_entropy
 
+from lspt_serve.errors import DataError
 from lspt_serve.models import PromptedViT
 from lspt_serve.preprocess import Preprocess
 from lspt_serve.training.batches import Batches
@@ -26,7 +27,9 @@ class Epoch:
     val_accuracy: float
 
     def better_than(self, other: "Epoch | None") -> bool:
-        """Higher accuracy on val; of two equal ones the lower loss."""
+        """Higher accuracy on val, of two equal ones the lower loss; never one that diverged."""
+        if not math.isfinite(self.val_loss):
+            return False
         return other is None or (self.val_accuracy, -self.val_loss) > (
             other.val_accuracy,
             -other.val_loss,
@@ -47,6 +50,9 @@ def fit(
 
     Returns:
         The best epoch.
+
+    Raises:
+        DataError: no epoch had a finite loss on val.
     """
     train, val = (Batches(split, preprocess, model) for split in (dataset.train, dataset.val))
     dtype = pick_precision(settings.precision, train.targets.device, model.backbone.embed_dim)
@@ -73,8 +79,11 @@ def fit(
             best = epoch
             best_tensors = {name: t.clone() for name, t in model.task_tensors().items()}
         on_epoch(epoch)
+    if best is None:
+        raise DataError(
+            f"training diverged: no epoch has a finite loss on val; lower lr {settings.lr}"
+        )
     model.load_task_tensors(best_tensors)
-    assert best is not None  # epochs > 0
     return best
 
 

@@ -3,11 +3,13 @@
 Yoo et al. 2023, "Improving Visual Prompt Tuning for Self-supervised Vision Transformers".
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from lspt_serve.errors import MethodError
 from lspt_serve.models.methods.base import Shape, State
 from lspt_serve.models.methods.vpt import VPTSettings, VPTShallow
 
@@ -23,6 +25,11 @@ class GatedSettings(VPTSettings):
     gate_init: float = -5.0
 
     training_only = frozenset({"prompt_dropout", "gate_init"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not math.isfinite(self.gate_init):
+            raise MethodError(f"gate_init must be finite, got {self.gate_init}")
 
 
 class Gated(VPTShallow):

@@ -1,0 +1,139 @@
+import io
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from toys import coloured, encoded, random_bundle
+from toys_api import TASKS, Api, check_refused, create_classifier
+
+from lspt_serve.export import create_model
+from lspt_serve.models import Backbone
+from lspt_serve.preprocess import FORMATS, preprocess_image
+
+PNG = encoded(coloured("red", np.random.default_rng(0), side=40))
+
+
+@pytest.fixture(scope="module")
+def api(tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Api:
+    return Api(create_classifier(tiny_backbone, tmp_path_factory))
+
+
+@pytest.mark.parametrize(("seed", "task"), [*enumerate(TASKS, start=1)])
+def test_answer_is_that_of_torch(api: Api, tiny_backbone: Backbone, seed: int, task: str) -> None:
+    bundle = random_bundle(
+        tiny_backbone, name=task, labels=TASKS[task], seed=seed, num_prompts=2 * seed
+    )
+    with torch.inference_mode():
+        pixels = torch.from_numpy(preprocess_image(PNG, tiny_backbone.preprocess))
+        wanted = create_model(tiny_backbone, bundle)(pixels[None])[0].softmax(dim=-1).numpy()
+
+    answer = api.classify(PNG, task=task).json()
+
+    order = np.argsort(-wanted)
+    assert answer["predictions"] == [
+        {
+            "label": TASKS[task][index],
+            "score": pytest.approx(wanted[index], abs=1e-5),
+            "index": index,
+        }
+        for index in order
+    ]
+    assert (answer["task"], answer["version"]) == (task, 1)
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_every_accepted_format_is_classified(api: Api, file_format: str) -> None:
+    response = api.classify(encoded(coloured("red", np.random.default_rng(0)), file_format))
+
+    assert response.status_code == 200
+    assert len(response.json()["predictions"]) == 3
+
+
+@pytest.mark.parametrize(("top_k", "count"), [("1", 1), ("2", 2), ("3", 3), ("1000", 3)])
+def test_top_k_is_clipped_to_the_number_of_labels(api: Api, top_k: str, count: int) -> None:
+    predictions = api.classify(PNG, top_k=top_k).json()["predictions"]
+
+    assert len(predictions) == count
+
+
+def test_scores_fall_and_sum_to_1(api: Api) -> None:
+    scores = [p["score"] for p in api.classify(PNG).json()["predictions"]]
+
+    assert scores == sorted(scores, reverse=True)
+    assert sum(scores) == pytest.approx(1, abs=1e-6)
+
+
+def png_of(image: Image.Image, exif: Image.Exif | None = None) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG", **({"exif": exif} if exif else {}))
+    return file.getvalue()
+
+
+def test_image_is_turned_as_its_exif_says(api: Api) -> None:
+    pixels = coloured("red", np.random.default_rng(0))
+    pixels[:16] = coloured("blue", np.random.default_rng(1))[:16]
+    image = Image.fromarray(pixels)
+    turned, exif = image.transpose(Image.Transpose.ROTATE_90), Image.Exif()
+    exif[0x0112] = 6  # turn right by 90 degrees to show
+
+    with_exif, without = (
+        api.classify(png_of(turned, exif=mark)).json()["predictions"] for mark in (exif, None)
+    )
+
+    upright = api.classify(png_of(image)).json()["predictions"]
+    assert with_exif == upright != without
+
+
+@pytest.mark.parametrize("given", ["a", "4f0c-2e5d_1.b", "A" * 64])
+def test_plain_request_id_is_kept(api: Api, given: str) -> None:
+    response = api.classify(PNG, headers={"X-Request-ID": given})
+
+    assert response.json()["request_id"] == response.headers["X-Request-ID"] == given
+
+
+@pytest.mark.parametrize("given", ["", "A" * 65, "a b", "<script>", "a\tb", "é".encode(), "a;b"])
+def test_other_request_ids_are_replaced(api: Api, given: str | bytes) -> None:
+    response = api.classify(PNG, headers={"X-Request-ID": given})
+
+    assert re.fullmatch("[0-9a-f]{32}", response.headers["X-Request-ID"])
+    assert response.json()["request_id"] == response.headers["X-Request-ID"]
+
+
+def test_requests_without_an_id_get_different_ones(api: Api) -> None:
+    first, second = (api.classify(PNG).json()["request_id"] for _ in range(2))
+
+    assert first != second
+
+
+def test_timings_are_in_milliseconds_and_add_up(api: Api) -> None:
+    timings = api.classify(PNG).json()["timings_ms"]
+
+    assert timings.keys() == {"decode", "engine", "total"}
+    assert 0 < timings["engine"] < 10_000
+    assert timings["decode"] + timings["engine"] <= timings["total"] + 0.01
+
+
+def test_tasks_are_listed_with_what_they_are(api: Api) -> None:
+    listed = api.request("GET", "/tasks").json()
+
+    assert [(task["name"], tuple(task["labels"])) for task in listed["tasks"]] == [*TASKS.items()]
+    assert listed["refused"] == {}
+
+
+def test_one_task_is_described(api: Api) -> None:
+    assert api.request("GET", "/tasks/parity").json() == {
+        "name": "parity",
+        "version": 1,
+        "labels": ["even", "odd"],
+        "method": "lspt",
+        "metrics": None,
+        "license": None,
+    }
+
+
+def test_description_of_an_unknown_task_is_refused(api: Api) -> None:
+    response = api.request("GET", "/tasks/parrity")
+
+    assert "nearest: parity" in check_refused(response, 404, "unknown_task", item="task")

@@ -1,0 +1,368 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from inspect import signature
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+from toys import random_bundle, write_coloured
+from typer.testing import CliRunner
+
+from lspt_serve import __version__
+from lspt_serve.bundle import MANIFEST, load_bundle, save_bundle
+from lspt_serve.cli import app, main
+from lspt_serve.cli.train import train
+from lspt_serve.models import METHODS, Backbone
+from lspt_serve.training import TrainSettings
+
+COMMANDS = ("train", "inspect", "export", "serve")
+LABELS = ("blue", "red")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended and what it printed."""
+
+    code: object
+    out: str
+    err: str
+
+
+Run = Callable[..., Ended]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """The command line's own front door, in process."""
+
+    def run(*words: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["lspt", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capsys.readouterr()
+        return Ended(ended.value.code or 0, printed.out, printed.err)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_coloured(folder, LABELS, count=6)
+    return folder
+
+
+@pytest.fixture
+def quick(tiny_backbone: Backbone, data: Path) -> list[str]:
+    """lspt train, all but --out."""
+    words = ["train", "--backbone", tiny_backbone.source, "--data", str(data), "--epochs", "2"]
+    return [*words, "--device", "cpu"]
+
+
+@pytest.fixture
+def bundle(tiny_backbone: Backbone, tmp_path: Path) -> Path:
+    save_bundle(random_bundle(tiny_backbone, labels=LABELS), tmp_path / "colour")
+    return tmp_path / "colour"
+
+
+def check_error(ended: Ended, message: str) -> None:
+    """Exit code 2, nothing on stdout, and one line of error after those of progress."""
+    assert ended.code == 2
+    assert ended.out == ""
+    *progress, error = ended.err.splitlines()
+    assert error.startswith("error: ")
+    assert re.search(message, error), error
+    assert all("━" in line for line in progress), ended.err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example(command: str) -> None:
+    result = CliRunner().invoke(app, [command, "--help"])
+
+    assert result.exit_code == 0
+    assert f"Example:  lspt {command} " in result.output
+
+
+def test_help_names_every_command(run: Run) -> None:
+    ended = run("--help")
+
+    assert ended.code == 0
+    assert all(f" {command} " in ended.out for command in COMMANDS)
+
+
+def test_version_is_printed(run: Run) -> None:
+    assert run("--version") == Ended(0, f"{__version__}\n", "")
+
+
+def test_help_names_the_methods_that_there_are() -> None:
+    option = get_type_hints(train, include_extras=True)["method"].__metadata__[0]
+
+    assert re.findall(r"[a-z]+(?:-[a-z]+)*", option.help.replace(" or ", ", ")) == [*METHODS]
+
+
+@pytest.mark.parametrize("field", fields(TrainSettings), ids=lambda field: str(field.name))
+def test_training_defaults_are_those_of_the_settings(field: Any) -> None:
+    assert signature(train).parameters[field.name].default == field.default
+
+
+def test_train_writes_a_bundle_and_says_so(run: Run, quick: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "bundles" / "colour"
+
+    ended = run(*quick, "--out", out, "--option", "num_prompts=3", "--license", "CC0-1.0")
+
+    assert ended.code == 0
+    assert ended.out.startswith(f"{out}: lspt, 2 labels, val accuracy ")
+    manifest = load_bundle(out).manifest
+    assert (manifest.name, manifest.labels, manifest.license) == ("colour", [*LABELS], "CC0-1.0")
+    assert manifest.tensors["method.prompts"] == [3, 24]
+    assert [path.name for path in out.parent.iterdir()] == ["colour"]
+
+
+def test_train_json_is_one_object_on_stdout(run: Run, quick: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "colour"
+
+    ended = run(*quick, "--out", out, "--method", "linear", "--json")
+
+    manifest = load_bundle(out).manifest.model_dump(mode="json")
+    assert json.loads(ended.out) == {"bundle": str(out), **manifest}
+
+
+def test_inspect_json_is_the_manifest(run: Run, bundle: Path) -> None:
+    assert json.loads(run("inspect", bundle, "--json").out) == json.loads(
+        (bundle / MANIFEST).read_text()
+    )
+
+
+def test_inspect_prints_what_a_bundle_is(run: Run, bundle: Path) -> None:
+    ended = run("inspect", bundle)
+
+    assert ended.code == 0
+    for wanted in ("colour, version 1", "2: blue, red", "lspt", "method.prompts [8, 24]"):
+        assert wanted in ended.out
+
+
+@pytest.mark.parametrize("label", ["[red]", "[/red]", "[bold]x"])
+def test_inspect_prints_labels_as_they_are(
+    run: Run, tiny_backbone: Backbone, tmp_path: Path, label: str
+) -> None:
+    save_bundle(random_bundle(tiny_backbone, labels=["blue", label]), tmp_path / "colour")
+
+    assert f"2: blue, {label}" in run("inspect", tmp_path / "colour").out
+
+
+def test_export_of_a_bundle_with_json_is_one_object_on_stdout(
+    run: Run, bundle: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "colour.onnx"
+
+    ended = run("export", "--bundle", bundle, "--out", out, "--json")
+
+    assert ended.code == 0
+    answer = json.loads(ended.out)
+    assert answer["out"] == str(out)
+    assert [row["batch_size"] for row in answer["parity"]] == [1, 3, 8]
+    assert out.is_file()
+
+
+def test_notes_go_to_stderr_as_they_are(run: Run, quick: list[str], tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for split in ("train", "val", "test"):
+        write_coloured(data / split, LABELS, count=2)
+    (data / "train" / "[red]").mkdir()
+    (data / "train" / "red").rename(data / "train" / "[red]" / "more")
+    (data / "test" / "red").rename(data / "test" / "[red]")
+    (data / "val" / "red").rename(tmp_path / "gone")
+
+    ended = run(*quick, "--data", data, "--out", tmp_path / "colour", "--json")
+
+    assert ended.code == 0
+    assert "note: val has no image of 1 label(s): [red]" in ended.err.splitlines()
+    assert json.loads(ended.out)["labels"] == ["[red]", "blue"]
+
+
+def test_unreadable_images_are_skipped_when_asked(
+    run: Run, quick: list[str], tmp_path: Path
+) -> None:
+    write_coloured(tmp_path / "data", LABELS, count=4)
+    (tmp_path / "data" / "red" / "broken.png").write_bytes(b"no image")
+    words = [*quick, "--data", tmp_path / "data", "--out", tmp_path / "colour"]
+
+    check_error(run(*words), "1 of 9 images cannot be read")
+    ended = run(*words, "--on-bad-image", "skip")
+
+    assert ended.code == 0
+    assert "note: skipped 1 unreadable image(s)" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--backbone", "vit_base_patch16_2244"], "nearest: .*vit_base_patch16_224"),
+        (["--backbone", "nowhere.safetensors"], r"nowhere\.safetensors: no such file"),
+        (["--data", "nowhere"], "nowhere: no such folder"),
+        (["--method", "lsp"], "unknown method 'lsp'; .*nearest: lspt"),
+        (["--option", "num_promts=3"], "unknown option 'num_promts'; .*nearest: num_prompts"),
+        (["--option", "num-prompts=0"], "num_prompts must be at least 1, got 0"),
+        (["--option", "num_prompts=many"], "num_prompts: .*integer"),
+        (["--option", "num_prompts"], "'num_prompts' is not of the form KEY=VALUE"),
+        (["--option", "coder=lstmm"], "unknown coder 'lstmm'; .*nearest: lstm"),
+        (["--pool", "clss"], "unknown pool 'clss'; .*nearest: cls"),
+        (["--epochs", "0"], "epochs must be above 0, got 0"),
+        (["--lr", "nan"], "lr must be above 0, got nan"),
+        (["--seed", "-1"], "seed"),
+        (["--device", "tpu"], "device 'tpu'"),
+    ],
+)
+def test_mistake_in_train_is_one_line_and_exit_code_2(
+    run: Run, quick: list[str], tmp_path: Path, words: list[str], message: str
+) -> None:
+    check_error(run(*quick, "--out", tmp_path / "colour", *words), message)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["inspect", "nowhere"], r"nowhere/bundle\.json: cannot be read"),
+        (["export", "--like", "nowhere", "--out", "graph"], r"nowhere/bundle\.json"),
+        (["export", "--backbone", "nowhere.pth", "--out", "graph"], "no such file"),
+        (["serve", "--graph", "nowhere"], r"nowhere/graph\.json: .*lspt export --out nowhere"),
+    ],
+)
+def test_mistake_in_another_command_is_one_line_and_exit_code_2(
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    words: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    check_error(run(*words), message)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["export", "--out", "graph"], ["export", "--out", "g", "--like", "a", "--bundle", "b"]],
+)
+def test_export_wants_to_know_what_to_export(run: Run, words: list[str]) -> None:
+    ended = run(*words)
+
+    assert (ended.code, ended.out) == (2, "")
+    assert "--bundle" in ended.err
+
+
+def test_name_that_no_bundle_may_have_is_refused_before_training(
+    run: Run, quick: list[str], tmp_path: Path
+) -> None:
+    ended = run(*quick, "--out", tmp_path / "My Colours")
+
+    check_error(ended, "cannot name a task")
+    assert "val accuracy" not in ended.err
+
+
+def test_existing_output_is_kept(run: Run, quick: list[str], bundle: Path) -> None:
+    before = (bundle / MANIFEST).read_bytes()
+
+    check_error(run(*quick, "--out", bundle), "exists already; .*--overwrite")
+
+    assert (bundle / MANIFEST).read_bytes() == before
+
+
+def test_existing_bundle_is_replaced_with_overwrite(
+    run: Run, quick: list[str], bundle: Path
+) -> None:
+    ended = run(*quick, "--out", bundle, "--method", "linear", "--overwrite")
+
+    assert ended.code == 0
+    assert load_bundle(bundle).manifest.method.name == "linear"
+    assert [path.name for path in bundle.parent.iterdir()] == ["colour"]
+
+
+def test_folder_that_is_no_bundle_is_kept_even_with_overwrite(
+    run: Run, quick: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "me.jpg").write_bytes(b"precious")
+
+    check_error(run(*quick, "--out", tmp_path / "photos", "--overwrite"), "it is not replaced")
+
+    assert (tmp_path / "photos" / "me.jpg").read_bytes() == b"precious"
+
+
+def test_file_is_not_replaced_by_a_bundle_even_with_overwrite(
+    run: Run, quick: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "thesis").write_text("precious")
+
+    check_error(run(*quick, "--out", tmp_path / "thesis", "--overwrite"), "thesis")
+
+    assert (tmp_path / "thesis").read_text() == "precious"
+
+
+def start(words: list[str], **environment: str) -> "subprocess.Popen[str]":
+    """A real process, in which Ctrl-C does what it does in a terminal."""
+    program = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from lspt_serve.cli import main; main()"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *words],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+        start_new_session=True,
+    )
+
+
+@pytest.fixture
+def training(quick: list[str], tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
+    """A process that has come to its first epochs and would go on for long."""
+    words = [*quick, "--out", str(tmp_path / "bundles" / "colour"), "--epochs", "1000000"]
+    process = start(words, FORCE_COLOR="1", TERM="xterm", OMP_NUM_THREADS="1")
+    too_late = threading.Timer(60, process.kill)
+    too_late.start()
+    try:
+        assert process.stderr is not None
+        printed = ""
+        while "val accuracy" not in printed:
+            character = process.stderr.read(1)
+            assert character, printed
+            printed += character
+        yield process
+    finally:
+        too_late.cancel()
+        process.kill()
+        process.communicate(timeout=30)
+
+
+def test_ctrl_c_ends_training_with_130_and_leaves_no_file(
+    training: "subprocess.Popen[str]", tmp_path: Path
+) -> None:
+    training.send_signal(signal.SIGINT)
+    out, err = training.communicate(timeout=30)
+
+    assert training.returncode == 130
+    assert out == ""
+    assert "stopped; nothing was written" in err
+    assert "Traceback" not in err
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_real_process_gives_its_error_to_the_shell() -> None:
+    process = start(["inspect", "nowhere"])
+    out, err = process.communicate(timeout=60)
+
+    check_error(Ended(process.returncode, out, err), "nowhere")

@@ -1,0 +1,108 @@
+"""What the tests share: tiny backbones with random weights, bundles on them, real test material."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+import torch
+from safetensors.torch import save_file
+from timm.models.vision_transformer import VisionTransformer
+
+from lspt_serve.bundle import BackboneRef, Bundle, MethodRef
+from lspt_serve.models import Backbone, create_prompted_vit, load_backbone
+
+TINY: dict[str, Any] = {
+    "img_size": 32,
+    "patch_size": 8,
+    "embed_dim": 24,
+    "depth": 3,
+    "num_heads": 2,
+    "num_classes": 0,
+}
+TEST_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+torch.set_num_threads(1)  # on models this small, threads cost more than they give
+
+# The examples are those of every other run: a failure elsewhere is a failure here.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real weights, tasks and difficult images; too large for the repository."""
+    folder = Path(os.environ.get("LSPT_TEST_DATA", TEST_DATA))
+    if not folder.is_dir():
+        pytest.skip(f"no test material in {folder}; set LSPT_TEST_DATA to its folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_backbone(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Backbone]:
+    """make_backbone(**architecture): a tiny ViT with random weights, by way of a file.
+
+    The weights are far from their initialisation, at which attention is flat and norms do nothing.
+    """
+
+    def make(*, seed: int = 0, **architecture: Any) -> Backbone:
+        wanted = TINY | architecture
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            vit = VisionTransformer(**wanted).requires_grad_(False)
+            for parameter in vit.parameters():
+                parameter.add_(0.2 * torch.randn_like(parameter))
+        path = tmp_path_factory.mktemp("backbone") / "tiny.safetensors"
+        save_file(vit.state_dict(), path, metadata={"architecture": json.dumps(wanted)})
+        return load_backbone(str(path))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone(make_backbone: Callable[..., Backbone]) -> Backbone:
+    """32 x 32 images, 16 patches, width 24, 3 blocks, 2 heads, a class token."""
+    return make_backbone()
+
+
+@pytest.fixture(scope="session")
+def make_bundle(tiny_backbone: Backbone) -> Callable[..., Bundle]:
+    """make_bundle(method, **options): an untrained task, as training would hand it on."""
+
+    def make(
+        method: str = "lspt",
+        *,
+        backbone: Backbone = tiny_backbone,
+        name: str = "tiny",
+        labels: Sequence[str] = ("ant", "bee", "cat"),
+        pool: str | None = None,
+        seed: int = 0,
+        version: int = 1,
+        **options: Any,
+    ) -> Bundle:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = create_prompted_vit(
+                backbone, method, num_classes=len(labels), pool=pool, **options
+            )
+        return Bundle.create(
+            {name: tensor.numpy() for name, tensor in model.task_tensors().items()},
+            name=name,
+            version=version,
+            labels=list(labels),
+            method=MethodRef(name=model.method.name, options=asdict(model.method.settings)),
+            backbone=BackboneRef(source=backbone.source, sha256=backbone.sha256),
+            preprocess=backbone.preprocess,
+            pool=model.pool,
+        )
+
+    return make

@@ -1,0 +1,119 @@
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from toys import corrupt, export_once, random_bundle
+
+import lspt_serve.export.shared
+from lspt_serve.errors import GraphError
+from lspt_serve.export import create_model, export_graph
+from lspt_serve.export.parity import check_parity
+from lspt_serve.graph import GRAPH_FILE
+from lspt_serve.models import Backbone, PromptedViT
+
+Array = NDArray[np.float32]
+
+
+def by_torch(images: Array, model: PromptedViT) -> Array:
+    with torch.inference_mode():
+        return np.asarray(model(torch.from_numpy(images)))
+
+
+@pytest.fixture(scope="module")
+def models(tiny_backbone: Backbone) -> dict[str, PromptedViT]:
+    return {
+        name: create_model(tiny_backbone, random_bundle(tiny_backbone, seed=seed))
+        for seed, name in enumerate(("sky", "sea"))
+    }
+
+
+@pytest.fixture(scope="module")
+def lspt_graph(tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_once(tiny_backbone, tmp_path_factory)
+
+
+def test_every_model_is_compared_at_three_batch_sizes(models: dict[str, PromptedViT]) -> None:
+    rows = check_parity(by_torch, models, 32)
+
+    assert [(row.task, row.batch_size) for row in rows] == [
+        (task, batch_size) for task in ("sky", "sea") for batch_size in (1, 3, 8)
+    ]
+    assert {(row.max_error, row.top1_agreement) for row in rows} == {(0.0, 1.0)}
+
+
+def test_error_is_relative_to_the_largest_value(models: dict[str, PromptedViT]) -> None:
+    rows = check_parity(lambda images, model: by_torch(images, model) * 0.99995, models, 32)
+
+    assert [row.max_error for row in rows] == pytest.approx([5e-5] * 6, rel=0.02)
+
+
+def test_probabilities_are_compared_with_probabilities(models: dict[str, PromptedViT]) -> None:
+    def predict(images: Array, model: PromptedViT) -> Array:
+        return torch.from_numpy(by_torch(images, model)).softmax(dim=-1).numpy()
+
+    assert len(check_parity(predict, models, 32, softmax=True)) == 6
+    with pytest.raises(GraphError):
+        check_parity(predict, models, 32)
+
+
+def too_large(logits: Array) -> Array:
+    return logits * np.float32(1.0002)
+
+
+def best_is_nan(logits: Array) -> Array:
+    return np.where(logits == logits.max(axis=-1, keepdims=True), np.float32(np.nan), logits)
+
+
+def rows_in_another_order(logits: Array) -> Array:
+    return logits[::-1]
+
+
+@pytest.mark.parametrize("spoil", [too_large, best_is_nan, rows_in_another_order])
+def test_disagreement_is_refused_with_task_and_batch_size(
+    models: dict[str, PromptedViT], spoil: Callable[[Array], Array]
+) -> None:
+    def predict(images: Array, model: PromptedViT) -> Array:
+        logits = by_torch(images, model)
+        return spoil(logits) if model is models["sea"] and len(images) > 1 else logits
+
+    with pytest.raises(GraphError, match="disagrees with torch for sea at batch 3: "):
+        check_parity(predict, models, 32)
+
+
+def test_another_best_label_is_refused_however_close_it_was(
+    models: dict[str, PromptedViT],
+) -> None:
+    def tied(images: Tensor) -> Tensor:
+        return torch.tensor([[1.0, 1.0 + 1e-6]]).expand(len(images), -1)
+
+    class Tied(torch.nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return tied(images)
+
+    def predict(images: Array, model: Any) -> Array:
+        return tied(torch.from_numpy(images)).flip(-1).numpy()
+
+    ties: Any = {"tied": Tied()}
+    with pytest.raises(GraphError, match=r"top-1 agreement 0\.000"):
+        check_parity(predict, ties, 32)
+
+
+def test_graph_that_disagrees_is_not_written(
+    tiny_backbone: Backbone, lspt_graph: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def write(module: object, path: Path, **settings: object) -> None:
+        shutil.copy(lspt_graph / GRAPH_FILE, path)
+        corrupt(path)
+
+    monkeypatch.setattr(lspt_serve.export.shared, "write_onnx", write)
+
+    with pytest.raises(GraphError, match="disagrees with torch for fresh at batch 1"):
+        export_graph(tiny_backbone, tmp_path / "graph")
+
+    assert list(tmp_path.iterdir()) == []

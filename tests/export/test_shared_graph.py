@@ -1,0 +1,176 @@
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from toys import export_once, noise, random_bundle
+
+from lspt_serve.bundle import Bundle
+from lspt_serve.errors import BundleError
+from lspt_serve.export import create_model, export_graph
+from lspt_serve.graph import (
+    FEATURES,
+    GRAPH_FILE,
+    IMAGES,
+    SPEC_FILE,
+    GraphSpec,
+    check_fits,
+    load_graph_spec,
+)
+from lspt_serve.models import METHODS, Backbone
+from lspt_serve.models.coders import CODERS
+
+NO_CLS = {"class_token": False, "global_pool": "avg"}
+REGISTERS = {"reg_tokens": 2}
+# (method, options, architecture): every method, every option of LSPT that shapes the graph once
+CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("linear", {}, {}),
+    ("vpt-shallow", {}, {}),
+    ("vpt-deep", {}, REGISTERS),
+    ("gated", {}, NO_CLS),
+    ("lspt", {}, {}),
+    ("lspt", {"coder": "gru", "residual": True}, NO_CLS),
+    ("lspt", {"coder": "ema", "gspc": False, "pool": "cls+prompt_mean"}, {}),
+    ("lspt", {"coder_hidden": 7, "pool": "patch_mean"}, REGISTERS),
+    ("lspt", {"lpc": False}, {}),
+]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A graph and two bundles for it, of different tensors and numbers of prompts."""
+
+    folder: Path
+    spec: GraphSpec
+    session: onnxruntime.InferenceSession
+    backbone: Backbone
+    bundles: list[Bundle]
+
+    def features(self, bundle: Bundle, batch_size: int) -> Any:
+        feed = {IMAGES: noise(batch_size), **bundle.method_tensors}
+        return self.session.run([FEATURES], feed)[0]
+
+
+def name_case(case: tuple[str, dict[str, Any], dict[str, Any]]) -> str:
+    method, *settings = case
+    return "-".join([method, *(str(value) for chosen in settings for value in chosen.values())])
+
+
+@pytest.fixture(scope="module", params=CASES, ids=name_case)
+def exported(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_backbone: Backbone,
+    make_backbone: Callable[..., Backbone],
+) -> Exported:
+    method, options, architecture = request.param
+    backbone = make_backbone(**architecture) if architecture else tiny_backbone
+    nums: list[dict[str, Any]] = (
+        [{}, {}] if method == "linear" else [{"num_prompts": 1}, {"num_prompts": 5}]
+    )
+    bundles = [
+        random_bundle(backbone, method=method, seed=seed, **options, **num)
+        for seed, num in enumerate(nums)
+    ]
+    if (method, options) == ("lspt", {}):
+        folder = export_once(backbone, tmp_path_factory)
+        spec = load_graph_spec(folder)
+    else:
+        folder = tmp_path_factory.mktemp("exported") / "graph"
+        spec = export_graph(backbone, folder, like=bundles[0])
+    session = onnxruntime.InferenceSession(folder / GRAPH_FILE, providers=["CPUExecutionProvider"])
+    return Exported(folder, spec, session, backbone, bundles)
+
+
+def test_every_method_and_coder_is_among_the_cases() -> None:
+    assert {method for method, _, _ in CASES} == set(METHODS)
+    assert {options.get("coder", "lstm") for _, options, _ in CASES} == set(CODERS)
+
+
+def test_one_session_answers_like_torch_for_two_tasks_at_any_batch_size(
+    exported: Exported,
+) -> None:
+    for bundle in exported.bundles:
+        model = create_model(exported.backbone, bundle)
+        for batch_size in (1, 3, 8):
+            with torch.inference_mode():
+                wanted = model.forward_features(torch.from_numpy(noise(batch_size))).numpy()
+            got = exported.features(bundle, batch_size)
+            assert got.shape == wanted.shape
+            assert np.abs(got - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
+def test_task_tensors_make_the_answer(exported: Exported) -> None:
+    first, second = (exported.features(bundle, 2) for bundle in exported.bundles)
+
+    if exported.spec.method.name == "linear":
+        assert np.array_equal(first, second)
+    else:
+        assert not np.allclose(first, second, rtol=1e-2)
+
+
+def test_graph_json_says_what_is_in_the_graph(exported: Exported) -> None:
+    spec, bundle = exported.spec, exported.bundles[0]
+
+    assert load_graph_spec(exported.folder) == spec
+    assert spec.backbone == bundle.manifest.backbone
+    assert spec.method.name == bundle.manifest.method.name
+    assert spec.method.options.items() <= bundle.manifest.method.options.items()
+    assert not {"num_prompts", "prompt_dropout"} & spec.method.options.keys()
+    assert (spec.pool, spec.preprocess) == (bundle.manifest.pool, exported.backbone.preprocess)
+    assert spec.num_features == bundle.head[0].shape[1]
+
+
+def test_graph_inputs_are_named_and_sized_as_graph_json_says(exported: Exported) -> None:
+    inputs = {node.name: node.shape for node in exported.session.get_inputs()}
+
+    assert inputs == {IMAGES: ["batch", 3, 32, 32], **exported.spec.inputs}
+    assert exported.spec.inputs.keys() == exported.bundles[0].method_tensors.keys()
+
+
+def test_output_is_named_and_its_batch_is_free(exported: Exported) -> None:
+    (output,) = exported.session.get_outputs()
+
+    assert (output.name, output.shape) == (FEATURES, ["batch", exported.spec.num_features])
+
+
+def test_parity_was_checked_for_two_tasks_at_three_batch_sizes(exported: Exported) -> None:
+    rows = exported.spec.parity
+
+    assert [row.batch_size for row in rows] == [1, 3, 8, 1, 3, 8]
+    assert len({row.task for row in rows}) == 2
+    assert max(row.max_error for row in rows) <= 1e-5
+    assert {row.top1_agreement for row in rows} == {1.0}
+
+
+def test_bundles_fit_their_graph(exported: Exported) -> None:
+    for bundle in exported.bundles:
+        check_fits(bundle, exported.spec)
+
+
+def test_nothing_but_the_graph_and_its_description_is_written(exported: Exported) -> None:
+    assert {path.name for path in exported.folder.iterdir()} == {GRAPH_FILE, SPEC_FILE}
+    assert [path.name for path in exported.folder.parent.iterdir()] == ["graph"]
+
+
+def test_graph_without_an_example_is_for_lspt_with_its_defaults(
+    tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    spec = load_graph_spec(export_once(tiny_backbone, tmp_path_factory))
+
+    check_fits(random_bundle(tiny_backbone), spec)
+
+
+def test_bundle_of_another_backbone_is_refused_and_nothing_is_written(
+    tiny_backbone: Backbone, make_backbone: Callable[..., Backbone], tmp_path: Path
+) -> None:
+    stranger = random_bundle(make_backbone(seed=1))
+
+    with pytest.raises(BundleError, match="belongs to backbone"):
+        export_graph(tiny_backbone, tmp_path / "graph", like=stranger)
+
+    assert list(tmp_path.iterdir()) == []

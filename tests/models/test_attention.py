@@ -1,0 +1,85 @@
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from timm.models.vision_transformer import Block, ParallelScalingBlock, VisionTransformer
+from torch import Tensor
+from torch.nn.functional import layer_norm, linear
+
+from lspt_serve.errors import BackboneError
+from lspt_serve.models import Backbone, create_prompted_vit
+from lspt_serve.models.attention import run_block
+from lspt_serve.models.methods import Shape, create_method
+
+
+def attend_by_hand(block: Block, x: Tensor, temperature: float) -> Tensor:
+    """softmax(q k^T / sqrt(d) / tau) v of a block's heads, projected; float64."""
+    attn: Any = block.attn
+    norm: Any = block.norm1
+    w_qkv, b_qkv = attn.qkv.weight.double(), attn.qkv.bias.double()
+    normed = layer_norm(x.double(), x.shape[-1:], norm.weight.double(), norm.bias.double(), 1e-6)
+    q, k, v = linear(normed, w_qkv, b_qkv).chunk(3, dim=-1)
+    heads = []
+    for columns in torch.arange(x.shape[-1]).chunk(attn.num_heads):
+        q_h, k_h, v_h = q[..., columns], k[..., columns], v[..., columns]
+        logits = q_h @ k_h.transpose(1, 2) / math.sqrt(len(columns)) / temperature
+        weights = logits.exp() / logits.exp().sum(dim=-1, keepdim=True)
+        heads.append(weights @ v_h)
+    return linear(torch.cat(heads, dim=-1), attn.proj.weight.double(), attn.proj.bias.double())
+
+
+@pytest.mark.parametrize("temperature", [0.2, 0.5, 1.0, 3.0, 10.0])
+def test_temperature_divides_the_attention_logits(
+    tiny_backbone: Backbone, temperature: float
+) -> None:
+    block: Any = tiny_backbone.vit.blocks[1]
+    x = torch.randn(2, 7, 24)
+    attended = x.double() + attend_by_hand(block, x, temperature)
+    wanted = attended.float() + block.mlp(block.norm2(attended.float()))
+    got = run_block(block, x, torch.tensor(temperature))
+    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_temperature_changes_the_output(tiny_backbone: Backbone) -> None:
+    block: Any = tiny_backbone.vit.blocks[0]
+    x = torch.randn(2, 7, 24)
+    sharp, flat = (run_block(block, x, torch.tensor(t)) for t in (0.1, 10.0))
+    assert (sharp - flat).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(
+    "architecture", [{}, {"init_values": 0.5}, {"qk_norm": True}, {"scale_attn_norm": True}]
+)
+def test_temperature_1_is_timms_own_block(
+    make_backbone: Callable[..., Backbone], architecture: dict[str, Any]
+) -> None:
+    block: Any = make_backbone(**architecture).vit.blocks[0]
+    x = torch.randn(2, 7, 24)
+    torch.testing.assert_close(run_block(block, x, torch.tensor(1.0)), block(x), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("tau", "kept"), [(-1.0, 0.01), (0.0, 0.01), (0.5, 0.5), (99.0, 10.0)])
+def test_gated_keeps_the_temperature_in_its_range(tau: float, kept: float) -> None:
+    method = create_method("gated", Shape(embed_dim=24, depth=3, patch_size=8))
+    torch.nn.init.constant_(method.get_parameter("tau"), tau)
+    temperatures = [method.temperature(block) for block in (1, 2, 3)]
+    assert [t.item() for t in temperatures if t is not None] == pytest.approx([kept] * 3)
+
+
+def test_clamping_leaves_the_stored_temperature_alone(tiny_backbone: Backbone) -> None:
+    model = create_prompted_vit(tiny_backbone, "gated", num_classes=2).eval()
+    torch.nn.init.constant_(model.method.get_parameter("tau"), 99.0)
+    model(torch.randn(1, 3, 32, 32))
+    assert model.task_tensors()["method.tau"].tolist() == [99.0] * 3
+
+
+def test_a_block_that_is_not_timms_plain_one_takes_no_temperature() -> None:
+    vit = VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=24, depth=1, num_heads=2, block_fn=ParallelScalingBlock
+    )
+    block: Any = vit.blocks[0]
+    with pytest.raises(BackboneError, match="ParallelScalingBlock; use another prompt method"):
+        run_block(block, torch.randn(1, 4, 24), torch.tensor(1.0))
+    assert run_block(block, torch.randn(1, 4, 24)).shape == (1, 4, 24)

@@ -1,0 +1,428 @@
+import hashlib
+import io
+import json
+import os
+import pickle
+import struct
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from lspt_serve.errors import BackboneError
+from lspt_serve.models import EMBEDDED, Backbone, create_prompted_vit, load_backbone
+from lspt_serve.models.backbone import sha256_of_tensors
+from lspt_serve.models.checkpoint import infer_architecture
+from lspt_serve.preprocess import Preprocess, normalise
+
+IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+# Heads are 64 wide, as those of every ViT that is loaded without a description.
+PLAIN: dict[str, Any] = {
+    "img_size": 32,
+    "patch_size": 8,
+    "embed_dim": 128,
+    "depth": 2,
+    "num_heads": 2,
+    "num_classes": 5,
+}
+REFERENCE_IMAGES = [
+    "clothing10/test/00000.jpg",
+    "grocery81/test/00000.jpg",
+    "cifar100/test/00000.png",
+    "signdigits10/test/00000.jpg",
+]
+
+
+def create_vit(**architecture: Any) -> VisionTransformer:
+    vit = VisionTransformer(**{**PLAIN, **architecture}).eval().requires_grad_(False)
+    for parameter in vit.parameters():
+        parameter.add_(0.2 * torch.randn_like(parameter))
+    return vit
+
+
+def tiny_tensors(backbone: Backbone) -> dict[str, Tensor]:
+    return dict(backbone.vit.state_dict())
+
+
+def write(path: Path, tensors: dict[str, Tensor], **metadata: str) -> str:
+    save_file(tensors, path, metadata=metadata or None)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def vit_ti16(shared_data: Path) -> Backbone:
+    return load_backbone(str(shared_data / "vit_ti16_augreg.pth"))
+
+
+@pytest.mark.parametrize("file", REFERENCE_IMAGES)
+def test_real_weights_reproduce_reference_features(
+    vit_ti16: Backbone, shared_data: Path, file: str
+) -> None:
+    # The figures are rounded to 5 decimals and come from another release of torch: atol 2e-3.
+    reference = json.loads((shared_data / "reference_outputs.json").read_text())[file]
+    task, member = file.split("/", 1)
+    with tarfile.open(shared_data / "tasks" / f"{task}.tar") as tar:
+        data = tar.extractfile(member)
+        assert data is not None
+        with Image.open(io.BytesIO(data.read())) as image:
+            pixels = image.convert("RGB").resize((224, 224), Image.Resampling.BICUBIC)
+    images = torch.from_numpy(normalise(np.asarray(pixels), vit_ti16.preprocess))[None]
+    model = create_prompted_vit(vit_ti16, "linear", num_classes=2, pool="cls+patch_mean")
+    cls, patch_mean = model.forward_features(images)[0].chunk(2)
+    assert cls[:8].tolist() == pytest.approx(reference["cls_norm_first8"], abs=2e-3)
+    assert patch_mean[:4].tolist() == pytest.approx(reference["patch_mean_first4"], abs=2e-3)
+    assert cls.norm().item() == pytest.approx(reference["cls_l2"], abs=2e-3)
+
+
+def test_real_weights_are_sized_by_their_tensors(vit_ti16: Backbone) -> None:
+    vit: Any = vit_ti16.vit
+    assert (vit.embed_dim, len(vit.blocks), vit.blocks[0].attn.num_heads) == (192, 12, 3)
+    assert vit_ti16.preprocess == Preprocess(224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert vit_ti16.pool == "cls"
+
+
+def test_sha256_is_that_of_the_tensors_whichever_file_holds_them(
+    vit_ti16: Backbone, tmp_path: Path
+) -> None:
+    source = write(tmp_path / "other.safetensors", tiny_tensors(vit_ti16), note="the same tensors")
+    assert load_backbone(source).sha256 == vit_ti16.sha256
+
+
+def test_sha256_is_over_name_dtype_shape_and_bytes_in_order_of_names() -> None:
+    layer = torch.nn.Linear(2, 1)
+    layer.load_state_dict({"weight": torch.tensor([[1.0, -2.0]]), "bias": torch.tensor([0.5])})
+    spelled = b"bias torch.float32 [1]\n" + struct.pack("<f", 0.5)
+    spelled += b"weight torch.float32 [1, 2]\n" + struct.pack("<2f", 1.0, -2.0)
+    assert sha256_of_tensors(layer) == hashlib.sha256(spelled).hexdigest()
+
+
+def test_sha256_changes_with_one_weight(tiny_backbone: Backbone, tmp_path: Path) -> None:
+    tensors = {name: tensor.clone() for name, tensor in tiny_tensors(tiny_backbone).items()}
+    tensors["norm.bias"][0] += 1e-3
+    vit = VisionTransformer(img_size=32, patch_size=8, embed_dim=24, depth=3, num_heads=2)
+    vit.reset_classifier(0)
+    vit.load_state_dict(tiny_tensors(tiny_backbone))
+    assert sha256_of_tensors(vit) == tiny_backbone.sha256
+    vit.load_state_dict(tensors)
+    assert sha256_of_tensors(vit) != tiny_backbone.sha256
+
+
+def test_a_backbone_is_frozen_and_in_eval_mode(tiny_backbone: Backbone) -> None:
+    assert not tiny_backbone.vit.training
+    assert not any(parameter.requires_grad for parameter in tiny_backbone.vit.parameters())
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_backbones_that_ship_with_the_package_load_by_name(name: str) -> None:
+    backbone = load_backbone(name)
+    size = backbone.preprocess.img_size
+    features = create_prompted_vit(backbone, "linear", num_classes=2).forward_features(
+        torch.randn(1, 3, size, size)
+    )
+    assert backbone.source == name
+    assert features.isfinite().all()
+
+
+def test_a_file_says_how_its_images_are_prepared_and_pooled(
+    tiny_backbone: Backbone, tmp_path: Path
+) -> None:
+    architecture = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2}
+    source = write(
+        tmp_path / "vit.safetensors",
+        tiny_tensors(tiny_backbone),
+        architecture=json.dumps(architecture),
+        mean="[0.1, 0.2, 0.3]",
+        std="[0.4, 0.5, 0.6]",
+        pool="patch_mean",
+    )
+    backbone = load_backbone(source)
+    assert backbone.preprocess == Preprocess(32, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert backbone.pool == "patch_mean"
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        {},
+        {"class_token": False, "global_pool": "avg"},
+        {"reg_tokens": 4},
+        {"reg_tokens": 4, "no_embed_class": True},
+        {"no_embed_class": True},
+        {"class_token": False, "global_pool": "avg", "reg_tokens": 2},
+        {"pre_norm": True},
+        {"init_values": 0.5},
+        {"qkv_bias": False},
+        {"final_norm": False},
+        {"global_pool": "avg"},
+        {"global_pool": "avg", "fc_norm": False},
+        {"embed_dim": 64, "num_heads": 1, "mlp_ratio": 3.0, "depth": 1},
+        {"img_size": 48, "patch_size": 16},
+    ],
+    ids=lambda architecture: " ".join(architecture) or "plain",
+)
+def test_an_architecture_is_recovered_from_its_tensors(
+    tmp_path: Path, architecture: dict[str, Any]
+) -> None:
+    vit = create_vit(**architecture)
+    path = tmp_path / "vit.pth"
+    torch.save(vit.state_dict(), path)
+    size = architecture.get("img_size", 32)
+    images = torch.randn(2, 3, size, size)
+    rebuilt = load_backbone(str(path)).vit
+    got, wanted = rebuilt.forward_features(images), vit.forward_features(images)
+    torch.testing.assert_close(got, wanted, atol=1e-6, rtol=0)
+    torch.testing.assert_close(rebuilt.fc_norm(got), vit.fc_norm(wanted), atol=1e-6, rtol=0)
+
+
+def test_weights_wrapped_as_those_of_mae_load(tmp_path: Path) -> None:
+    vit = create_vit()
+    path = tmp_path / "vit.pt"
+    torch.save({"model": vit.state_dict(), "epoch": torch.tensor(7)}, path)
+    got = load_backbone(str(path)).vit.forward_features(IMAGES)
+    torch.testing.assert_close(got, vit.forward_features(IMAGES), atol=1e-6, rtol=0)
+
+
+def test_half_precision_weights_become_float32(tmp_path: Path) -> None:
+    path = tmp_path / "vit.pth"
+    torch.save(create_vit().half().state_dict(), path)
+    vit = load_backbone(str(path)).vit
+    assert {tensor.dtype for tensor in vit.state_dict().values()} == {torch.float32}
+
+
+def test_an_unknown_name_is_told_the_nearest() -> None:
+    with pytest.raises(
+        BackboneError, match=r"'vit_tny_patch16_224'.*nearest: vit_tiny_patch16_224"
+    ):
+        load_backbone("vit_tny_patch16_224")
+
+
+@pytest.mark.parametrize("name", ["gone.safetensors", "gone.pth", "gone.pt"])
+def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(BackboneError, match=f"{name}: no such file"):
+        load_backbone(str(tmp_path / name))
+
+
+def test_a_folder_is_no_backbone(tmp_path: Path) -> None:
+    with pytest.raises(BackboneError, match="no such file"):
+        load_backbone(str(tmp_path))
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100, 5000, -1])
+def test_a_truncated_safetensors_file_is_refused(
+    tiny_backbone: Backbone, tmp_path: Path, kept: int
+) -> None:
+    path = tmp_path / "vit.safetensors"
+    write(path, tiny_tensors(tiny_backbone))
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(BackboneError, match=r"vit\.safetensors: cannot be read as safetensors"):
+        load_backbone(str(path))
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100, 5000, -1])
+def test_a_truncated_state_dict_is_refused(
+    tiny_backbone: Backbone, tmp_path: Path, kept: int
+) -> None:
+    path = tmp_path / "vit.pth"
+    torch.save(tiny_tensors(tiny_backbone), path)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(BackboneError, match=r"vit\.pth: no state dict of plain tensors"):
+        load_backbone(str(path))
+
+
+class _MakesFolder:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., None], tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("save", [torch.save, lambda o, p: p.write_bytes(pickle.dumps(o))])
+def test_a_pickle_with_code_is_refused_and_the_code_not_run(
+    tmp_path: Path, save: Callable[[object, Path], object]
+) -> None:
+    path, mark = tmp_path / "vit.pth", tmp_path / "mark"
+    save({"pos_embed": _MakesFolder(mark)}, path)
+    with pytest.raises(BackboneError, match=r"vit\.pth: no state dict of plain tensors"):
+        load_backbone(str(path))
+    assert not mark.exists()
+
+
+def test_a_message_about_a_state_dict_does_not_speak_of_safetensors(tmp_path: Path) -> None:
+    path = tmp_path / "vit.pth"
+    torch.save({"epoch": 7}, path)
+    with pytest.raises(BackboneError, match="wanted a state dict") as caught:
+        load_backbone(str(path))
+    assert "cannot be read as safetensors" not in str(caught.value)
+
+
+def test_missing_and_unexpected_tensors_are_named(tiny_backbone: Backbone, tmp_path: Path) -> None:
+    tensors = tiny_tensors(tiny_backbone)
+    del tensors["norm.bias"]
+    tensors["decoder.weight"] = torch.zeros(2)
+    source = write(tmp_path / "vit.safetensors", tensors)
+    wanted = r"missing tensors: norm\.bias; unexpected tensors: decoder\.weight$"
+    with pytest.raises(BackboneError, match=wanted):
+        load_backbone(source)
+
+
+def test_a_misshapen_tensor_is_named(tiny_backbone: Backbone, tmp_path: Path) -> None:
+    tensors = tiny_tensors(tiny_backbone) | {"norm.bias": torch.zeros(7)}
+    with pytest.raises(BackboneError, match=r"vit\.safetensors: .*size mismatch for norm\.bias"):
+        load_backbone(write(tmp_path / "vit.safetensors", tensors))
+
+
+def test_tensors_under_other_names_are_no_vit(tmp_path: Path) -> None:
+    source = write(tmp_path / "vit.safetensors", {"conv1.weight": torch.zeros(2, 2)})
+    with pytest.raises(BackboneError, match=r"no ViT .*lacks patch_embed\.proj\.weight, pos_embed"):
+        load_backbone(source)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("patch_embed.proj.weight", torch.zeros(3, 4)),
+        ("pos_embed", torch.zeros(3)),
+        ("blocks.0.mlp.fc1.weight", torch.zeros(())),
+        ("reg_token", torch.zeros(3)),
+    ],
+)
+def test_tensors_that_size_the_vit_but_are_misshapen_are_refused(
+    tiny_backbone: Backbone, tmp_path: Path, name: str, tensor: Tensor
+) -> None:
+    source = write(tmp_path / "vit.safetensors", tiny_tensors(tiny_backbone) | {name: tensor})
+    with pytest.raises(BackboneError):
+        load_backbone(source)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"patch_size": 0},
+        {"num_heads": 0},
+        {"num_heads": 5},
+        {"embed_dim": -24},
+        {"img_size": "large"},
+        {"norm_layer": "bogus"},
+        {"act_layer": "bogus"},
+        {"bogus": 1},
+    ],
+    ids=str,
+)
+def test_an_architecture_that_cannot_be_built_is_refused(
+    tiny_backbone: Backbone, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    architecture = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2}
+    source = write(
+        tmp_path / "vit.safetensors",
+        tiny_tensors(tiny_backbone),
+        architecture=json.dumps(architecture | change),
+    )
+    with pytest.raises(BackboneError, match=r"vit\.safetensors"):
+        load_backbone(source)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"architecture": "{"},
+        {"architecture": "[1]"},
+        {"architecture": "[" * 100_000},
+        {"mean": "[0.5]"},
+        {"mean": "5"},
+        {"mean": '["x", 0.5, 0.5]'},
+        {"mean": "[NaN, 0.5, 0.5]"},
+        {"std": "[0, 1, 1]"},
+    ],
+    ids=lambda metadata: str(metadata)[:30],
+)
+def test_metadata_that_makes_no_sense_is_refused(
+    tiny_backbone: Backbone, tmp_path: Path, metadata: dict[str, str]
+) -> None:
+    architecture = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2}
+    given = {"architecture": json.dumps(architecture)} | metadata
+    source = write(tmp_path / "vit.safetensors", tiny_tensors(tiny_backbone), **given)
+    with pytest.raises(BackboneError, match=r"vit\.safetensors"):
+        load_backbone(source)
+
+
+def test_images_must_be_square(tmp_path: Path) -> None:
+    architecture = PLAIN | {"img_size": [16, 32], "num_classes": 0}
+    vit = VisionTransformer(**architecture)
+    source = write(
+        tmp_path / "vit.safetensors", vit.state_dict(), architecture=json.dumps(architecture)
+    )
+    with pytest.raises(BackboneError, match="takes 16 x 32 images; wanted a square"):
+        load_backbone(source)
+
+
+def test_infer_architecture_leaves_no_room_for_defaults() -> None:
+    vit = create_vit(reg_tokens=4, no_embed_class=True, init_values=0.5, mlp_ratio=2.0)
+    assert infer_architecture(dict(vit.state_dict())) == {
+        "img_size": 32,
+        "patch_size": 8,
+        "in_chans": 3,
+        "embed_dim": 128,
+        "depth": 2,
+        "num_heads": 2,
+        "mlp_ratio": 2.0,
+        "qkv_bias": True,
+        "class_token": True,
+        "reg_tokens": 4,
+        "no_embed_class": True,
+        "init_values": 1e-5,
+        "pre_norm": False,
+        "final_norm": True,
+        "fc_norm": False,
+        "global_pool": "token",
+    }
+
+
+@pytest.fixture
+def timm_without_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """timm.create_model gives random weights in place of downloaded ones."""
+    create_model = timm.create_model
+
+    def create(name: str, *, pretrained: bool, **options: Any) -> torch.nn.Module:
+        assert pretrained
+        model: torch.nn.Module = create_model(name, pretrained=False, **options)
+        return model
+
+    monkeypatch.setattr(timm, "create_model", create)
+
+
+@pytest.mark.usefixtures("timm_without_network")
+def test_a_timm_model_comes_with_its_preprocessing() -> None:
+    backbone = load_backbone("vit_tiny_patch16_224.augreg_in21k")
+    assert backbone.source == "vit_tiny_patch16_224.augreg_in21k"
+    assert backbone.preprocess == Preprocess(224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert not any(parameter.requires_grad for parameter in backbone.vit.parameters())
+
+
+@pytest.mark.usefixtures("timm_without_network")
+def test_a_timm_model_that_is_no_vision_transformer_is_named() -> None:
+    with pytest.raises(BackboneError, match="resnet10t is a ResNet; wanted a VisionTransformer"):
+        load_backbone("resnet10t")
+
+
+@pytest.mark.parametrize("error", [OSError("no route\nto host"), RuntimeError(), ConnectionError()])
+def test_no_network_is_told_with_a_way_out(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def create(*args: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(timm, "create_model", create)
+    with pytest.raises(BackboneError, match=r"cannot be had .*; give a local file instead"):
+        load_backbone("vit_tiny_patch16_224")

@@ -1,0 +1,163 @@
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from toys import export_once, noise, random_bundle
+
+from lspt_serve.bundle import Bundle, save_bundle
+from lspt_serve.errors import UnknownTaskError
+from lspt_serve.export import create_model
+from lspt_serve.graph import GraphSpec
+from lspt_serve.models import Backbone
+from lspt_serve.runtime import Classifier, OnnxEngine, PromptStore
+from lspt_serve.runtime.classifier import softmax
+
+LABELS = ["ant", "bee", "cat", "dog"]
+Array = NDArray[np.float32]
+
+
+class Echo:
+    """An engine that gives the first pixels back as features and remembers what it was asked."""
+
+    provider = "Echo"
+
+    def __init__(self, graph: GraphSpec) -> None:
+        self.graph = graph
+        self.asked: list[tuple[tuple[int, ...], set[str]]] = []
+
+    def features(self, images: Array, tensors: Mapping[str, Array]) -> Array:
+        self.asked.append((images.shape, set(tensors)))
+        return images[:, 0, 0, : self.graph.num_features]
+
+
+@pytest.fixture
+def echo(tiny_backbone: Backbone, tmp_path: Path) -> Classifier:
+    """A classifier whose logits are an image's first four pixels."""
+    drawn = random_bundle(tiny_backbone, method="linear", labels=LABELS).manifest
+    tensors = {"head.weight": np.eye(4, dtype=np.float32), "head.bias": np.zeros(4, np.float32)}
+    fields = drawn.model_dump(exclude={"name", "tensors", "tensors_sha256"})
+    save_bundle(Bundle.create(tensors, name="animals", **fields), tmp_path / "animals")
+    graph = GraphSpec(
+        backbone=drawn.backbone,
+        method=drawn.method,
+        pool=drawn.pool,
+        preprocess=drawn.preprocess,
+        num_features=4,
+        inputs={},
+        parity=[],
+    )
+    return Classifier(Echo(graph), PromptStore(tmp_path, graph))
+
+
+def images_of(*logits: list[float]) -> Array:
+    images = np.zeros((len(logits), 3, 32, 32), np.float32)
+    images[:, 0, 0, :4] = logits
+    return images
+
+
+def test_scores_are_the_softmax_of_the_logits(echo: Classifier) -> None:
+    (best,) = echo.classify(images_of([0.0, math.log(3), 0.0, math.log(5)]), "animals", top_k=4)
+
+    assert [prediction.label for prediction in best] == ["dog", "bee", "ant", "cat"]
+    assert [prediction.index for prediction in best] == [3, 1, 0, 2]
+    assert [prediction.score for prediction in best] == pytest.approx([0.5, 0.3, 0.1, 0.1])
+
+
+def test_head_has_a_bias(echo: Classifier) -> None:
+    echo.store["animals"].tensors["head.bias"][2] = 10.0
+
+    ((best,),) = echo.classify(images_of([1.0, 2.0, 3.0, 4.0]), "animals", top_k=1)
+
+    assert best.label == "cat"
+
+
+def test_every_image_gets_its_own_answer_in_order(echo: Classifier) -> None:
+    rows = np.eye(4)[[2, 0, 3]].tolist()
+
+    answers = echo.classify(images_of(*rows), "animals", top_k=1)
+
+    assert [best.label for (best,) in answers] == ["cat", "ant", "dog"]
+
+
+@pytest.mark.parametrize(("top_k", "count"), [(1, 1), (3, 3), (4, 4), (1000, 4)])
+def test_top_k_labels_are_given_or_all_there_are(echo: Classifier, top_k: int, count: int) -> None:
+    (best,) = echo.classify(images_of([1.0, 2.0, 3.0, 4.0]), "animals", top_k=top_k)
+
+    assert [prediction.index for prediction in best] == [3, 2, 1, 0][:count]
+
+
+def test_equal_scores_keep_the_order_of_the_labels(tmp_path: Path, echo: Classifier) -> None:
+    manifest = echo.store["animals"].manifest
+    fields = manifest.model_dump(exclude={"name", "labels", "tensors", "tensors_sha256"})
+    tensors = {"head.weight": np.ones((99, 4), np.float32), "head.bias": np.ones(99, np.float32)}
+    tensors["head.bias"][[7, 70]] = 2.0
+    labels = [str(index) for index in range(99)]
+    save_bundle(Bundle.create(tensors, name="many", labels=labels, **fields), tmp_path / "many")
+    classifier = Classifier(echo.engine, PromptStore(tmp_path, echo.engine.graph))
+
+    (best,) = classifier.classify(images_of([0.0] * 4), "many", top_k=99)
+
+    rest = [index for index in range(99) if index not in {7, 70}]
+    assert [prediction.index for prediction in best] == [7, 70, *rest]
+
+
+def test_softmax_sums_to_1_and_does_not_overflow() -> None:
+    logits = np.array([[1e4, 0, -1e4], [-1e4, -1e4, -1e4], [0.1, 0.2, 0.3]], np.float32)
+
+    probabilities = softmax(logits)
+
+    np.testing.assert_allclose(probabilities.sum(axis=-1), 1, rtol=1e-6)
+    wanted = np.array([[1, 0, 0], [1 / 3, 1 / 3, 1 / 3]])
+    np.testing.assert_allclose(probabilities[:2], wanted, rtol=1e-6)
+
+
+def test_unknown_task_is_refused_before_the_engine_runs(echo: Classifier) -> None:
+    with pytest.raises(UnknownTaskError, match="nearest: animals"):
+        echo.classify(images_of([0.0] * 4), "animal", top_k=1)
+
+    assert isinstance(echo.engine, Echo)
+    assert echo.engine.asked == []
+
+
+def test_warm_up_runs_the_engine_once(echo: Classifier) -> None:
+    echo.warm_up()
+
+    assert isinstance(echo.engine, Echo)
+    assert echo.engine.asked == [((1, 3, 32, 32), set())]
+
+
+def test_warm_up_without_tasks_does_nothing(echo: Classifier, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    store = PromptStore(tmp_path / "empty", echo.engine.graph)
+
+    Classifier(echo.engine, store).warm_up()
+
+    assert isinstance(echo.engine, Echo)
+    assert echo.engine.asked == []
+
+
+def test_two_tasks_on_one_real_engine_answer_like_torch(
+    tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    bundles = [
+        random_bundle(tiny_backbone, name="animals", labels=LABELS, num_prompts=2, seed=1),
+        random_bundle(tiny_backbone, name="colour", num_prompts=6, seed=2),
+    ]
+    for bundle in bundles:
+        save_bundle(bundle, tmp_path / bundle.name)
+    engine = OnnxEngine(export_once(tiny_backbone, tmp_path_factory), device="cpu")
+    classifier = Classifier(engine, PromptStore(tmp_path, engine.graph))
+    images = noise(3)
+
+    for bundle in bundles:
+        with torch.inference_mode():
+            model = create_model(tiny_backbone, bundle)
+            wanted = model(torch.from_numpy(images)).softmax(dim=-1).numpy()
+        answers = classifier.classify(images, bundle.name, top_k=len(bundle.labels))
+        for row, best in zip(wanted, answers, strict=True):
+            assert [p.label for p in best] == [bundle.labels[i] for i in np.argsort(-row)]
+            assert [p.score for p in best] == pytest.approx(sorted(row, reverse=True), abs=1e-6)

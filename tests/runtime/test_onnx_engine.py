@@ -1,0 +1,141 @@
+import ctypes
+import shutil
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from toys import export_once, noise, random_bundle
+
+import lspt_serve.runtime.onnx
+from lspt_serve.bundle import Bundle
+from lspt_serve.errors import GraphError
+from lspt_serve.export import create_model
+from lspt_serve.graph import GRAPH_FILE, SPEC_FILE, load_graph_spec
+from lspt_serve.models import Backbone
+from lspt_serve.runtime import OnnxEngine
+from lspt_serve.runtime.onnx import CPU, CUDA, has_cuda_gpu
+
+
+@pytest.fixture(scope="module")
+def graph(tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_once(tiny_backbone, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_backbone: Backbone) -> Bundle:
+    return random_bundle(tiny_backbone, num_prompts=3)
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lspt_serve.runtime.onnx, "has_cuda_gpu", lambda: False)
+
+
+def by_torch(backbone: Backbone, bundle: Bundle, batch_size: int) -> NDArray[np.float32]:
+    with torch.inference_mode():
+        features = create_model(backbone, bundle).forward_features(
+            torch.from_numpy(noise(batch_size))
+        )
+    return features.numpy()
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7])
+@pytest.mark.parametrize("num_threads", [0, 1])
+def test_features_are_those_of_torch(
+    tiny_backbone: Backbone, graph: Path, bundle: Bundle, batch_size: int, num_threads: int
+) -> None:
+    engine = OnnxEngine(graph, device="cpu", num_threads=num_threads)
+
+    features = engine.features(noise(batch_size), bundle.method_tensors)
+
+    wanted = by_torch(tiny_backbone, bundle, batch_size)
+    assert features.dtype == np.float32
+    assert np.abs(features - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
+def test_engine_knows_its_graph(graph: Path) -> None:
+    assert OnnxEngine(graph, device="cpu").graph == load_graph_spec(graph)
+
+
+def test_cpu_is_taken_when_it_is_asked_for(graph: Path) -> None:
+    assert OnnxEngine(graph, device="cpu").provider == CPU
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_auto_is_the_cpu_where_there_is_no_gpu(graph: Path) -> None:
+    assert OnnxEngine(graph).provider == CPU
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_gpu_that_is_asked_for_and_absent_is_refused(graph: Path) -> None:
+    with pytest.raises(GraphError, match="there is no CUDA GPU"):
+        OnnxEngine(graph, device="cuda")
+
+
+def test_silent_fall_back_from_gpu_to_cpu_is_refused(
+    graph: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lspt_serve.runtime.onnx, "_providers", lambda device: [CPU])
+
+    with pytest.raises(GraphError, match=f"runs {CPU}"):
+        OnnxEngine(graph, device="cuda")
+
+
+def test_machine_without_nvidia_driver_has_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> NoReturn:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+
+    assert not has_cuda_gpu()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
+def test_features_on_a_gpu_are_those_of_torch(
+    tiny_backbone: Backbone, graph: Path, bundle: Bundle
+) -> None:
+    engine = OnnxEngine(graph, device="cuda")
+    wanted = by_torch(tiny_backbone, bundle, 5)
+
+    features = engine.features(noise(5), bundle.method_tensors)
+
+    assert engine.provider == OnnxEngine(graph).provider == CUDA
+    assert np.abs(features - wanted).max() <= 2e-3 * np.abs(wanted).max()  # TF32
+
+
+def test_folder_without_a_graph_is_refused_with_the_command_that_makes_one(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(GraphError, match=r"graph\.json: cannot be read: .*lspt export --out"):
+        OnnxEngine(tmp_path)
+
+
+def test_description_without_its_graph_is_refused(graph: Path, tmp_path: Path) -> None:
+    shutil.copy(graph / SPEC_FILE, tmp_path)
+
+    with pytest.raises(GraphError, match=r"graph\.onnx: no such file"):
+        OnnxEngine(tmp_path)
+
+
+@pytest.mark.parametrize("data", [b"", b"no graph at all", b"\x08\x0a\xff\xff"])
+def test_broken_graph_is_refused_in_one_line(graph: Path, tmp_path: Path, data: bytes) -> None:
+    shutil.copy(graph / SPEC_FILE, tmp_path)
+    (tmp_path / GRAPH_FILE).write_bytes(data)
+
+    with pytest.raises(GraphError, match="ONNX Runtime cannot load it") as caught:
+        OnnxEngine(tmp_path, device="cpu")
+
+    assert "\n" not in str(caught.value)
+
+
+def test_truncated_graph_is_refused(graph: Path, tmp_path: Path) -> None:
+    shutil.copy(graph / SPEC_FILE, tmp_path)
+    data = (graph / GRAPH_FILE).read_bytes()
+    (tmp_path / GRAPH_FILE).write_bytes(data[: len(data) // 2])
+
+    with pytest.raises(GraphError, match="ONNX Runtime cannot load it"):
+        OnnxEngine(tmp_path, device="cpu")

@@ -1,0 +1,209 @@
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lspt_serve.bundle import MANIFEST, TENSORS, Bundle, save_bundle
+from lspt_serve.errors import BundleError, UnknownTaskError
+from lspt_serve.graph import GraphSpec
+from lspt_serve.models import Backbone
+from lspt_serve.runtime import PromptStore
+
+MakeBundle = Callable[..., Bundle]
+
+
+@pytest.fixture
+def graph(make_bundle: MakeBundle) -> GraphSpec:
+    """What an export for VPT-shallow says of itself."""
+    manifest = make_bundle("vpt-shallow").manifest
+    return GraphSpec(
+        backbone=manifest.backbone,
+        method=manifest.method.model_copy(update={"options": {}}),
+        pool=manifest.pool,
+        preprocess=manifest.preprocess,
+        num_features=24,
+        inputs={"method.prompts": ["num_prompts", 24]},
+        parity=[],
+    )
+
+
+@pytest.fixture
+def folder(make_bundle: MakeBundle, tmp_path: Path) -> Path:
+    """Two good bundles."""
+    for name, num_prompts in {"flowers": 4, "birds": 9}.items():
+        bundle = make_bundle("vpt-shallow", name=name, num_prompts=num_prompts)
+        save_bundle(bundle, tmp_path / name)
+    return tmp_path
+
+
+def test_store_holds_every_good_bundle(folder: Path, graph: GraphSpec) -> None:
+    store = PromptStore(folder, graph)
+
+    assert [bundle.name for bundle in store] == ["birds", "flowers"]
+    assert len(store) == 2
+    assert store["birds"].tensors["method.prompts"].shape == (9, 24)
+    assert store.refused == {}
+
+
+def test_task_is_found_by_its_name_not_by_its_folder(folder: Path, graph: GraphSpec) -> None:
+    (folder / "birds").rename(folder / "0001")
+
+    assert PromptStore(folder, graph)["birds"].name == "birds"
+
+
+def not_json(path: Path) -> None:
+    (path / MANIFEST).write_text("{")
+
+
+def no_object(path: Path) -> None:
+    (path / MANIFEST).write_text("[1, 2]")
+
+
+def nested_too_deep(path: Path) -> None:
+    (path / MANIFEST).write_text("[" * 100_000)
+
+
+def number_without_end(path: Path) -> None:
+    (path / MANIFEST).write_text('{"version": ' + "9" * 5000 + "}")
+
+
+def no_text(path: Path) -> None:
+    (path / MANIFEST).write_bytes(b"\xff\xfe\x00")
+
+
+def no_tensors(path: Path) -> None:
+    (path / TENSORS).unlink()
+
+
+def truncated_tensors(path: Path) -> None:
+    data = (path / TENSORS).read_bytes()
+    (path / TENSORS).write_bytes(data[:-4])
+
+
+def other_version(path: Path) -> None:
+    manifest = json.loads((path / MANIFEST).read_text())
+    (path / MANIFEST).write_text(json.dumps({**manifest, "format_version": 2}))
+
+
+def folder_for_a_manifest(path: Path) -> None:
+    (path / MANIFEST).unlink()
+    (path / MANIFEST).mkdir()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        folder_for_a_manifest,
+        nested_too_deep,
+        no_object,
+        no_tensors,
+        no_text,
+        not_json,
+        number_without_end,
+        other_version,
+        truncated_tensors,
+    ],
+)
+def test_broken_bundle_is_left_out_with_the_reason_and_harms_no_other(
+    folder: Path, graph: GraphSpec, caplog: pytest.LogCaptureFixture, spoil: Callable[[Path], None]
+) -> None:
+    spoil(folder / "birds")
+
+    with caplog.at_level(logging.WARNING):
+        store = PromptStore(folder, graph)
+
+    assert [bundle.name for bundle in store] == ["flowers"]
+    assert store.refused.keys() == {"birds"}
+    assert store.refused["birds"] in caplog.text
+    assert "\n" not in store.refused["birds"]
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "reason"),
+    [
+        ("vpt-deep", {}, "method vpt-deep, wanted vpt-shallow"),
+        ("linear", {}, "method linear, wanted vpt-shallow"),
+        ("vpt-shallow", {"pool": "patch_mean"}, "pool patch_mean, wanted cls"),
+    ],
+)
+def test_bundle_for_another_graph_is_left_out_with_the_difference(
+    folder: Path,
+    graph: GraphSpec,
+    make_bundle: MakeBundle,
+    method: str,
+    options: dict[str, str],
+    reason: str,
+) -> None:
+    save_bundle(make_bundle(method, name="other", **options), folder / "other")
+
+    store = PromptStore(folder, graph)
+
+    assert len(store) == 2
+    assert reason in store.refused["other"]
+
+
+def test_bundle_of_another_backbone_is_left_out(
+    folder: Path,
+    graph: GraphSpec,
+    make_bundle: MakeBundle,
+    make_backbone: Callable[..., Backbone],
+) -> None:
+    stranger = make_bundle("vpt-shallow", name="stranger", backbone=make_backbone(seed=1))
+    save_bundle(stranger, folder / "stranger")
+
+    store = PromptStore(folder, graph)
+
+    assert len(store) == 2
+    assert "belongs to backbone" in store.refused["stranger"]
+
+
+def test_second_bundle_of_a_task_is_left_out(
+    folder: Path, graph: GraphSpec, make_bundle: MakeBundle
+) -> None:
+    save_bundle(make_bundle("vpt-shallow", name="birds", version=2), folder / "later")
+
+    store = PromptStore(folder, graph)
+
+    assert store["birds"].manifest.version == 1
+    assert store.refused == {"later": "task 'birds' is held already, from another folder"}
+
+
+def test_hidden_folders_and_folders_without_a_manifest_are_no_bundles(
+    folder: Path, graph: GraphSpec, make_bundle: MakeBundle
+) -> None:
+    save_bundle(make_bundle("vpt-shallow", name="half-written"), folder / ".half-written")
+    (folder / "notes").mkdir()
+    (folder / "README.md").write_text("my bundles")
+
+    store = PromptStore(folder, graph)
+
+    assert len(store) == 2
+    assert store.refused == {}
+
+
+def test_empty_folder_is_an_empty_store(tmp_path: Path, graph: GraphSpec) -> None:
+    assert list(PromptStore(tmp_path, graph)) == []
+
+
+def test_folder_that_does_not_exist_is_refused(tmp_path: Path, graph: GraphSpec) -> None:
+    with pytest.raises(BundleError, match="no such folder of bundles"):
+        PromptStore(tmp_path / "nowhere", graph)
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ("flower", "unknown task 'flower'; nearest: flowers"),
+        ("zzzzzz", "unknown task 'zzzzzz'"),
+        ("", "unknown task ''"),
+    ],
+)
+def test_unknown_task_is_refused_and_the_nearest_named(
+    folder: Path, graph: GraphSpec, task: str, message: str
+) -> None:
+    with pytest.raises(UnknownTaskError) as caught:
+        PromptStore(folder, graph)[task]
+
+    assert str(caught.value) == message

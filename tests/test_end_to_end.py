@@ -1,0 +1,235 @@
+"""The whole way, with the real commands: images -> bundles -> graph -> server -> answers."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from numpy.typing import NDArray
+from toys import COLOURS, coloured, encoded, write_coloured
+
+from lspt_serve.bundle import Bundle, load_bundle
+from lspt_serve.cli import main
+from lspt_serve.export import create_model
+from lspt_serve.graph import IMAGES, PROBABILITIES
+from lspt_serve.models import Backbone
+from lspt_serve.preprocess import preprocess_image
+
+pytestmark = pytest.mark.slow
+
+LSPT = [sys.executable, "-c", "from lspt_serve.cli import main; main()"]
+TASKS = {"colour": [*COLOURS], "warm": ["green", "red"]}
+
+
+@dataclass(frozen=True)
+class Built:
+    """What train and export wrote."""
+
+    folder: Path
+    bundles: dict[str, Bundle]
+
+    @property
+    def graph(self) -> Path:
+        return self.folder / "graph"
+
+
+def run(*words: object, folder: Path) -> str:
+    """Run a command to its end; returns its stdout."""
+    ended = subprocess.run(
+        [*LSPT, *map(str, words)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+@pytest.fixture(scope="module")
+def built(tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    folder = tmp_path_factory.mktemp("work")
+    for task, labels in TASKS.items():
+        write_coloured(folder / task, labels, count=14, side=40)
+        run(
+            *("train", "--backbone", tiny_backbone.source, "--data", task),
+            *("--out", f"bundles/{task}", "--option", f"num_prompts={len(labels)}"),
+            *("--pool", "patch_mean", "--epochs", 10, "--lr", 0.02, "--warmup-epochs", 1),
+            *("--batch-size", 8, "--device", "cpu"),
+            folder=folder,
+        )
+    run("export", "--like", "bundles/colour", "--out", "graph", folder=folder)
+    return Built(folder, {task: load_bundle(folder / "bundles" / task) for task in TASKS})
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+    return port
+
+
+def wait_until_ready(client: httpx.Client, server: "subprocess.Popen[str]", log: Path) -> None:
+    end = time.monotonic() + 90
+    while time.monotonic() < end:
+        assert server.poll() is None, log.read_text()
+        try:
+            if client.get("/readyz").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.2)
+    pytest.fail(f"not ready after 90 s: {log.read_text()}")
+
+
+def end(server: "subprocess.Popen[str]") -> None:
+    """End the server and the processes that it started."""
+    for number, patience_s in ((signal.SIGTERM, 15), (signal.SIGKILL, 15)):
+        try:
+            os.killpg(server.pid, number)
+            server.wait(timeout=patience_s)
+        except subprocess.TimeoutExpired:
+            continue
+        except ProcessLookupError:
+            return
+
+
+@pytest.fixture(scope="module")
+def client(built: Built) -> Iterator[httpx.Client]:
+    """A client of a real `lspt serve`."""
+    port, log = free_port(), built.folder / "server.log"
+    with log.open("w") as output:
+        server = subprocess.Popen(
+            [*LSPT, "serve", "--port", str(port), "--device", "cpu"],
+            cwd=built.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "BENTOML_HOME": str(built.folder / "bentoml")},
+            start_new_session=True,
+        )
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
+            wait_until_ready(client, server, log)
+            yield client
+    finally:
+        end(server)
+
+
+def images(labels: Sequence[str]) -> list[tuple[str, bytes]]:
+    rng = np.random.default_rng(99)
+    return [(label, encoded(coloured(label, rng, side=48))) for label in labels for _ in range(3)]
+
+
+def by_torch(backbone: Backbone, bundle: Bundle, data: bytes) -> NDArray[np.float32]:
+    """Probabilities, K."""
+    pixels = torch.from_numpy(preprocess_image(data, backbone.preprocess))
+    with torch.inference_mode():
+        logits = create_model(backbone, bundle)(pixels[None])[0]
+    return np.asarray(logits.softmax(dim=-1))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_server_answers_like_torch_and_right(
+    client: httpx.Client, tiny_backbone: Backbone, built: Built, task: str
+) -> None:
+    bundle, right = built.bundles[task], 0
+    for label, data in images(TASKS[task]):
+        answer = client.post("/classify", files={"image": data}, data={"task": task})
+        assert answer.status_code == 200, answer.text
+        predictions = answer.json()["predictions"]
+        wanted = by_torch(tiny_backbone, bundle, data)
+        assert [p["label"] for p in predictions] == [bundle.labels[i] for i in np.argsort(-wanted)]
+        assert [p["score"] for p in predictions] == pytest.approx(sorted(wanted)[::-1], abs=1e-4)
+        right += predictions[0]["label"] == label
+
+    assert right / len(images(TASKS[task])) > 0.8
+
+
+def test_server_lists_its_tasks(client: httpx.Client, built: Built) -> None:
+    listed = client.get("/tasks").json()
+
+    assert {task["name"]: task["labels"] for task in listed["tasks"]} == TASKS
+    assert listed["refused"] == {}
+    metrics = built.bundles["colour"].manifest.metrics
+    assert metrics is not None
+    assert client.get("/tasks/colour").json()["metrics"] == metrics.model_dump()
+
+
+def test_server_is_alive_and_has_metrics(client: httpx.Client) -> None:
+    client.post("/classify", files={"image": b"x"}, data={"task": "colour"})
+
+    assert client.get("/livez").status_code == 200
+    metrics = client.get("/metrics")
+    assert metrics.status_code == 200
+    assert 'endpoint="/classify"' in metrics.text
+
+
+def test_openapi_of_the_server_has_the_routes(client: httpx.Client) -> None:
+    paths = client.get("/docs.json").json()["paths"]
+
+    assert {"/classify", "/tasks", "/tasks/{name}"} <= paths.keys()
+    assert {"200", "400", "404", "413", "415", "422"} <= paths["/classify"]["post"][
+        "responses"
+    ].keys()
+
+
+@pytest.mark.parametrize(
+    ("data", "task", "status"),
+    [
+        (b"garbage", "colour", 415),
+        (b"", "colour", 415),
+        (encoded(coloured("red", np.random.default_rng(0)))[:60], "colour", 422),
+        (b"garbage", "color", 404),
+    ],
+)
+def test_server_refuses_bad_requests(
+    client: httpx.Client, data: bytes, task: str, status: int
+) -> None:
+    answer = client.post("/classify", files={"image": data}, data={"task": task})
+
+    assert answer.status_code == status
+    assert answer.json()["error"]["request_id"] == answer.headers["X-Request-ID"]
+
+
+def test_server_refuses_a_body_that_is_too_long(client: httpx.Client) -> None:
+    answer = client.post("/classify", files={"image": bytes(20_000_001)}, data={"task": "colour"})
+
+    assert answer.status_code == 413
+    assert answer.json()["error"]["code"] == "too_large"
+
+
+def test_server_refuses_a_request_without_an_image(client: httpx.Client) -> None:
+    answer = client.post("/classify", data={"task": "colour"})
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "malformed")
+
+
+def test_baked_file_answers_like_torch(
+    tiny_backbone: Backbone, built: Built, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(built.folder)
+    words = ["lspt", "export", "--bundle", "bundles/warm", "--out", "warm.onnx"]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit):
+        main()
+
+    session = onnxruntime.InferenceSession("warm.onnx", providers=["CPUExecutionProvider"])
+    assert json.loads(session.get_modelmeta().custom_metadata_map["labels"]) == TASKS["warm"]
+    for _, data in images(TASKS["warm"]):
+        pixels = preprocess_image(data, tiny_backbone.preprocess)[None]
+        (got,) = session.run([PROBABILITIES], {IMAGES: pixels})[0]
+        wanted = by_torch(tiny_backbone, built.bundles["warm"], data)
+        np.testing.assert_allclose(got, wanted, atol=1e-5)

@@ -1,0 +1,150 @@
+import errno
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+from lspt_serve.errors import OutputError
+from lspt_serve.files import atomic_file, atomic_folder, check_output
+
+Atomic = Callable[[Path], AbstractContextManager[Path]]
+
+
+def write(path: Path, text: str) -> None:
+    """A file, or a folder of one file, as `path` is one or the other."""
+    (path / "file" if path.is_dir() else path).write_text(text)
+
+
+def read(path: Path) -> str:
+    return (path / "file" if path.is_dir() else path).read_text()
+
+
+def write_half(atomic: Atomic, path: Path, error: type[BaseException]) -> None:
+    with atomic(path) as temporary:
+        write(temporary, "half of the ne")
+        raise error
+
+
+@pytest.fixture(params=[atomic_file, atomic_folder])
+def atomic(request: pytest.FixtureRequest) -> Atomic:
+    result: Atomic = request.param
+    return result
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    return tmp_path / "out" / "target"
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_the_last_content_written_is_there_and_nothing_else(
+    atomic: Atomic, target: Path, times: int
+) -> None:
+    for text in ["old", "new"][-times:]:
+        with atomic(target) as temporary:
+            write(temporary, text)
+    assert read(target) == "new"
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_nothing_is_to_be_seen_before_the_end(atomic: Atomic, target: Path) -> None:
+    with atomic(target) as temporary:
+        write(temporary, "new")
+        assert not target.exists()
+        assert all(path.name.startswith(".") for path in target.parent.iterdir())
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_an_exception_inside_leaves_the_old_content_and_no_temporary(
+    atomic: Atomic, target: Path, error: type[BaseException]
+) -> None:
+    with atomic(target) as temporary:
+        write(temporary, "old")
+    with pytest.raises(error):
+        write_half(atomic, target, error)
+    assert read(target) == "old"
+    assert list(target.parent.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_exception_inside_leaves_nothing_where_nothing_was(
+    atomic: Atomic, target: Path, error: type[BaseException]
+) -> None:
+    with pytest.raises(error):
+        write_half(atomic, target, error)
+    assert list(target.parent.iterdir()) == []
+
+
+def test_a_failing_disk_is_an_output_error_that_names_the_path(
+    atomic: Atomic, target: Path
+) -> None:
+    wanted = f"{target} cannot be written: No space left on device"
+    with pytest.raises(OutputError, match=wanted), atomic(target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert list(target.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "I/O error"), KeyboardInterrupt()])
+def test_an_old_folder_comes_back_if_the_new_one_cannot_take_its_place(
+    target: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    with atomic_folder(target) as temporary:
+        write(temporary, "old")
+    rename = Path.rename
+
+    def fail_for_new(self: Path, to: Path) -> Path:
+        if self.name == "new":
+            raise error
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", fail_for_new)
+    with pytest.raises((OutputError, KeyboardInterrupt)), atomic_folder(target) as temporary:
+        write(temporary, "new")
+    assert read(target) == "old"
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_parent_that_is_a_file_is_an_output_error(atomic: Atomic, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot be written"), atomic(tmp_path / "file" / "out"):
+        pytest.fail("no work may be done for an output that cannot be written")
+
+
+def test_a_file_does_not_replace_a_folder(target: Path) -> None:
+    with atomic_folder(target) as temporary:
+        write(temporary, "old")
+    with pytest.raises(OutputError, match="cannot be written"), atomic_file(target) as temporary:
+        write(temporary, "new")
+    assert read(target) == "old"
+
+
+def test_an_output_that_does_not_exist_passes(target: Path) -> None:
+    check_output(target, overwrite=False)
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_an_output_that_exists_needs_overwrite(tmp_path: Path, folder: bool) -> None:
+    target = tmp_path / "target"
+    target.mkdir() if folder else target.touch()
+    with pytest.raises(OutputError, match=r"target exists already; .* --overwrite"):
+        check_output(target, overwrite=False, marker="ours.json")
+
+
+@pytest.mark.parametrize("marker", [None, "ours.json"])
+def test_a_foreign_folder_is_not_replaced(tmp_path: Path, marker: str | None) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(OutputError, match="is not replaced"):
+        check_output(tmp_path, overwrite=True, marker=marker)
+
+
+def test_a_folder_named_as_the_marker_does_not_make_a_folder_ours(tmp_path: Path) -> None:
+    (tmp_path / "ours.json").mkdir()
+    with pytest.raises(OutputError, match=r"no folder with ours\.json"):
+        check_output(tmp_path, overwrite=True, marker="ours.json")
+
+
+def test_a_folder_of_ours_and_a_file_may_be_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "ours.json").touch()
+    check_output(tmp_path, overwrite=True, marker="ours.json")
+    check_output(tmp_path / "ours.json", overwrite=True)

@@ -1,0 +1,154 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lspt_serve.bundle import BackboneRef, Bundle, MethodRef
+from lspt_serve.errors import BundleError, GraphError
+from lspt_serve.graph import SPEC_FILE, Dim, GraphSpec, check_fits, load_graph_spec
+from lspt_serve.models import Backbone
+from lspt_serve.preprocess import Preprocess
+
+CELL: dict[str, list[Dim]] = {
+    "method.coder.bias_hh": [96],
+    "method.coder.bias_ih": [96],
+    "method.coder.weight_hh": [96, 24],
+    "method.coder.weight_ih": [96, 24],
+}
+
+
+@pytest.fixture
+def graph(tiny_backbone: Backbone) -> GraphSpec:
+    """What an export of LSPT with its default options says of itself."""
+    return GraphSpec(
+        backbone=BackboneRef(source=tiny_backbone.source, sha256=tiny_backbone.sha256),
+        method=MethodRef(
+            name="lspt",
+            options={
+                "gspc": True,
+                "lpc": True,
+                "coder": "lstm",
+                "coder_hidden": None,
+                "residual": False,
+            },
+        ),
+        pool="cls",
+        preprocess=tiny_backbone.preprocess,
+        num_features=24,
+        inputs={"method.prompts": ["num_prompts", 24], **CELL},
+        parity=[],
+    )
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"num_prompts": 1}, {"num_prompts": 50}, {"prompt_dropout": 0.1}]
+)
+def test_prompts_dropout_and_labels_are_free(
+    graph: GraphSpec, make_bundle: Callable[..., Bundle], options: dict[str, Any]
+) -> None:
+    check_fits(make_bundle(**options), graph)
+    check_fits(make_bundle(labels=[f"label {n}" for n in range(100)], **options), graph)
+
+
+@pytest.mark.parametrize(
+    ("options", "difference"),
+    [
+        ({"method": "vpt-deep"}, "method vpt-deep, wanted lspt"),
+        ({"coder": "gru"}, "coder gru, wanted lstm"),
+        ({"coder_hidden": 6}, "coder_hidden 6, wanted None"),
+        ({"gspc": False}, "gspc False, wanted True"),
+        ({"lpc": False}, "lpc False, wanted True"),
+        ({"residual": True}, "residual True, wanted False"),
+        ({"pool": "patch_mean"}, "pool patch_mean, wanted cls"),
+    ],
+)
+def test_another_method_option_or_pool_is_named(
+    graph: GraphSpec,
+    make_bundle: Callable[..., Bundle],
+    options: dict[str, Any],
+    difference: str,
+) -> None:
+    with pytest.raises(BundleError) as caught:
+        check_fits(make_bundle(**options), graph)
+    assert f"bundle 'tiny' does not fit the graph: {difference}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        ({"preprocess": Preprocess(32, std=(0.25, 0.5, 0.5))}, r"preprocess Preprocess\(.*0\.25"),
+        ({"num_features": 48}, "head takes 24 features, wanted 48"),
+        ({"inputs": CELL}, "tensor method.prompts is unexpected"),
+        (
+            {"inputs": {"method.prompts": ["num_prompts", 24], "method.gate": [3], **CELL}},
+            "tensor method.gate is missing",
+        ),
+        (
+            {"inputs": {"method.prompts": ["num_prompts", 32], **CELL}},
+            r"tensor method.prompts is \[8, 24\], wanted \['num_prompts', 32\]",
+        ),
+        (
+            {"inputs": {"method.prompts": [3, "num_prompts", 24], **CELL}},
+            r"tensor method.prompts is \[8, 24\], wanted \[3, 'num_prompts', 24\]",
+        ),
+    ],
+)
+def test_another_preprocessing_or_shape_is_named(
+    graph: GraphSpec, make_bundle: Callable[..., Bundle], change: dict[str, Any], difference: str
+) -> None:
+    with pytest.raises(BundleError, match=f"does not fit the graph: {difference}"):
+        check_fits(make_bundle(), graph.model_copy(update=change))
+
+
+def test_another_backbone_is_named(
+    graph: GraphSpec, make_bundle: Callable[..., Bundle], make_backbone: Callable[..., Backbone]
+) -> None:
+    other = make_backbone(seed=1)
+    wanted = f"'tiny' belongs to backbone {other.source} .*{other.sha256[:12]}.* not to"
+    with pytest.raises(BundleError, match=wanted):
+        check_fits(make_bundle(backbone=other), graph)
+
+
+def test_several_differences_are_told_at_once(
+    graph: GraphSpec, make_bundle: Callable[..., Bundle]
+) -> None:
+    with pytest.raises(BundleError, match=r"pool patch_mean, wanted cls, .*gspc False"):
+        check_fits(make_bundle(pool="patch_mean", gspc=False), graph)
+
+
+def test_what_was_written_is_read(graph: GraphSpec, tmp_path: Path) -> None:
+    (tmp_path / SPEC_FILE).write_text(graph.model_dump_json())
+    assert load_graph_spec(tmp_path) == graph
+
+
+def test_a_missing_graph_is_told_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(GraphError, match=r"graph\.json: cannot be read: .*lspt export --out"):
+        load_graph_spec(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format_version": 2}, "format_version: "),
+        ({"pool": None}, "pool: "),
+        ({"extra": 1}, "extra: "),
+        ({"backbone": {"source": "x", "sha256": "short"}}, r"backbone\.sha256: "),
+        ({"preprocess": {"img_size": 0}}, "preprocess.*img_size must be at least 1, got 0"),
+    ],
+)
+def test_a_bad_field_is_named(
+    graph: GraphSpec, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    fields = json.loads(graph.model_dump_json()) | change
+    (tmp_path / SPEC_FILE).write_text(json.dumps(fields))
+    with pytest.raises(GraphError, match=rf"graph\.json: {message}"):
+        load_graph_spec(tmp_path)
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[1]", b"\xff", b"[" * 100_000, b"1" * 5_000])
+def test_a_file_that_is_no_graph_spec_is_refused(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / SPEC_FILE).write_bytes(text)
+    with pytest.raises(GraphError, match=r"graph\.json: "):
+        load_graph_spec(tmp_path)

@@ -1,0 +1,131 @@
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from toys import coloured, encoded, export_once, random_bundle
+
+from lspt_serve.bundle import save_bundle
+from lspt_serve.errors import BundleError, GraphError
+from lspt_serve.export import create_model
+from lspt_serve.models import Backbone
+from lspt_serve.preprocess import preprocess_image
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # BentoML's own use of its libraries
+    from lspt_serve.service import ServiceSettings, load_classifier
+
+VARIABLES = ("LSPT_GRAPH", "LSPT_BUNDLES", "LSPT_DEVICE")
+WITHOUT_TORCH = """
+import json, sys
+
+FORBIDDEN = {"torch", "torchvision", "timm", "onnx", "onnxscript"}
+
+class Nobody:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in FORBIDDEN:
+            raise ModuleNotFoundError(f"no {name} in the serving image")
+
+sys.meta_path.insert(0, Nobody())
+
+from pathlib import Path
+from lspt_serve.preprocess import preprocess_image
+from lspt_serve.service import LSPTService, app
+
+service = LSPTService.inner()
+assert service.__is_ready__()
+classifier = app.state.classifier
+pixels = preprocess_image(Path(sys.argv[1]).read_bytes(), classifier.preprocess)
+scores = {}
+for bundle in classifier.store:
+    (best,) = classifier.classify(pixels[None], bundle.name, top_k=10)
+    scores[bundle.name] = {prediction.label: prediction.score for prediction in best}
+loaded = sorted(name for name in FORBIDDEN if name in sys.modules)
+print(json.dumps({"scores": scores, "loaded": loaded}))
+"""
+
+
+def test_service_answers_like_torch_where_there_is_no_torch(
+    tiny_backbone: Backbone,
+    tmp_path_factory: pytest.TempPathFactory,
+    tmp_path: Path,
+) -> None:
+    graph = export_once(tiny_backbone, tmp_path_factory)
+    bundles = [
+        random_bundle(tiny_backbone, name="colour", num_prompts=2, seed=1),
+        random_bundle(tiny_backbone, name="parity", labels=["even", "odd"], seed=2),
+    ]
+    for bundle in bundles:
+        save_bundle(bundle, tmp_path / "bundles" / bundle.name)
+    data = encoded(coloured("red", np.random.default_rng(0), side=50))
+    (tmp_path / "image.png").write_bytes(data)
+
+    process = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, str(tmp_path / "image.png")],
+        env={
+            "BENTOML_DO_NOT_TRACK": "True",
+            "BENTOML_HOME": str(tmp_path / "bentoml"),
+            "LSPT_BUNDLES": str(tmp_path / "bundles"),
+            "LSPT_DEVICE": "cpu",
+            "LSPT_GRAPH": str(graph),
+        },
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert process.returncode == 0, process.stderr
+    answer = json.loads(process.stdout.splitlines()[-1])
+    assert answer["loaded"] == []
+    pixels = torch.from_numpy(preprocess_image(data, tiny_backbone.preprocess))[None]
+    for bundle in bundles:
+        with torch.inference_mode():
+            (wanted,) = create_model(tiny_backbone, bundle)(pixels).softmax(dim=-1).tolist()
+        scores = answer["scores"][bundle.name]
+        assert [scores[label] for label in bundle.labels] == pytest.approx(wanted, abs=1e-5)
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def test_settings_have_defaults(environment: pytest.MonkeyPatch) -> None:
+    assert ServiceSettings.from_env() == ServiceSettings(Path("graph"), Path("bundles"), "auto")
+
+
+def test_settings_come_from_the_environment(environment: pytest.MonkeyPatch) -> None:
+    for name, value in zip(VARIABLES, ("/g", "/b", "cpu"), strict=True):
+        environment.setenv(name, value)
+
+    assert ServiceSettings.from_env() == ServiceSettings(Path("/g"), Path("/b"), "cpu")
+
+
+@pytest.mark.parametrize("device", ["gpu", "", "CPU"])
+def test_unknown_device_is_refused(environment: pytest.MonkeyPatch, device: str) -> None:
+    environment.setenv("LSPT_DEVICE", device)
+
+    with pytest.raises(GraphError, match=f"LSPT_DEVICE is '{device}'; wanted auto, cpu or cuda"):
+        ServiceSettings.from_env()
+
+
+def test_service_without_a_graph_does_not_start(tmp_path: Path) -> None:
+    with pytest.raises(GraphError, match=r"graph\.json: cannot be read"):
+        load_classifier(ServiceSettings(tmp_path, tmp_path, "cpu"))
+
+
+def test_service_without_a_folder_of_bundles_does_not_start(
+    tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    graph = export_once(tiny_backbone, tmp_path_factory)
+
+    with pytest.raises(BundleError, match="no such folder of bundles"):
+        load_classifier(ServiceSettings(graph, tmp_path / "nowhere", "cpu"))

@@ -1,0 +1,97 @@
+"""Small things that several tests make: images, bundles, a graph."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from PIL import Image
+
+from lspt_serve.bundle import BackboneRef, Bundle, MethodRef
+from lspt_serve.export import export_graph
+from lspt_serve.models import Backbone, create_prompted_vit
+
+COLOURS = {"blue": (40, 60, 200), "green": (50, 190, 60), "red": (210, 50, 40)}
+
+
+def random_bundle(
+    backbone: Backbone,
+    *,
+    name: str = "colour",
+    labels: Sequence[str] = ("blue", "green", "red"),
+    method: str = "lspt",
+    pool: str | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> Bundle:
+    """A task whose every tensor is off its initial value, so that none can be left out unseen."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = create_prompted_vit(backbone, method, num_classes=len(labels), pool=pool, **options)
+        tensors = {
+            name: (tensor + 0.2 * torch.rand_like(tensor)).numpy()
+            for name, tensor in model.task_tensors().items()
+        }
+    return Bundle.create(
+        tensors,
+        name=name,
+        labels=list(labels),
+        method=MethodRef(name=method, options=asdict(model.method.settings)),
+        backbone=BackboneRef(source=backbone.source, sha256=backbone.sha256),
+        preprocess=backbone.preprocess,
+        pool=model.pool,
+    )
+
+
+def export_once(backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the backbone's shared graph for LSPT; exported once in a session."""
+    folder = tmp_path_factory.getbasetemp() / f"exported-{backbone.sha256[:12]}" / "graph"
+    if not folder.exists():
+        export_graph(backbone, folder)
+    return folder
+
+
+def corrupt(path: Path) -> None:
+    """Turn the largest of an ONNX file's matrices upside down."""
+    graph = onnx.load(path)
+    largest = max(graph.graph.initializer, key=lambda tensor: np.prod(tensor.dims))
+    upside_down = np.ascontiguousarray(numpy_helper.to_array(largest)[::-1])
+    largest.CopyFrom(numpy_helper.from_array(upside_down, largest.name))
+    onnx.save(graph, path)
+
+
+def noise(batch_size: int, *, seed: int = 1) -> NDArray[np.float32]:
+    """What a normalised batch looks like, B x 3 x 32 x 32."""
+    return np.random.default_rng(seed).standard_normal((batch_size, 3, 32, 32), np.float32)
+
+
+def coloured(label: str, rng: np.random.Generator, *, side: int = 32) -> NDArray[np.uint8]:
+    """A noisy square (H x W x 3) whose colour is its label."""
+    grains = rng.integers(-30, 30, (side, side, 3))
+    return np.clip(np.array(COLOURS[label]) + grains, 0, 255).astype(np.uint8)
+
+
+def encoded(pixels: NDArray[np.uint8], file_format: str = "PNG") -> bytes:
+    """An image file's bytes."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, file_format)
+    return file.getvalue()
+
+
+def write_coloured(
+    folder: Path, labels: Sequence[str], *, count: int, seed: int = 0, side: int = 32
+) -> None:
+    """FOLDER/LABEL/*.png: `count` coloured squares for each label."""
+    rng = np.random.default_rng(seed)
+    for label in labels:
+        (folder / label).mkdir(parents=True)
+        for index in range(count):
+            data = encoded(coloured(label, rng, side=side))
+            (folder / label / f"{index:03}.png").write_bytes(data)

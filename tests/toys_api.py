@@ -1,0 +1,63 @@
+"""The real HTTP app, in process, over a real graph of a tiny backbone."""
+
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+from toys import export_once, random_bundle
+
+from lspt_serve.api import create_app
+from lspt_serve.bundle import save_bundle
+from lspt_serve.models import Backbone
+from lspt_serve.runtime import Classifier, OnnxEngine, PromptStore
+
+TASKS = {"colour": ("blue", "green", "red"), "parity": ("even", "odd")}
+
+
+def create_classifier(backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Classifier:
+    """Two tasks of different labels, tensors and numbers of prompts."""
+    folder = tmp_path_factory.mktemp("bundles")
+    for seed, (name, labels) in enumerate(TASKS.items(), start=1):
+        bundle = random_bundle(backbone, name=name, labels=labels, seed=seed, num_prompts=2 * seed)
+        save_bundle(bundle, folder / name)
+    engine = OnnxEngine(export_once(backbone, tmp_path_factory), device="cpu")
+    return Classifier(engine, PromptStore(folder, engine.graph))
+
+
+class Api:
+    """Sends requests to the app as a server would; exceptions become answers, as there."""
+
+    def __init__(self, classifier: Classifier, **settings: Any) -> None:
+        self.app = create_app(**settings)
+        self.app.state.classifier = classifier
+
+    def request(self, method: str, path: str, **settings: Any) -> httpx.Response:
+        transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
+
+        async def send() -> httpx.Response:
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+                return await client.request(method, path, **settings)
+
+        return anyio.run(send)
+
+    def classify(
+        self, image: bytes, *, task: str = "colour", headers: Any = None, **fields: Any
+    ) -> httpx.Response:
+        files, data = {"image": ("image", image)}, {"task": task, **fields}
+        return self.request("POST", "/classify", files=files, data=data, headers=headers)
+
+
+def check_refused(
+    response: httpx.Response, status: int, code: str, *, item: str | None = None
+) -> str:
+    """Check the shape of a refusal; returns its message."""
+    assert response.status_code == status, response.text
+    assert response.json().keys() == {"error"}
+    error = response.json()["error"]
+    assert error.keys() == {"code", "message", "request_id", "item"}
+    assert (error["code"], error["item"]) == (code, item)
+    assert error["request_id"] == response.headers["X-Request-ID"]
+    message: str = error["message"]
+    assert "\n" not in message
+    return message

@@ -1,0 +1,328 @@
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from toys import COLOURS, coloured
+
+from lspt_serve.bundle import Bundle
+from lspt_serve.errors import LSPTError
+from lspt_serve.export import create_model
+from lspt_serve.models import METHODS, Backbone, PromptedViT, create_prompted_vit
+from lspt_serve.models.backbone import sha256_of_tensors
+from lspt_serve.preprocess import normalise
+from lspt_serve.training import Dataset, Epoch, Split, TrainSettings, fit, train_task
+from lspt_serve.training.batches import Batches
+from lspt_serve.training.settings import learning_rate
+from lspt_serve.training.trainer import evaluate
+
+LABELS = list(COLOURS)
+SHORT = TrainSettings(epochs=2, batch_size=8, warmup_epochs=0.5, precision="fp32", device="cpu")
+
+
+def make_split(count: int, seed: int) -> Split:
+    """`count` coloured squares for each label."""
+    rng = np.random.default_rng(seed)
+    images = [coloured(label, rng) for label in LABELS for _ in range(count)]
+    return Split(np.stack(images), np.repeat(np.arange(len(LABELS)), count))
+
+
+@pytest.fixture(scope="module")
+def colours() -> Dataset:
+    return Dataset(LABELS, make_split(8, 0), make_split(3, 1), make_split(3, 2), notes=[])
+
+
+def fresh(backbone: Backbone, method: str = "lspt", **options: Any) -> PromptedViT:
+    torch.manual_seed(0)
+    return create_prompted_vit(backbone, method, num_classes=len(LABELS), **options)
+
+
+def logits_by_hand(model: PromptedViT, split: Split, backbone: Backbone) -> Tensor:
+    with torch.inference_mode():
+        logits = model.eval()(torch.from_numpy(normalise(split.images, backbone.preprocess)))
+    return torch.as_tensor(logits)
+
+
+def accuracy_by_hand(model: PromptedViT, split: Split, backbone: Backbone) -> float:
+    best = logits_by_hand(model, split, backbone).argmax(dim=-1).numpy()
+    return float((best == split.targets).mean())
+
+
+def loss_by_hand(model: PromptedViT, split: Split, backbone: Backbone) -> float:
+    logits = logits_by_hand(model, split, backbone)
+    return cross_entropy(logits, torch.from_numpy(split.targets)).item()
+
+
+def same_tensors(first: Bundle, second: Bundle) -> bool:
+    return first.tensors.keys() == second.tensors.keys() and all(
+        np.array_equal(tensor, second.tensors[name]) for name, tensor in first.tensors.items()
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_same_seed_gives_the_same_tensors_and_another_seed_others(
+    tiny_backbone: Backbone, colours: Dataset, method: str
+) -> None:
+    options = {} if method == "linear" else {"prompt_dropout": 0.1}
+    first, again, other = (
+        train_task(
+            tiny_backbone,
+            colours,
+            name="colour",
+            method=method,
+            options=options,
+            settings=replace(SHORT, seed=seed),
+        )
+        for seed in (1, 1, 2)
+    )
+
+    assert same_tensors(first, again)
+    assert not same_tensors(first, other)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_training_moves_every_tensor_of_the_task_and_none_of_the_backbone(
+    tiny_backbone: Backbone, colours: Dataset, method: str
+) -> None:
+    model = fresh(tiny_backbone, method)
+    before = {name: tensor.clone() for name, tensor in model.task_tensors().items()}
+
+    fit(model, colours, tiny_backbone.preprocess, replace(SHORT, lr=0.01))
+
+    unmoved = [name for name, t in model.task_tensors().items() if torch.equal(t, before[name])]
+    assert unmoved == []
+    assert sha256_of_tensors(tiny_backbone.vit) == tiny_backbone.sha256
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_task_that_can_be_learned_is_learned(
+    tiny_backbone: Backbone, colours: Dataset, method: str
+) -> None:
+    settings = replace(SHORT, epochs=10, lr=0.02, warmup_epochs=1)
+
+    bundle = train_task(
+        tiny_backbone, colours, name="colour", method=method, pool="patch_mean", settings=settings
+    )
+
+    assert bundle.manifest.metrics is not None
+    assert bundle.manifest.metrics.test_accuracy > 0.9
+
+
+def test_epoch_reports_the_mean_losses(tiny_backbone: Backbone, colours: Dataset) -> None:
+    model = fresh(tiny_backbone)
+    train_loss = loss_by_hand(model, colours.train, tiny_backbone)
+    val_loss = loss_by_hand(model, colours.val, tiny_backbone)
+
+    stands_still = replace(SHORT, epochs=1, batch_size=7, lr=1e-12)
+    epoch = fit(model, colours, tiny_backbone.preprocess, stands_still)
+
+    assert epoch.loss == pytest.approx(train_loss, rel=1e-5)
+    assert epoch.val_loss == pytest.approx(val_loss, rel=1e-5)
+
+
+def test_every_step_has_its_own_learning_rate(
+    tiny_backbone: Backbone, colours: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates: list[float] = []
+    step = torch.optim.AdamW.step
+
+    def watched(self: torch.optim.AdamW, *closure: Any) -> Any:
+        rates.extend(group["lr"] for group in self.param_groups)
+        return step(self, *closure)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    fit(fresh(tiny_backbone, "linear"), colours, tiny_backbone.preprocess, SHORT)
+
+    # 24 images in batches of 8: 3 steps in each of 2 epochs, of which round(1.5) warm up
+    lr = SHORT.lr
+    assert rates == [learning_rate(n, total=6, warmup=2, base=lr) for n in range(6)]
+
+
+def test_prompts_are_dropped_in_training_only(tiny_backbone: Backbone, colours: Dataset) -> None:
+    model = fresh(tiny_backbone, prompt_dropout=0.9)
+    train_loss = loss_by_hand(model, colours.train, tiny_backbone)
+    val_loss = loss_by_hand(model, colours.val, tiny_backbone)
+
+    stands_still = replace(SHORT, epochs=1, lr=1e-12)
+    epoch = fit(model, colours, tiny_backbone.preprocess, stands_still)
+
+    assert epoch.loss != pytest.approx(train_loss, rel=1e-4)
+    assert epoch.val_loss == pytest.approx(val_loss, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "other", "better"),
+    [
+        (Epoch(2, 1.0, 1.0, 0.6), Epoch(1, 1.0, 0.5, 0.5), True),  # accuracy before loss
+        (Epoch(2, 1.0, 0.4, 0.5), Epoch(1, 1.0, 0.5, 0.5), True),
+        (Epoch(2, 1.0, 0.6, 0.5), Epoch(1, 1.0, 0.5, 0.5), False),
+        (Epoch(2, 0.1, 0.5, 0.5), Epoch(1, 1.0, 0.5, 0.5), False),  # a tie stays with the earlier
+        (Epoch(2, 1.0, math.nan, 0.6), Epoch(1, 1.0, 0.5, 0.5), False),  # diverged
+        (Epoch(2, 1.0, 9.0, 0.0), None, True),
+    ],
+)
+def test_better_epoch_has_higher_accuracy_then_lower_loss(
+    epoch: Epoch, other: Epoch | None, better: bool
+) -> None:
+    assert epoch.better_than(other) is better
+
+
+@pytest.fixture
+def misled(colours: Dataset) -> Dataset:
+    """What helps on train harms on val: val's labels are turned round."""
+    wrong = Split(colours.val.images, (colours.val.targets + 1) % len(LABELS))
+    return replace(colours, val=wrong)
+
+
+def test_model_ends_as_it_was_after_the_best_epoch_on_val(
+    tiny_backbone: Backbone, misled: Dataset
+) -> None:
+    model = fresh(tiny_backbone, pool="patch_mean")
+    history: list[Epoch] = []
+    tensors: list[dict[str, Tensor]] = []
+
+    def keep(epoch: Epoch) -> None:
+        history.append(epoch)
+        tensors.append({name: tensor.clone() for name, tensor in model.task_tensors().items()})
+
+    settings = replace(SHORT, epochs=6, lr=0.02)
+    best = fit(model, misled, tiny_backbone.preprocess, settings, on_epoch=keep)
+
+    assert [epoch.number for epoch in history] == [1, 2, 3, 4, 5, 6]
+    assert best == max(history, key=lambda epoch: (epoch.val_accuracy, -epoch.val_loss))
+    assert best.number < 6
+    for name, tensor in model.task_tensors().items():
+        assert torch.equal(tensor, tensors[best.number - 1][name])
+    assert accuracy_by_hand(model, misled.val, tiny_backbone) == pytest.approx(best.val_accuracy)
+
+
+def test_metrics_are_those_of_the_best_epoch(tiny_backbone: Backbone, misled: Dataset) -> None:
+    history: list[Epoch] = []
+
+    bundle = train_task(
+        tiny_backbone, misled, name="colour", settings=SHORT, on_epoch=history.append
+    )
+
+    best = max(history, key=lambda epoch: (epoch.val_accuracy, -epoch.val_loss))
+    metrics = bundle.manifest.metrics
+    assert metrics is not None
+    assert metrics.best_epoch == best.number
+    assert metrics.val_accuracy == pytest.approx(best.val_accuracy)
+    assert (metrics.seed, metrics.split) == (0, {"train": 24, "val": 9, "test": 9})
+
+
+def test_test_accuracy_is_that_of_the_test_split(tiny_backbone: Backbone, colours: Dataset) -> None:
+    odd = Split(colours.test.images, np.zeros(len(colours.test), np.int64))
+
+    bundle = train_task(
+        tiny_backbone,
+        replace(colours, test=odd),
+        name="colour",
+        pool="patch_mean",
+        settings=replace(SHORT, epochs=6, lr=0.02),
+    )
+
+    metrics = bundle.manifest.metrics
+    assert metrics is not None
+    accuracy = accuracy_by_hand(create_model(tiny_backbone, bundle), odd, tiny_backbone)
+    assert metrics.test_accuracy == pytest.approx(accuracy)
+    assert metrics.test_accuracy < 0.5 < metrics.val_accuracy
+
+
+def test_training_does_not_depend_on_test(tiny_backbone: Backbone, colours: Dataset) -> None:
+    other_test = replace(colours, test=make_split(2, 77))
+
+    first, second = (
+        train_task(tiny_backbone, dataset, name="colour", settings=SHORT)
+        for dataset in (colours, other_test)
+    )
+
+    assert same_tensors(first, second)
+
+
+def test_evaluate_is_the_share_of_right_answers(tiny_backbone: Backbone, colours: Dataset) -> None:
+    model = fresh(tiny_backbone)
+    with torch.no_grad():
+        model.head.weight.normal_()
+    accuracy = accuracy_by_hand(model, colours.train, tiny_backbone)
+
+    assert 0 < accuracy < 1
+    assert evaluate(model, colours.train, tiny_backbone.preprocess) == pytest.approx(accuracy)
+
+
+def test_linear_probe_computes_its_features_once_and_loses_nothing(
+    tiny_backbone: Backbone, colours: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = fresh(tiny_backbone, "linear")
+    expected = logits_by_hand(model, colours.train, tiny_backbone)
+    batches = Batches(colours.train, tiny_backbone.preprocess, model)
+
+    monkeypatch.setattr(model, "forward_features", None)
+    rows = torch.tensor([23, 0, 5])
+
+    torch.testing.assert_close(batches.logits(rows), expected[rows], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"linear"}))
+def test_other_methods_run_the_model_each_time(
+    tiny_backbone: Backbone, colours: Dataset, method: str
+) -> None:
+    model = fresh(tiny_backbone, method)
+    batches = Batches(colours.train, tiny_backbone.preprocess, model)
+    rows = torch.tensor([0, 1])
+    before = batches.logits(rows)
+
+    with torch.no_grad():
+        model.method.get_parameter("prompts").add_(1.0)
+
+    assert not torch.equal(batches.logits(rows), before)
+
+
+def test_bf16_trains_to_finite_fp32_tensors(tiny_backbone: Backbone, colours: Dataset) -> None:
+    fp32, bf16 = (
+        train_task(tiny_backbone, colours, name="colour", settings=settings)
+        for settings in (SHORT, replace(SHORT, precision="bf16"))
+    )
+
+    assert all(tensor.dtype == np.float32 for tensor in bf16.tensors.values())
+    assert all(np.isfinite(tensor).all() for tensor in bf16.tensors.values())
+    assert not same_tensors(bf16, fp32)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 24, 1000])
+def test_any_batch_size_sees_every_image_in_every_epoch(
+    tiny_backbone: Backbone,
+    colours: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+    batch_size: int,
+) -> None:
+    seen: list[int] = []
+    logits: Callable[[Batches, Tensor], Tensor] = Batches.logits
+
+    def watched(self: Batches, rows: Tensor) -> Tensor:
+        if len(self) == len(colours.train):
+            assert len(rows) <= batch_size
+            seen.extend(rows.tolist())
+        return logits(self, rows)
+
+    monkeypatch.setattr(Batches, "logits", watched)
+    settings = replace(SHORT, batch_size=batch_size)
+
+    fit(fresh(tiny_backbone, "linear"), colours, tiny_backbone.preprocess, settings)
+
+    assert sorted(seen) == sorted([*range(24), *range(24)])
+    assert seen[:24] != seen[24:]
+
+
+def test_training_that_diverged_hands_on_no_bundle(
+    tiny_backbone: Backbone, colours: Dataset
+) -> None:
+    settings = replace(SHORT, epochs=1, batch_size=2, lr=1e38, warmup_epochs=0)
+
+    with pytest.raises(LSPTError):
+        train_task(tiny_backbone, colours, name="colour", settings=settings)
