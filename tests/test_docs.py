@@ -1,0 +1,56 @@
+"""What the documents tell people to type is what the program takes."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from lspt_serve.bundle import Bundle, save_bundle
+from lspt_serve.cli import app
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words of every indented or help line that starts with lspt; \\ joins lines."""
+    joined = text.replace("\\\n", " ")
+    return [line.split() for line in re.findall(r"^ +(?:\.venv/bin/)?lspt (.+)$", joined, re.M)]
+
+
+def all_commands() -> list[list[str]]:
+    return [words for path in DOCUMENTS for words in commands(path.read_text("utf-8"))]
+
+
+def test_there_are_commands_to_look_at() -> None:
+    assert {words[0] for words in all_commands()} >= {"train", "inspect", "export", "serve"}
+
+
+@pytest.mark.parametrize("words", all_commands(), ids=" ".join)
+def test_a_documented_command_has_only_options_that_exist(words: list[str]) -> None:
+    command = typer.main.get_command(app).commands[words[0]]  # type: ignore[attr-defined]
+    known = {option for parameter in command.params for option in parameter.opts}
+    assert {word for word in words[1:] if word.startswith("--")} <= known
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_a_link_into_the_repository_leads_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text("utf-8")):
+        assert (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("target", re.findall(r"make (\w+)", (ROOT / "README.md").read_text()))
+def test_a_documented_make_target_exists(target: str) -> None:
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M)
+
+
+def test_the_code_in_the_bundle_format_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_bundle: Callable[..., Bundle]
+) -> None:
+    save_bundle(make_bundle(), tmp_path / "bundles" / "digit")
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "bundle-format.md").read_text("utf-8")
+    code = text[text.index("    from pathlib import Path") :].replace("\n    ", "\n").strip()
+    exec(compile(code, "bundle-format.md", "exec"), {})
