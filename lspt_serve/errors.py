@@ -7,6 +7,7 @@ LSPTError (a ValueError: the caller can mend it)
 ├── BundleError         a bundle that is missing, broken or meant for something else
 ├── GraphError          an exported graph that is missing, broken or fails its parity check
 ├── OutputError         a result that could not be written
+├── AddressError        an address that cannot be listened at
 ├── UnknownTaskError    a task that the server does not hold
 └── ImageError          an image that cannot be classified
     ├── TooLargeError           more bytes or pixels than allowed
@@ -21,6 +22,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 __all__ = [
+    "AddressError",
     "BackboneError",
     "BundleError",
     "DataError",
@@ -65,6 +67,10 @@ class GraphError(LSPTError):
 
 class OutputError(LSPTError):
     """A result that could not be written."""
+
+
+class AddressError(LSPTError):
+    """An address that cannot be listened at."""
 
 
 class UnknownTaskError(LSPTError):

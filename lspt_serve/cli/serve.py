@@ -1,6 +1,7 @@
 """lspt serve: the BentoML service over a graph and a folder of bundles."""
 
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -8,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from lspt_serve.cli.console import console
+from lspt_serve.errors import AddressError
 
 __all__ = ["serve"]
 
@@ -30,7 +32,9 @@ def serve(
     from lspt_serve.graph import load_graph_spec
     from lspt_serve.runtime import PromptStore
 
-    store = PromptStore(bundles, load_graph_spec(graph))  # say what is wrong before BentoML starts
+    # say what is wrong before BentoML starts
+    store = PromptStore(bundles, load_graph_spec(graph))
+    _check_address(host, port)
     tasks = ", ".join(bundle.name for bundle in store) or "none yet"
     console.print(f"tasks: {tasks}", highlight=False)
     os.environ.update(
@@ -42,3 +46,13 @@ def serve(
     service = "lspt_serve.service:LSPTService"
     command = ["bentoml", "serve", service, "--host", host, "--port", str(port)]
     os.execv(sys.executable, [sys.executable, "-m", *command])
+
+
+def _check_address(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        raise AddressError(
+            f"{host} port {port} cannot be listened at: {error.strerror}; give another --port"
+        ) from error

@@ -2,6 +2,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
-from toys import random_bundle, write_coloured
+from toys import export_once, random_bundle, write_coloured
 from typer.testing import CliRunner
 
 from lspt_serve import __version__
@@ -366,3 +367,14 @@ def test_real_process_gives_its_error_to_the_shell() -> None:
     out, err = process.communicate(timeout=60)
 
     check_error(Ended(process.returncode, out, err), "nowhere")
+
+
+def test_serve_refuses_a_port_that_is_taken(
+    run: Run, bundle: Path, tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    graph = export_once(tiny_backbone, tmp_path_factory)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ended = run("serve", "--graph", graph, "--bundles", bundle.parent, "--port", port)
+
+    check_error(ended, f"port {port} cannot be listened at: Address already in use")
