@@ -6,7 +6,7 @@ C channels (3), H height, W width.
 import io
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +14,26 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lspt_serve.errors import TooLargeError, UndecodableError, UnsupportedFormatError
 
-__all__ = ["FORMATS", "MAX_PIXELS", "Preprocess", "decode_image", "normalise", "preprocess_image"]
+__all__ = [
+    "FORMATS",
+    "MAX_PIXELS",
+    "NORMALISATIONS",
+    "Normalisation",
+    "Preprocess",
+    "decode_image",
+    "normalise",
+    "preprocess_image",
+]
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF")
 MAX_PIXELS = 50_000_000
+
+Normalisation = Literal["imagenet", "half"]
+Triple = tuple[float, float, float]
+NORMALISATIONS: dict[Normalisation, tuple[Triple, Triple]] = {  # mean, std
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
 
 
 @dataclass(frozen=True)
@@ -31,8 +47,8 @@ class Preprocess:
     __pydantic_config__: ClassVar = {"extra": "forbid"}  # in the files that it is part of
 
     img_size: int
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    mean: Triple = (0.5, 0.5, 0.5)
+    std: Triple = (0.5, 0.5, 0.5)
 
     def __post_init__(self) -> None:
         if self.img_size < 1:

@@ -1,6 +1,7 @@
 """The frozen ViT that all tasks share: a timm VisionTransformer, its source and its proof."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ import timm
 import torch
 from pydantic import TypeAdapter, ValidationError
 from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
 
 from lspt_serve.errors import BackboneError, first_line, name_some, nearest
 from lspt_serve.models.checkpoint import load_checkpoint
-from lspt_serve.preprocess import Preprocess
+from lspt_serve.preprocess import NORMALISATIONS, Normalisation, Preprocess
 
 __all__ = ["EMBEDDED", "Backbone", "load_backbone", "sha256_of_tensors"]
 
@@ -25,8 +27,9 @@ SUFFIXES = {".safetensors", ".pth", ".pt"}
 class Backbone:
     """A frozen ViT in eval mode, without a head.
 
-    `source` is what `load_backbone` was given, `sha256` is over the tensors alone: the same
-    weights have the same sha256 whichever file or hub they came from.
+    `source` is what `load_backbone` was given, `sha256` is over the tensors that the source gave,
+    before position embeddings were resampled: the same weights have the same sha256 whichever file
+    or hub they came from and whatever `preprocess.img_size` is.
     """
 
     vit: VisionTransformer
@@ -36,17 +39,40 @@ class Backbone:
     pool: str
 
 
-def load_backbone(source: str) -> Backbone:
+@dataclass(frozen=True)
+class _Loaded:
+    """A ViT as its source gives it."""
+
+    vit: VisionTransformer
+    mean: Any
+    std: Any
+    pool: str | None = None
+
+
+def load_backbone(
+    source: str, *, img_size: int | None = None, normalisation: Normalisation | None = None
+) -> Backbone:
     """Load a backbone by the name of one that ships with the package, a file, or a timm model name.
 
+    Args:
+        img_size: resample the position embeddings for images of this side; None is the source's.
+        normalisation: `imagenet` or `half`; None is what the source says or its format implies.
+
     Raises:
-        BackboneError: unknown name (the nearest are named), unreadable file, missing or unexpected
-            tensors (all are named), a timm model that is no VisionTransformer, no network.
+        BackboneError: unknown name (the nearest are named), unreadable file, missing, unexpected or
+            misshapen tensors (all are counted), a timm model that is no VisionTransformer, no
+            network, an image size that is no multiple of the patch size.
     """
     path = WEIGHTS / f"{source}.safetensors" if source in EMBEDDED else Path(source)
-    if path.suffix in SUFFIXES or path.exists():
-        return _from_file(path, source)
-    return _from_timm(source)
+    is_file = path.suffix in SUFFIXES or path.exists()
+    loaded = _from_file(path) if is_file else _from_timm(source)
+    sha256 = sha256_of_tensors(loaded.vit)
+    _resize(loaded.vit, source, img_size)
+    preprocess = _create_preprocess(loaded, source, normalisation)
+    vit = loaded.vit.eval().requires_grad_(False)
+    mean_pooled = vit.cls_token is None or vit.global_pool == "avg"
+    pool = loaded.pool or ("patch_mean" if mean_pooled else "cls")
+    return Backbone(vit, source, sha256, preprocess, pool)
 
 
 def sha256_of_tensors(vit: torch.nn.Module) -> str:
@@ -58,27 +84,39 @@ def sha256_of_tensors(vit: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _from_file(path: Path, source: str) -> Backbone:
+def _from_file(path: Path) -> _Loaded:
     if not path.is_file():
         raise BackboneError(f"{path}: no such file; give a .safetensors or .pth file of a ViT")
     checkpoint = load_checkpoint(path)
     try:
         vit = VisionTransformer(**checkpoint.architecture | {"num_classes": 0})
-        missing, unexpected = vit.load_state_dict(checkpoint.tensors, strict=False)
+    except BackboneError as error:
+        raise BackboneError(f"{path}: {error}") from error
     except Exception as error:  # timm checks its arguments by running into them
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BackboneError(f"{path}: no ViT can be made of it: {reason}") from error
-    if missing or unexpected:
-        raise BackboneError(
-            f"{path}: missing tensors: {name_some(missing) or 'none'}; "
-            f"unexpected tensors: {name_some(unexpected) or 'none'}"
-        )
-    metadata = checkpoint.metadata
-    mean, std = metadata.get("mean", (0.5, 0.5, 0.5)), metadata.get("std", (0.5, 0.5, 0.5))
-    return _freeze(vit, source, mean=mean, std=std, pool=metadata.get("pool"))
+    _fill(vit, checkpoint.weights.tensors, path)
+    return _Loaded(vit, checkpoint.mean, checkpoint.std, checkpoint.pool)
 
 
-def _from_timm(name: str) -> Backbone:
+def _fill(vit: VisionTransformer, tensors: Mapping[str, Tensor], path: Path) -> None:
+    own = vit.state_dict()
+    problems = {
+        "missing": [name for name in own if name not in tensors],
+        "unexpected": [name for name in tensors if name not in own],
+        "misshapen": [
+            f"{name} is {list(tensor.shape)}, wanted {list(own[name].shape)}"
+            for name, tensor in tensors.items()
+            if name in own and tensor.shape != own[name].shape
+        ],
+    }
+    if any(problems.values()):
+        named = (f"{len(n)} {kind} ({name_some(n)})" for kind, n in problems.items() if n)
+        raise BackboneError(f"{path}: tensors do not make a ViT: {'; '.join(named)}")
+    vit.load_state_dict(dict(tensors))
+
+
+def _from_timm(name: str) -> _Loaded:
     if not timm.is_model(name):
         known = [*EMBEDDED, *timm.list_models()]
         raise BackboneError(
@@ -94,26 +132,39 @@ def _from_timm(name: str) -> Backbone:
     if not isinstance(vit, VisionTransformer):
         raise BackboneError(f"{name} is a {type(vit).__name__}; wanted a VisionTransformer")
     config: Any = vit.pretrained_cfg
-    return _freeze(vit, name, mean=config["mean"], std=config["std"], pool=None)
+    pool = "patch_mean" if config.get("tag") == "mae" else None  # as from MAE's own files
+    return _Loaded(vit, config["mean"], config["std"], pool)
 
 
-def _freeze(
-    vit: VisionTransformer,
-    source: str,
-    *,
-    mean: Any,
-    std: Any,
-    pool: str | None,
-) -> Backbone:
+def _resize(vit: VisionTransformer, source: str, img_size: int | None) -> None:
+    """Check that images are square and set their side, resampling position embeddings."""
     height, width = vit.patch_embed.img_size
     if height != width:
         raise BackboneError(f"{source}: takes {height} x {width} images; wanted a square")
+    if img_size is None or img_size == height:
+        return
+    patch_size = vit.patch_embed.patch_size[0]
+    if img_size < patch_size or img_size % patch_size:
+        lower = max(1, img_size // patch_size) * patch_size
+        raise BackboneError(
+            f"{source}: img_size {img_size} is no multiple of the patch size {patch_size}; "
+            f"nearest: {lower}, {lower + patch_size}"
+        )
+    vit.set_input_size(img_size=(img_size, img_size))
+
+
+def _create_preprocess(
+    loaded: _Loaded, source: str, normalisation: Normalisation | None
+) -> Preprocess:
+    mean, std = loaded.mean, loaded.std
+    if normalisation is not None:
+        if normalisation not in NORMALISATIONS:
+            wanted = " or ".join(NORMALISATIONS)
+            raise BackboneError(f"unknown normalisation {normalisation!r}; wanted {wanted}")
+        mean, std = NORMALISATIONS[normalisation]
     try:
-        preprocess = TypeAdapter(Preprocess).validate_python(
-            {"img_size": height, "mean": mean, "std": std}
+        return TypeAdapter(Preprocess).validate_python(
+            {"img_size": loaded.vit.patch_embed.img_size[0], "mean": mean, "std": std}
         )
     except ValidationError as error:
         raise BackboneError(f"{source}: bad mean or std: {error.errors()[0]['msg']}") from error
-    default_pool = "cls" if vit.cls_token is not None else "patch_mean"
-    vit = vit.eval().requires_grad_(False)
-    return Backbone(vit, source, sha256_of_tensors(vit), preprocess, pool or default_pool)
