@@ -9,12 +9,30 @@ import typer
 from rich.console import Console
 
 from lspt_serve.errors import MethodError
+from lspt_serve.preprocess import Normalisation
 
-__all__ = ["Json", "Overwrite", "console", "parse_options", "print_json", "stoppable"]
+__all__ = [
+    "ImgSize",
+    "Json",
+    "NormaliseBy",
+    "Overwrite",
+    "console",
+    "parse_options",
+    "print_json",
+    "stoppable",
+]
 
 console = Console(stderr=True)
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
+ImgSize = Annotated[
+    int | None,
+    typer.Option(help="Side of the images in pixels; the backbone's own unless given.", min=1),
+]
+NormaliseBy = Annotated[
+    Normalisation | None,
+    typer.Option(help="Pixels that the backbone was trained on; as its file says unless given."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that lspt wrote.")]
 
 

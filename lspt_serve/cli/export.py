@@ -9,7 +9,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from lspt_serve.bundle import load_bundle
-from lspt_serve.cli.console import Json, Overwrite, console, print_json, stoppable
+from lspt_serve.cli.console import (
+    ImgSize,
+    Json,
+    NormaliseBy,
+    Overwrite,
+    console,
+    print_json,
+    stoppable,
+)
 from lspt_serve.files import check_output
 from lspt_serve.graph import SPEC_FILE, ParityRow
 
@@ -29,6 +37,8 @@ def export(
     bundle: Annotated[
         Path | None, typer.Option(help="Bake this one bundle into a self-contained file.")
     ] = None,
+    img_size: ImgSize = None,
+    normalisation: NormaliseBy = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -37,7 +47,7 @@ def export(
     The shared graph has the backbone baked in and takes a task's tensors as inputs: a new task
     needs no export. It is written only if its answers agree with torch in fp32.
 
-    Example:  lspt export --backbone vit_base_patch16_224 --out graph
+    Example:  lspt export --backbone vit_base_patch16_224 --img-size 112 --out graph
 
     Example:  lspt export --like bundles/flowers --out graph
 
@@ -47,6 +57,8 @@ def export(
         raise typer.BadParameter("give --backbone, --like or --bundle")
     if like is not None and bundle is not None:
         raise typer.BadParameter("give --like or --bundle, not both")
+    if (like or bundle) and (img_size or normalisation):
+        raise typer.BadParameter("--img-size and --normalisation are those of the bundle")
     check_output(out, overwrite=overwrite, marker=None if bundle else SPEC_FILE)
     task = load_bundle(chosen) if (chosen := bundle or like) else None
     source = backbone or (task.manifest.backbone.source if task else "")
@@ -54,7 +66,8 @@ def export(
         from lspt_serve.export import export_bundle, export_graph  # torch: seconds to import
         from lspt_serve.models import load_backbone
 
-        vit = load_backbone(source)
+        img_size = task.manifest.preprocess.img_size if task else img_size
+        vit = load_backbone(source, img_size=img_size, normalisation=normalisation)
         with console.status(escape(f"exporting {source} to {out}")):
             if bundle is not None and task is not None:
                 parity = export_bundle(vit, task, out)

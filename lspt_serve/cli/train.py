@@ -17,7 +17,16 @@ from rich.progress import (
 )
 
 from lspt_serve.bundle import MANIFEST, check_task_name, save_bundle
-from lspt_serve.cli.console import Json, Overwrite, console, parse_options, print_json, stoppable
+from lspt_serve.cli.console import (
+    ImgSize,
+    Json,
+    NormaliseBy,
+    Overwrite,
+    console,
+    parse_options,
+    print_json,
+    stoppable,
+)
 from lspt_serve.files import check_output
 
 if TYPE_CHECKING:
@@ -44,6 +53,8 @@ def train(
     pool: Annotated[
         str | None, typer.Option(help="cls, patch_mean, prompt_mean or two of them joined by +.")
     ] = None,
+    img_size: ImgSize = None,
+    normalisation: NormaliseBy = None,
     epochs: Annotated[int, typer.Option(help="Passes over train.")] = 30,
     batch_size: Annotated[int, typer.Option(help="Images in a step.")] = 64,
     lr: Annotated[float, typer.Option(help="Peak learning rate of AdamW.")] = 3e-3,
@@ -70,6 +81,9 @@ def train(
 
     Example:  lspt train --backbone vit.pth --data photos --out bundles/flowers
     --method lspt --option num_prompts=16 --option coder=gru --epochs 60
+
+    Example:  lspt train --backbone mae_pretrain_vit_base.pth --img-size 112 --data photos
+    --out bundles/flowers
     """
     check_task_name(out.name)
     check_output(out, overwrite=overwrite, marker=MANIFEST)
@@ -88,7 +102,7 @@ def train(
             precision=precision,
             device=device,
         )
-        vit = load_backbone(backbone)
+        vit = load_backbone(backbone, img_size=img_size, normalisation=normalisation)
         # say what is wrong with the method before minutes of decoding
         create_prompted_vit(vit, method, num_classes=2, pool=pool, **options)
         with _bar("decoding") as (bar, row):

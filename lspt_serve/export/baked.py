@@ -25,7 +25,7 @@ def export_bundle(backbone: Backbone, bundle: Bundle, out: Path) -> list[ParityR
     `backbone_sha256`. Written only after its answers agreed with torch in fp32.
 
     Raises:
-        BundleError: the bundle belongs to another backbone.
+        BundleError: the bundle belongs to another backbone or size of images.
         GraphError: the graph disagrees with torch.
         OutputError: OUT cannot be written.
     """

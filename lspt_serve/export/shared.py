@@ -29,10 +29,11 @@ def export_graph(backbone: Backbone, out: Path, *, like: Bundle | None = None) -
     two tasks with different tensors and numbers of prompts, fed to one session, agreed with torch.
 
     Args:
-        like: serve bundles of this one's method, options and pool; None is LSPT with its defaults.
+        like: serve bundles of this one's method, options, pool and preprocessing; None is LSPT
+            with its defaults.
 
     Raises:
-        BundleError: `like` belongs to another backbone.
+        BundleError: `like` belongs to another backbone or size of images.
         GraphError: the graph disagrees with torch.
         OutputError: OUT cannot be written.
     """
@@ -53,7 +54,7 @@ def export_graph(backbone: Backbone, out: Path, *, like: Bundle | None = None) -
             backbone=BackboneRef(source=backbone.source, sha256=backbone.sha256),
             method=method.model_copy(update={"options": first.method.settings.graph_options()}),
             pool=first.pool,
-            preprocess=backbone.preprocess,
+            preprocess=like.manifest.preprocess if like else backbone.preprocess,
             num_features=first.head.in_features,
             inputs={name: _shape(tensor, axes[name]) for name, tensor in tensors.items()},
             parity=check_parity(

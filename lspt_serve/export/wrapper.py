@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lspt_serve.bundle import BackboneRef, Bundle
+from lspt_serve.errors import BundleError
 from lspt_serve.models import Backbone, PromptedViT, create_prompted_vit
 
 __all__ = ["BakedGraph", "SharedGraph", "create_model"]
@@ -19,9 +20,19 @@ NO_TENSORS: Mapping[str, Tensor] = MappingProxyType({})  # a linear probe has no
 
 
 def create_model(backbone: Backbone, bundle: Bundle) -> PromptedViT:
-    """The bundle's prompted ViT in torch; raises BundleError if it belongs to another backbone."""
+    """The bundle's prompted ViT in torch.
+
+    Raises:
+        BundleError: the bundle belongs to another backbone, or to other sizes of images.
+    """
     bundle.check_backbone(BackboneRef(source=backbone.source, sha256=backbone.sha256))
     manifest = bundle.manifest
+    theirs, ours = manifest.preprocess.img_size, backbone.preprocess.img_size
+    if theirs != ours:
+        raise BundleError(
+            f"bundle {bundle.name!r} takes images of {theirs} px, the backbone was loaded for "
+            f"{ours}: load it with img_size={theirs}"
+        )
     model = create_prompted_vit(
         backbone,
         manifest.method.name,

@@ -20,7 +20,9 @@ from lspt_serve import __version__
 from lspt_serve.bundle import MANIFEST, load_bundle, save_bundle
 from lspt_serve.cli import app, main
 from lspt_serve.cli.train import train
+from lspt_serve.graph import check_fits, load_graph_spec
 from lspt_serve.models import METHODS, Backbone
+from lspt_serve.preprocess import NORMALISATIONS, Preprocess
 from lspt_serve.training import TrainSettings
 
 COMMANDS = ("train", "inspect", "export", "serve")
@@ -172,6 +174,45 @@ def test_export_of_a_bundle_with_json_is_one_object_on_stdout(
     assert out.is_file()
 
 
+def test_a_task_keeps_its_image_size_and_normalisation_from_training_to_export(
+    run: Run, quick: list[str], tmp_path: Path
+) -> None:
+    bundle, graph = tmp_path / "colour", tmp_path / "graph"
+    words = ["--img-size", "48", "--normalisation", "imagenet", "--method", "linear"]
+
+    assert run(*quick, "--out", bundle, *words).code == 0
+    assert run("export", "--like", bundle, "--out", graph).code == 0
+    assert run("export", "--bundle", bundle, "--out", tmp_path / "colour.onnx").code == 0
+
+    trained = load_bundle(bundle)
+    assert trained.manifest.preprocess == Preprocess(48, *NORMALISATIONS["imagenet"])
+    check_fits(trained, load_graph_spec(graph))
+
+
+def test_a_graph_without_a_bundle_is_exported_for_the_size_that_is_said(
+    run: Run, tiny_backbone: Backbone, tmp_path: Path
+) -> None:
+    words = ["export", "--backbone", tiny_backbone.source, "--out", tmp_path / "graph"]
+
+    assert run(*words, "--img-size", "16", "--normalisation", "imagenet").code == 0
+
+    spec = load_graph_spec(tmp_path / "graph")
+    assert spec.preprocess == Preprocess(16, *NORMALISATIONS["imagenet"])
+    assert spec.backbone.sha256 == tiny_backbone.sha256
+
+
+@pytest.mark.parametrize("hint", [("--img-size", "48"), ("--normalisation", "half")], ids=str)
+@pytest.mark.parametrize("of", ["--like", "--bundle"])
+def test_export_takes_no_hint_where_the_bundle_says_it(
+    run: Run, bundle: Path, tmp_path: Path, of: str, hint: tuple[str, str]
+) -> None:
+    ended = run("export", of, bundle, "--out", tmp_path / "out", *hint)
+
+    assert (ended.code, ended.out) == (2, "")
+    assert "are those of the bundle" in " ".join(ended.err.replace("│", " ").split())
+    assert not (tmp_path / "out").exists()
+
+
 def test_notes_go_to_stderr_as_they_are(run: Run, quick: list[str], tmp_path: Path) -> None:
     data = tmp_path / "data"
     for split in ("train", "val", "test"):
@@ -214,6 +255,7 @@ def test_unreadable_images_are_skipped_when_asked(
         (["--option", "num_prompts=many"], "num_prompts: .*integer"),
         (["--option", "num_prompts"], "'num_prompts' is not of the form KEY=VALUE"),
         (["--option", "coder=lstmm"], "unknown coder 'lstmm'; .*nearest: lstm"),
+        (["--img-size", "30"], "img_size 30 is no multiple of the patch size 8; nearest: 24, 32"),
         (["--pool", "clss"], "unknown pool 'clss'; .*nearest: cls"),
         (["--epochs", "0"], "epochs must be above 0, got 0"),
         (["--lr", "nan"], "lr must be above 0, got nan"),

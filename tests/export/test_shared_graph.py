@@ -21,7 +21,7 @@ from lspt_serve.graph import (
     check_fits,
     load_graph_spec,
 )
-from lspt_serve.models import METHODS, Backbone
+from lspt_serve.models import METHODS, Backbone, load_backbone
 from lspt_serve.models.coders import CODERS
 
 NO_CLS = {"class_token": False, "global_pool": "avg"}
@@ -163,6 +163,17 @@ def test_graph_without_an_example_is_for_lspt_with_its_defaults(
     spec = load_graph_spec(export_once(tiny_backbone, tmp_path_factory))
 
     check_fits(random_bundle(tiny_backbone), spec)
+
+
+def test_bundle_for_another_size_of_images_is_refused_and_nothing_is_written(
+    tiny_backbone: Backbone, tmp_path: Path
+) -> None:
+    larger = load_backbone(tiny_backbone.source, img_size=48)
+
+    with pytest.raises(BundleError, match=r"takes images of 48 px, .* for 32: .*img_size=48"):
+        export_graph(tiny_backbone, tmp_path / "graph", like=random_bundle(larger))
+
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_bundle_of_another_backbone_is_refused_and_nothing_is_written(
