@@ -121,6 +121,11 @@ class LSTMCoder(_GatedCoder):
     def cell(self, x: Tensor, state: State) -> State:
         return lstm_step(x, state, *self.weights)
 
+    @torch.no_grad()
+    def add_forget_bias(self, value: float) -> None:
+        """Shift the initial bias of the forget gate; above 0 the cell forgets less at the start."""
+        self.bias_ih[self.width : 2 * self.width] += value
+
 
 class GRUCoder(_GatedCoder):
     """A GRU in the LSTM's place (ours, for the ablation): 6 H^2 + 6 H weights."""

@@ -36,6 +36,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("lspt", {"coder": "gru", "residual": True}, NO_CLS),
     ("lspt", {"coder": "ema", "gspc": False, "pool": "cls+prompt_mean"}, {}),
     ("lspt", {"coder_hidden": 7, "pool": "patch_mean"}, REGISTERS),
+    ("lspt", {"input_norm": True, "forget_bias": 1.0}, {}),
     ("lspt", {"lpc": False}, {}),
 ]
 

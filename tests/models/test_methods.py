@@ -9,7 +9,7 @@ import torch
 from lspt_serve.errors import MethodError
 from lspt_serve.models.methods import METHODS, Shape, create_method
 from lspt_serve.models.methods.base import uniform_prompts
-from lspt_serve.models.methods.lspt import spatial_prompt_coding
+from lspt_serve.models.methods.lspt import normalise_input, spatial_prompt_coding
 
 VIT = Shape(embed_dim=24, depth=3, patch_size=8)
 PATCHES = torch.arange(2 * 4 * 24, dtype=torch.float32).reshape(2, 4, 24)  # B=2, N=4
@@ -102,6 +102,26 @@ def test_residual_adds_what_the_coder_saw(coder: str) -> None:
     torch.testing.assert_close(z, spatial_prompt_coding(left, PATCHES) + h)
 
 
+def test_normalise_input_on_numbers_worked_by_hand() -> None:
+    s = torch.tensor([[[1.0, 3.0], [-5.0, 15.0]]])  # means 2 and 5, deviations 1 and 10
+    wanted = torch.tensor([[[-1.0, 1.0], [-1.0, 1.0]]])
+    torch.testing.assert_close(normalise_input(s), wanted, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("hidden", [None, 6])
+def test_forget_bias_shifts_the_forget_gate_alone(hidden: int | None) -> None:
+    torch.manual_seed(0)
+    plain = create_method("lspt", VIT, coder_hidden=hidden)
+    torch.manual_seed(0)
+    biased = create_method("lspt", VIT, coder_hidden=hidden, forget_bias=2.5)
+    width = hidden or 24
+    for name, tensor in plain.state_dict().items():
+        wanted = tensor.clone()
+        if name == "coder.bias_ih":
+            wanted[width : 2 * width] += 2.5
+        assert torch.equal(biased.state_dict()[name], wanted), name
+
+
 @pytest.mark.parametrize(
     ("options", "size"),
     [
@@ -121,7 +141,8 @@ def test_lspt_has_the_stated_number_of_weights(options: dict[str, Any], size: in
 @pytest.mark.parametrize("name", METHODS)
 def test_the_number_of_prompts_and_options_of_training_do_not_shape_the_graph(name: str) -> None:
     options = create_method(name, VIT).settings.graph_options()
-    assert not options.keys() & {"num_prompts", "prompt_dropout", "gate_init"}
+    of_training = {"prompt_dropout", "gate_init", "forget_bias"}
+    assert not options.keys() & {"num_prompts", *of_training}
 
 
 def test_the_coder_shapes_the_graph() -> None:
@@ -132,6 +153,7 @@ def test_the_coder_shapes_the_graph() -> None:
         "coder": "gru",
         "coder_hidden": 6,
         "residual": False,
+        "input_norm": False,
     }
 
 
@@ -157,6 +179,9 @@ def test_options_may_be_the_strings_of_a_command_line() -> None:
         ("lspt", {"coder": "lsmt"}, "^unknown coder 'lsmt'.*nearest: lstm"),
         ("lspt", {"coder": 3}, "^coder: "),
         ("lspt", {"coder_hidden": 0}, "^coder_hidden must be at least 1, got 0$"),
+        ("lspt", {"forget_bias": math.inf}, "^forget_bias must be finite, got inf$"),
+        ("lspt", {"forget_bias": 1, "coder": "gru"}, "^forget_bias needs coder 'lstm', got 'gru'$"),
+        ("lspt", {"forget_bias": 1, "lpc": False}, "^forget_bias needs coder 'lstm', got 'none'$"),
         ("lspt", {"gspc": "maybe"}, "^gspc: .*valid boolean"),
         ("gated", {"gate_init": "open"}, "^gate_init: .*valid number"),
         ("gated", {"gate_init": math.nan}, "gate_init"),

@@ -30,6 +30,8 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("lspt", {"coder_hidden": 6}),
     ("lspt", {"coder": "gru", "coder_hidden": 6}),
     ("lspt", {"residual": True}),
+    ("lspt", {"input_norm": True}),
+    ("lspt", {"forget_bias": 1.0}),
     ("lspt", {"gspc": False}),
     ("lspt", {"lpc": False}),
     ("lspt", {"gspc": False, "lpc": False}),
@@ -83,8 +85,11 @@ def flow_on(block: int, left: Tensor, patches: Tensor) -> Tensor:
     return left
 
 
-def test_lspt_with_both_parts_off_is_vpt_shallow_bit_for_bit(tiny_backbone: Backbone) -> None:
-    lspt = create(tiny_backbone, "lspt", gspc=False, lpc=False)
+@pytest.mark.parametrize("input_norm", [False, True])  # without a cell it has nothing to do
+def test_lspt_with_both_parts_off_is_vpt_shallow_bit_for_bit(
+    tiny_backbone: Backbone, input_norm: bool
+) -> None:
+    lspt = create(tiny_backbone, "lspt", gspc=False, lpc=False, input_norm=input_norm)
     shallow = create(tiny_backbone, "vpt-shallow")
     shallow.load_task_tensors(lspt.task_tensors())
     assert torch.equal(lspt(IMAGES), shallow(IMAGES))
@@ -116,6 +121,29 @@ def test_lspt_is_the_equations_written_as_a_loop(
         return z
 
     wanted = features_by_hand(model, prompts, advance)
+    torch.testing.assert_close(model.forward_features(IMAGES), wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_lspt_with_input_norm_and_forget_bias_is_the_loop_with_both(
+    tiny_backbone: Backbone, residual: bool
+) -> None:
+    options = {"input_norm": True, "forget_bias": 1.5, "residual": residual}
+    model = create(tiny_backbone, "lspt", num_prompts=5, **options)
+    cell = nn.LSTMCell(D, D)
+    cell.load_state_dict(model.method.get_submodule("coder").state_dict())
+    h, c = torch.zeros(2 * 5, D), torch.zeros(2 * 5, D)
+
+    def advance(block: int, left: Tensor, patches: Tensor) -> Tensor:
+        nonlocal h, c
+        s = left + patches.sum(dim=1)[:, None] / N
+        mean = s.sum(dim=-1, keepdim=True) / D
+        variance = (s - mean).square().sum(dim=-1, keepdim=True) / D
+        h, c = cell(((s - mean) / (variance + 1e-6).sqrt()).reshape(2 * 5, D), (h, c))
+        z: Tensor = h.reshape(2, 5, D)
+        return z + s if residual else z
+
+    wanted = features_by_hand(model, model.method.get_parameter("prompts"), advance)
     torch.testing.assert_close(model.forward_features(IMAGES), wanted, atol=1e-5, rtol=1e-5)
 
 

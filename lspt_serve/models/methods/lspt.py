@@ -5,16 +5,20 @@ embedding, against spatial forgetting; Long-term Prompt Coding runs one cell, sh
 along the depth, against temporal forgetting.
 """
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
+from torch.nn.functional import layer_norm
 
 from lspt_serve.errors import MethodError, nearest
-from lspt_serve.models.coders import CODERS
+from lspt_serve.models.coders import CODERS, LSTMCoder
 from lspt_serve.models.methods.base import Shape, State
 from lspt_serve.models.methods.vpt import VPTSettings, VPTShallow
 
-__all__ = ["LSPT", "LSPTSettings", "spatial_prompt_coding"]
+__all__ = ["LSPT", "LSPTSettings", "normalise_input", "spatial_prompt_coding"]
+
+EPS = 1e-6  # of a ViT's own norms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +31,8 @@ class LSPTSettings(VPTSettings):
         coder: lstm (the paper's), gru or ema (ours).
         coder_hidden: width of the cell, None for embed_dim; else behind linear maps (ours).
         residual: Z_l = S_l + h_l in place of Z_l = h_l (ours).
+        input_norm: the coder sees LayerNorm(S_l) in place of S_l (ours).
+        forget_bias: added to the initial bias of the LSTM's forget gate (ours).
     """
 
     gspc: bool = True
@@ -34,6 +40,10 @@ class LSPTSettings(VPTSettings):
     coder: str = "lstm"
     coder_hidden: int | None = None
     residual: bool = False
+    input_norm: bool = False
+    forget_bias: float | None = None
+
+    training_only = frozenset({"prompt_dropout", "forget_bias"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,11 +54,29 @@ class LSPTSettings(VPTSettings):
             )
         if self.coder_hidden is not None and self.coder_hidden < 1:
             raise MethodError(f"coder_hidden must be at least 1, got {self.coder_hidden}")
+        if self.forget_bias is not None:
+            self._check_forget_bias(self.forget_bias)
+
+    def _check_forget_bias(self, forget_bias: float) -> None:
+        if not math.isfinite(forget_bias):
+            raise MethodError(f"forget_bias must be finite, got {forget_bias}")
+        if not self.lpc or self.coder != "lstm":
+            coder = self.coder if self.lpc else "none"
+            raise MethodError(f"forget_bias needs coder 'lstm', got {coder!r}")
 
 
 def spatial_prompt_coding(prompts: Tensor, patches: Tensor) -> Tensor:
     """GSPC: S_l = Z_l + mean over the N patches of X_l; B x P x D and B x N x D to B x P x D."""
     return prompts + patches.mean(dim=1, keepdim=True)
+
+
+def normalise_input(s: Tensor) -> Tensor:
+    """LayerNorm of S_l (... x D) without weights of its own (ours).
+
+    S_l differs in size from block to block, and one cell serves them all. A scale and a shift would
+    add nothing: the linear map that follows (of an LSTM, a GRU, or the narrowing one) holds both.
+    """
+    return layer_norm(s, s.shape[-1:], eps=EPS)
 
 
 class LSPT(VPTShallow):
@@ -62,6 +90,8 @@ class LSPT(VPTShallow):
         super().__init__(settings, vit)
         if settings.lpc:
             self.coder = CODERS[settings.coder](vit.embed_dim, settings.coder_hidden)
+            if settings.forget_bias is not None and isinstance(self.coder, LSTMCoder):
+                self.coder.add_forget_bias(settings.forget_bias)
 
     def start(self, patches: Tensor) -> tuple[Tensor, State]:
         prompts, _ = super().start(patches)
@@ -73,5 +103,5 @@ class LSPT(VPTShallow):
         s = spatial_prompt_coding(left, patches) if self.settings.gspc else left
         if not self.settings.lpc:
             return s, state
-        h, state = self.coder(s, state)
+        h, state = self.coder(normalise_input(s) if self.settings.input_norm else s, state)
         return (s + h if self.settings.residual else h), state
