@@ -86,6 +86,7 @@ class Manifest(_Record):
     version: int = Field(default=1, ge=1)
     labels: Annotated[list[str], Field(min_length=2)]
     method: MethodRef
+    trained_as: MethodRef | None = None  # where folding made another method of it
     backbone: BackboneRef
     preprocess: Preprocess
     pool: str

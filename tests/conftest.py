@@ -93,7 +93,7 @@ def make_bundle(tiny_backbone: Backbone) -> Callable[..., Bundle]:
             torch.manual_seed(seed)
             model = create_prompted_vit(
                 backbone, method, num_classes=len(labels), pool=pool, **options
-            )
+            ).fold()
         return Bundle.create(
             {name: tensor.numpy() for name, tensor in model.task_tensors().items()},
             name=name,

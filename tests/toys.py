@@ -34,7 +34,9 @@ def random_bundle(
     """A task whose every tensor is off its initial value, so that none can be left out unseen."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = create_prompted_vit(backbone, method, num_classes=len(labels), pool=pool, **options)
+        model = create_prompted_vit(
+            backbone, method, num_classes=len(labels), pool=pool, **options
+        ).fold()
         tensors = {
             name: (tensor + 0.2 * torch.rand_like(tensor)).numpy()
             for name, tensor in model.task_tensors().items()
@@ -43,7 +45,7 @@ def random_bundle(
         tensors,
         name=name,
         labels=list(labels),
-        method=MethodRef(name=method, options=asdict(model.method.settings)),
+        method=MethodRef(name=model.method.name, options=asdict(model.method.settings)),
         backbone=BackboneRef(source=backbone.source, sha256=backbone.sha256),
         preprocess=backbone.preprocess,
         pool=model.pool,

@@ -47,6 +47,9 @@ def _table(bundle: Bundle) -> Table:
         "license": manifest.license or "not said",
         "created with": manifest.created_with,
     }
+    if origin := manifest.trained_as:
+        options = ", ".join(f"{k}={v}" for k, v in origin.options.items())
+        rows["trained as"] = f"{origin.name}: {options}"
     if metrics:
         rows["val accuracy"] = (
             f"{metrics.val_accuracy:.1%} (best of all epochs: {metrics.best_epoch})"

@@ -81,6 +81,13 @@ class PromptedViT(nn.Module):
         self.backbone.eval()
         return self
 
+    def fold(self) -> "PromptedViT":
+        """The model that serves: its method folded, backbone and head shared, answers the same."""
+        method = self.method.fold()
+        if method is self.method:
+            return self
+        return PromptedViT(self.backbone, method, self.head, pool=self.pool).train(self.training)
+
     def task_tensors(self) -> dict[str, Tensor]:
         """The tensors of the task, by name: what a bundle holds."""
         state = self.state_dict()

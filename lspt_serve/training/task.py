@@ -31,6 +31,8 @@ def train_task(
 ) -> Bundle:
     """Tune a task on a frozen backbone; test is looked at once, at the end.
 
+    The model is folded before it is measured: what is measured is what is served.
+
     Raises:
         MethodError: unknown method, option or pool.
         BundleError: a name that a bundle may not have.
@@ -42,17 +44,19 @@ def train_task(
     )
     model.to(pick_device(settings.device))
     best = fit(model, dataset, backbone.preprocess, settings, on_epoch=on_epoch)
+    served = model.fold()
     metrics = Metrics(
-        val_accuracy=evaluate(model, dataset.val, backbone.preprocess),
-        test_accuracy=evaluate(model, dataset.test, backbone.preprocess),
+        val_accuracy=evaluate(served, dataset.val, backbone.preprocess),
+        test_accuracy=evaluate(served, dataset.test, backbone.preprocess),
         best_epoch=best.number,
         seed=settings.seed,
         split=dataset.sizes,
         train_s=round(time.perf_counter() - started, 2),
     )
     return _to_bundle(
-        model,
+        served,
         backbone,
+        trained_as=_method_ref(model) if served is not model else None,
         name=name,
         version=version,
         labels=dataset.labels,
@@ -65,9 +69,13 @@ def _to_bundle(model: PromptedViT, backbone: Backbone, **fields: Any) -> Bundle:
     tensors = {k: v.detach().float().cpu().numpy() for k, v in model.task_tensors().items()}
     return Bundle.create(
         tensors,
-        method=MethodRef(name=model.method.name, options=asdict(model.method.settings)),
+        method=_method_ref(model),
         backbone=BackboneRef(source=backbone.source, sha256=backbone.sha256),
         preprocess=backbone.preprocess,
         pool=model.pool,
         **fields,
     )
+
+
+def _method_ref(model: PromptedViT) -> MethodRef:
+    return MethodRef(name=model.method.name, options=asdict(model.method.settings))

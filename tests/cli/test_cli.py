@@ -107,7 +107,7 @@ def test_version_is_printed(run: Run) -> None:
 def test_help_names_the_methods_that_there_are() -> None:
     option = get_type_hints(train, include_extras=True)["method"].__metadata__[0]
 
-    assert re.findall(r"[a-z]+(?:-[a-z]+)*", option.help.replace(" or ", ", ")) == [*METHODS]
+    assert re.findall(r"[a-z0-9]+(?:-[a-z]+)*", option.help.replace(" or ", ", ")) == [*METHODS]
 
 
 @pytest.mark.parametrize("field", fields(TrainSettings), ids=lambda field: str(field.name))
@@ -135,6 +135,16 @@ def test_train_json_is_one_object_on_stdout(run: Run, quick: list[str], tmp_path
 
     manifest = load_bundle(out).manifest.model_dump(mode="json")
     assert json.loads(ended.out) == {"bundle": str(out), **manifest}
+
+
+def test_inspect_says_what_was_folded(run: Run, quick: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "colour"
+
+    assert run(*quick, "--out", out, "--method", "vfpt").code == 0
+
+    printed = run("inspect", out).out
+    assert re.search(r"^ *method +vpt-deep", printed, re.M)
+    assert re.search(r"^ *trained as +vfpt: .*fourier_share=0\.5", printed, re.M)
 
 
 def test_inspect_json_is_the_manifest(run: Run, bundle: Path) -> None:

@@ -31,6 +31,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("linear", {}, {}),
     ("vpt-shallow", {}, {}),
     ("vpt-deep", {}, REGISTERS),
+    ("vfpt", {}, {}),
     ("gated", {}, NO_CLS),
     ("lspt", {}, {}),
     ("lspt", {"coder": "gru", "residual": True}, NO_CLS),

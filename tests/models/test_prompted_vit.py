@@ -32,6 +32,8 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("lspt", {"residual": True}),
     ("lspt", {"input_norm": True}),
     ("lspt", {"forget_bias": 1.0}),
+    ("vfpt", {"fourier_share": 0.0}),
+    ("vfpt", {"fourier_share": 1.0}),
     ("lspt", {"gspc": False}),
     ("lspt", {"lpc": False}),
     ("lspt", {"gspc": False, "lpc": False}),
@@ -170,6 +172,25 @@ def test_vpt_deep_shows_each_block_its_own_prompts(
     torch.testing.assert_close(model.forward_features(IMAGES), wanted, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_vfpt_shows_each_block_its_transformed_and_its_plain_prompts(
+    make_backbone: Callable[..., Backbone], architecture: dict[str, Any]
+) -> None:
+    model = create(make_backbone(**architecture), "vfpt", num_prompts=5, fourier_share=0.7)
+    own = model.method.get_parameter("prompts").double()
+    p, d = torch.arange(3).double(), torch.arange(D).double()  # 0.7 x 5 is 3 prompts
+    angle = p[:, None, None, None] * p[:, None] / 3 + d[None, :, None, None] * d / D
+    waves = torch.cos(2 * torch.pi * angle)  # real part of exp(-i ...), P x D x P x D
+    transformed = torch.einsum("pdqe,lqe->lpd", waves, own[:, :3])
+    prompts = torch.cat([transformed, own[:, 3:]], dim=1).float()
+
+    def advance(block: int, left: Tensor, patches: Tensor) -> Tensor:
+        return prompts[block].expand(2, -1, -1)
+
+    wanted = features_by_hand(model, prompts[0], advance)
+    torch.testing.assert_close(model.forward_features(IMAGES), wanted, atol=1e-5, rtol=1e-5)
+
+
 def test_gated_mixes_the_prompts_after_each_block(tiny_backbone: Backbone) -> None:
     model = create(tiny_backbone, "gated")
     prompts = model.method.get_parameter("prompts")
@@ -187,7 +208,7 @@ def test_gated_mixes_the_prompts_after_each_block(tiny_backbone: Backbone) -> No
     torch.testing.assert_close(model.forward_features(IMAGES), wanted, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["vpt-shallow", "vpt-deep", "gated", "lspt"])
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - {"linear"}))
 def test_prompts_change_the_answer(tiny_backbone: Backbone, name: str) -> None:
     model = create(tiny_backbone, name)
     before = model(IMAGES)
@@ -336,7 +357,7 @@ def test_a_backbone_in_train_mode_is_frozen_when_taken(
     assert not any(parameter.requires_grad for parameter in model.backbone.parameters())
 
 
-@pytest.mark.parametrize("name", ["vpt-shallow", "vpt-deep", "gated", "lspt"])
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - {"linear"}))
 def test_prompt_dropout_acts_in_train_mode_only(tiny_backbone: Backbone, name: str) -> None:
     model = create(tiny_backbone, name, prompt_dropout=0.5)
     assert torch.equal(model(IMAGES), model(IMAGES))

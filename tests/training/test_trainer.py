@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from toys import COLOURS, coloured
 
-from lspt_serve.bundle import Bundle
+from lspt_serve.bundle import Bundle, MethodRef
 from lspt_serve.errors import LSPTError
 from lspt_serve.export import create_model
 from lspt_serve.models import METHODS, Backbone, PromptedViT, create_prompted_vit
@@ -123,6 +123,36 @@ def test_epoch_reports_the_mean_losses(tiny_backbone: Backbone, colours: Dataset
 
     assert epoch.loss == pytest.approx(train_loss, rel=1e-5)
     assert epoch.val_loss == pytest.approx(val_loss, rel=1e-5)
+
+
+def test_what_training_hands_on_is_folded(tiny_backbone: Backbone, colours: Dataset) -> None:
+    bundle = train_task(
+        tiny_backbone,
+        colours,
+        name="colour",
+        method="vfpt",
+        options={"num_prompts": 5, "fourier_share": 0.4, "prompt_dropout": 0.1},
+        settings=SHORT,
+    )
+
+    manifest = bundle.manifest
+    plain = {"num_prompts": 5, "prompt_dropout": 0.1}
+    assert manifest.method == MethodRef(name="vpt-deep", options=plain)
+    assert manifest.trained_as == MethodRef(name="vfpt", options=plain | {"fourier_share": 0.4})
+    assert manifest.metrics is not None
+    accuracy = accuracy_by_hand(create_model(tiny_backbone, bundle), colours.test, tiny_backbone)
+    assert manifest.metrics.test_accuracy == pytest.approx(accuracy)
+
+
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"vfpt"}))
+def test_what_needs_no_folding_has_no_other_origin(
+    tiny_backbone: Backbone, colours: Dataset, method: str
+) -> None:
+    settings = replace(SHORT, epochs=1)
+    bundle = train_task(tiny_backbone, colours, name="colour", method=method, settings=settings)
+
+    assert bundle.manifest.method.name == method
+    assert bundle.manifest.trained_as is None
 
 
 def test_every_step_has_its_own_learning_rate(

@@ -67,6 +67,7 @@ class PromptMethod(nn.Module, ABC):
 
     A method is called once before block 1 (`start`) and once between every two blocks (`advance`).
     What it must remember along the depth travels in `state`; its parameters are the task's tensors.
+    Training hands on what `fold` gives.
     """
 
     name: ClassVar[str]
@@ -96,6 +97,14 @@ class PromptMethod(nn.Module, ABC):
     def temperature(self, block: int) -> Tensor | None:
         """Scalar that divides the attention logits of block `block` (1..L); None leaves them."""
         return None
+
+    def fold(self) -> "PromptMethod":
+        """The method that serves what this one has learned: here itself.
+
+        A method whose prompts do not depend on the image computes them once, here, and hands on the
+        plainer method that holds the result: bundles and graphs know that one alone.
+        """
+        return self
 
 
 def uniform_prompts(shape: tuple[int, ...], vit: Shape) -> nn.Parameter:
