@@ -78,7 +78,7 @@ def to_table(runs: list[Run], circumstances: str) -> str:
 def plot(runs: list[Run], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(7.2, 2.8), layout="constrained")
     width = 0.8 / len(METHODS)
-    colours = ["#9aa5b1", "#7fb3d5", "#5499c7", "#76d7c4", "#f0b27a", "#c0392b"]
+    colours = ["#9aa5b1", "#7fb3d5", "#5499c7", "#76d7c4", "#82b366", "#f0b27a", "#c0392b"]
     for column, (method, colour) in enumerate(zip(METHODS, colours, strict=True)):
         tests = [[100 * v for v in select(runs, t, method, "test_accuracy")] for t in TASKS]
         middles = [index + (column - (len(METHODS) - 1) / 2) * width for index in range(len(TASKS))]

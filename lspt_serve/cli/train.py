@@ -44,7 +44,7 @@ def train(
     ],
     out: Annotated[Path, typer.Option(help="Bundle to write: a folder named like the task.")],
     method: Annotated[
-        str, typer.Option(help="linear, vpt-shallow, vpt-deep, vfpt, gated or lspt.")
+        str, typer.Option(help="linear, vpt-shallow, vpt-deep, vfpt, v2apt, gated or lspt.")
     ] = "lspt",
     option: Annotated[
         list[str] | None,

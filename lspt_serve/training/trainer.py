@@ -109,6 +109,8 @@ def _train_epoch(
         with torch.autocast(train.targets.device.type, dtype, enabled=dtype != torch.float32):
             logits = train.logits(rows)
         loss = cross_entropy(logits.float(), train.targets[rows])
+        if (extra := train.model.method.regularisation()) is not None:
+            loss = loss + extra
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -32,6 +32,8 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("vpt-shallow", {}, {}),
     ("vpt-deep", {}, REGISTERS),
     ("vfpt", {}, {}),
+    ("v2apt", {"pool": "prompt_mean"}, {}),
+    ("v2apt", {"num_vae_prompts": 1, "latent_dim": 5}, REGISTERS),
     ("gated", {}, NO_CLS),
     ("lspt", {}, {}),
     ("lspt", {"coder": "gru", "residual": True}, NO_CLS),

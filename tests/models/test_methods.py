@@ -141,7 +141,7 @@ def test_lspt_has_the_stated_number_of_weights(options: dict[str, Any], size: in
 @pytest.mark.parametrize("name", METHODS)
 def test_the_number_of_prompts_and_options_of_training_do_not_shape_the_graph(name: str) -> None:
     options = create_method(name, VIT).settings.graph_options()
-    of_training = {"prompt_dropout", "gate_init", "forget_bias"}
+    of_training = {"prompt_dropout", "gate_init", "forget_bias", "kl_weight"}
     assert not options.keys() & {"num_prompts", *of_training}
 
 
@@ -185,6 +185,11 @@ def test_options_may_be_the_strings_of_a_command_line() -> None:
         ("vfpt", {"fourier_share": 1.5}, r"^fourier_share must be in \[0, 1\], got 1\.5$"),
         ("vfpt", {"fourier_share": -0.5}, r"^fourier_share must be in \[0, 1\], got -0\.5$"),
         ("vfpt", {"fourier_share": math.nan}, "^fourier_share must be in .*got nan$"),
+        ("v2apt", {"num_prompts": 0}, "^num_prompts must be at least 1, got 0$"),
+        ("v2apt", {"num_vae_prompts": 0}, "^num_vae_prompts must be at least 1, got 0$"),
+        ("v2apt", {"latent_dim": 0}, "^latent_dim must be at least 1, got 0$"),
+        ("v2apt", {"kl_weight": -1}, "^kl_weight must be finite and not negative, got -1"),
+        ("v2apt", {"kl_weight": math.inf}, "^kl_weight must be finite .*got inf$"),
         ("lspt", {"gspc": "maybe"}, "^gspc: .*valid boolean"),
         ("gated", {"gate_init": "open"}, "^gate_init: .*valid number"),
         ("gated", {"gate_init": math.nan}, "gate_init"),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, gelu
 
 from lspt_serve.errors import BundleError, MethodError
 from lspt_serve.models import METHODS, POOLS, Backbone, PromptedViT, create_prompted_vit
@@ -34,6 +34,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("lspt", {"forget_bias": 1.0}),
     ("vfpt", {"fourier_share": 0.0}),
     ("vfpt", {"fourier_share": 1.0}),
+    ("v2apt", {"num_vae_prompts": 1, "latent_dim": 1}),
     ("lspt", {"gspc": False}),
     ("lspt", {"lpc": False}),
     ("lspt", {"gspc": False, "lpc": False}),
@@ -188,6 +189,30 @@ def test_vfpt_shows_each_block_its_transformed_and_its_plain_prompts(
         return prompts[block].expand(2, -1, -1)
 
     wanted = features_by_hand(model, prompts[0], advance)
+    torch.testing.assert_close(model.forward_features(IMAGES), wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_v2apt_shows_each_block_its_own_and_the_images_prompts(
+    make_backbone: Callable[..., Backbone], architecture: dict[str, Any]
+) -> None:
+    options = {"num_prompts": 5, "num_vae_prompts": 3, "latent_dim": 7}
+    model = create(make_backbone(**architecture), "v2apt", **options)
+    own, vae = model.method.get_parameter("prompts"), model.method.get_submodule("vae")
+    tensors: dict[str, Tensor] = vae.state_dict()
+    _, patches = embed(model.backbone, IMAGES)
+
+    def linear(name: str, x: Tensor) -> Tensor:
+        return x @ tensors[f"{name}.weight"].T + tensors[f"{name}.bias"]
+
+    hidden = gelu(linear("patch_encoder", patches)).sum(dim=1) / N
+    mean = linear("encoder", hidden)[:, :7]
+    of_image = linear("decoder.2", gelu(linear("decoder.0", mean))).reshape(2, 3, D)
+
+    def advance(block: int, left: Tensor, patches: Tensor) -> Tensor:
+        return torch.cat([own[block].expand(2, -1, -1), of_image], dim=1)
+
+    wanted = features_by_hand(model, advance(0, own, patches), advance)
     torch.testing.assert_close(model.forward_features(IMAGES), wanted, atol=1e-5, rtol=1e-5)
 
 

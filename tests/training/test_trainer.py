@@ -125,6 +125,29 @@ def test_epoch_reports_the_mean_losses(tiny_backbone: Backbone, colours: Dataset
     assert epoch.val_loss == pytest.approx(val_loss, rel=1e-5)
 
 
+def test_loss_of_training_has_the_methods_own_term_and_that_of_val_has_not(
+    tiny_backbone: Backbone, colours: Dataset
+) -> None:
+    stands_still = replace(SHORT, epochs=1, batch_size=7, lr=1e-12)
+    without, with_term = (
+        fit(
+            fresh(tiny_backbone, "v2apt", kl_weight=weight),
+            colours,
+            tiny_backbone.preprocess,
+            stands_still,
+        )
+        for weight in (0.0, 2.0)
+    )
+
+    model = fresh(tiny_backbone, "v2apt", kl_weight=2.0).train()
+    model(torch.from_numpy(normalise(colours.train.images, tiny_backbone.preprocess)))
+    term = model.method.regularisation()
+    assert term is not None
+    assert term.item() > 0.01
+    assert with_term.loss - without.loss == pytest.approx(term.item(), rel=1e-3)
+    assert with_term.val_loss == pytest.approx(without.val_loss, rel=1e-6)
+
+
 def test_what_training_hands_on_is_folded(tiny_backbone: Backbone, colours: Dataset) -> None:
     bundle = train_task(
         tiny_backbone,

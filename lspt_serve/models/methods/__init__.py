@@ -7,13 +7,14 @@ from lspt_serve.models.methods.base import PromptMethod, Settings, Shape
 from lspt_serve.models.methods.gated import Gated
 from lspt_serve.models.methods.linear import Linear
 from lspt_serve.models.methods.lspt import LSPT
+from lspt_serve.models.methods.v2apt import V2APT
 from lspt_serve.models.methods.vfpt import VFPT
 from lspt_serve.models.methods.vpt import VPTDeep, VPTShallow
 
 __all__ = ["METHODS", "PromptMethod", "Settings", "Shape", "create_method"]
 
 METHODS: dict[str, Any] = {
-    method.name: method for method in (Linear, VPTShallow, VPTDeep, VFPT, Gated, LSPT)
+    method.name: method for method in (Linear, VPTShallow, VPTDeep, VFPT, V2APT, Gated, LSPT)
 }
 
 

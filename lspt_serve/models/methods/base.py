@@ -67,7 +67,7 @@ class PromptMethod(nn.Module, ABC):
 
     A method is called once before block 1 (`start`) and once between every two blocks (`advance`).
     What it must remember along the depth travels in `state`; its parameters are the task's tensors.
-    Training hands on what `fold` gives.
+    Training adds its `regularisation` to the loss and hands on what `fold` gives.
     """
 
     name: ClassVar[str]
@@ -96,6 +96,10 @@ class PromptMethod(nn.Module, ABC):
 
     def temperature(self, block: int) -> Tensor | None:
         """Scalar that divides the attention logits of block `block` (1..L); None leaves them."""
+        return None
+
+    def regularisation(self) -> Tensor | None:
+        """What training adds to the loss of the batch that was run last; None for nothing."""
         return None
 
     def fold(self) -> "PromptMethod":
