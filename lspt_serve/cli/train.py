@@ -55,6 +55,10 @@ def train(
     ] = None,
     img_size: ImgSize = None,
     normalisation: NormaliseBy = None,
+    init: Annotated[
+        Literal["uniform", "tokens", "kmeans"],
+        typer.Option(help="Prompts start as noise, patch tokens of train or centres of them."),
+    ] = "uniform",
     epochs: Annotated[int, typer.Option(help="Passes over train.")] = 30,
     batch_size: Annotated[int, typer.Option(help="Images in a step.")] = 64,
     lr: Annotated[float, typer.Option(help="Peak learning rate of AdamW.")] = 3e-3,
@@ -90,7 +94,7 @@ def train(
     options = parse_options(option)
     with stoppable():
         from lspt_serve.models import create_prompted_vit, load_backbone  # torch: takes seconds
-        from lspt_serve.training import TrainSettings, load_dataset, train_task
+        from lspt_serve.training import TrainSettings, check_init, load_dataset, train_task
 
         settings = TrainSettings(
             epochs=epochs,
@@ -104,7 +108,8 @@ def train(
         )
         vit = load_backbone(backbone, img_size=img_size, normalisation=normalisation)
         # say what is wrong with the method before minutes of decoding
-        create_prompted_vit(vit, method, num_classes=2, pool=pool, **options)
+        model = create_prompted_vit(vit, method, num_classes=2, pool=pool, **options)
+        check_init(model.method, init)
         with _bar("decoding") as (bar, row):
             dataset = load_dataset(
                 data,
@@ -123,6 +128,7 @@ def train(
                 method=method,
                 options=options,
                 pool=pool,
+                init=init,
                 settings=settings,
                 version=version,
                 license=license,

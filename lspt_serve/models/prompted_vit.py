@@ -57,7 +57,7 @@ class PromptedViT(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Normalised images (B x 3 x H x W) to pooled features (B x F)."""
-        prefix, patches = self._embed(images)
+        prefix, patches = self.embed(images)
         prompts, state = self.method.start(patches)
         sizes = [prefix.shape[1], prompts.shape[1], patches.shape[1]]
         for number, block in enumerate(self.backbone.blocks, start=1):
@@ -70,7 +70,8 @@ class PromptedViT(nn.Module):
         features = self.backbone.fc_norm(pool_tokens(self.pool, prefix, prompts, patches))
         return features.flatten(start_dim=1)  # type: ignore[no-any-return]  # B x F
 
-    def _embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Prefix tokens and patches (B x N x D) as they enter block 1, without the prompts."""
         vit = self.backbone
         x = vit.norm_pre(vit._pos_embed(vit.patch_embed(images)))
         return x[:, : vit.num_prefix_tokens], x[:, vit.num_prefix_tokens :]

@@ -1,8 +1,19 @@
 """Tune the tensors of one task on a frozen backbone and hand them on as a bundle."""
 
 from lspt_serve.training.data import Dataset, Split, load_dataset
+from lspt_serve.training.init import Init, check_init
 from lspt_serve.training.settings import TrainSettings
 from lspt_serve.training.task import train_task
 from lspt_serve.training.trainer import Epoch, fit
 
-__all__ = ["Dataset", "Epoch", "Split", "TrainSettings", "fit", "load_dataset", "train_task"]
+__all__ = [
+    "Dataset",
+    "Epoch",
+    "Init",
+    "Split",
+    "TrainSettings",
+    "check_init",
+    "fit",
+    "load_dataset",
+    "train_task",
+]

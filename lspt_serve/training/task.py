@@ -10,6 +10,7 @@ import torch
 from lspt_serve.bundle import BackboneRef, Bundle, MethodRef, Metrics
 from lspt_serve.models import Backbone, PromptedViT, create_prompted_vit
 from lspt_serve.training.data import Dataset
+from lspt_serve.training.init import Init, initialise_prompts
 from lspt_serve.training.settings import TrainSettings, pick_device
 from lspt_serve.training.trainer import Epoch, evaluate, fit
 
@@ -24,6 +25,7 @@ def train_task(
     method: str = "lspt",
     options: dict[str, Any] | None = None,
     pool: str | None = None,
+    init: Init = "uniform",
     settings: TrainSettings = TrainSettings(),  # noqa: B008  frozen
     version: int = 1,
     license: str | None = None,
@@ -33,8 +35,11 @@ def train_task(
 
     The model is folded before it is measured: what is measured is what is served.
 
+    Args:
+        init: where the learned prompts start, see lspt_serve/training/init.py.
+
     Raises:
-        MethodError: unknown method, option or pool.
+        MethodError: unknown method, option, pool or init, or an init without prompts.
         BundleError: a name that a bundle may not have.
     """
     started = time.perf_counter()
@@ -43,6 +48,7 @@ def train_task(
         backbone, method, num_classes=len(dataset.labels), pool=pool, **(options or {})
     )
     model.to(pick_device(settings.device))
+    initialise_prompts(model, dataset.train, backbone.preprocess, init, seed=settings.seed)
     best = fit(model, dataset, backbone.preprocess, settings, on_epoch=on_epoch)
     served = model.fold()
     metrics = Metrics(

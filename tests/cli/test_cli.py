@@ -137,6 +137,29 @@ def test_train_json_is_one_object_on_stdout(run: Run, quick: list[str], tmp_path
     assert json.loads(ended.out) == {"bundle": str(out), **manifest}
 
 
+@pytest.mark.parametrize("init", ["tokens", "kmeans"])
+def test_train_starts_from_the_tasks_own_tokens(
+    run: Run, quick: list[str], tmp_path: Path, init: str
+) -> None:
+    plain, own = tmp_path / "plain", tmp_path / "own"
+
+    assert run(*quick, "--out", plain).code == 0
+    assert run(*quick, "--out", own, "--init", init).code == 0
+
+    prompts = [load_bundle(path).tensors["method.prompts"] for path in (plain, own)]
+    assert abs(prompts[0]).mean() < 0.5 * abs(prompts[1]).mean()
+
+
+def test_init_without_prompts_is_refused_before_any_image_is_read(
+    run: Run, quick: list[str], tmp_path: Path
+) -> None:
+    words = [*quick, "--data", tmp_path / "none", "--out", tmp_path / "colour"]
+
+    ended = run(*words, "--method", "linear", "--init", "tokens")
+
+    check_error(ended, "init 'tokens' needs prompts, and method 'linear' has none")
+
+
 def test_inspect_says_what_was_folded(run: Run, quick: list[str], tmp_path: Path) -> None:
     out = tmp_path / "colour"
 
