@@ -1,4 +1,4 @@
-"""Every prompt method on the three digit tasks, several seeds: a table and a plot.
+"""The prompt methods side by side on the three digit tasks, several seeds: a table and a plot.
 
     python examples/digits/compare.py --data build/digits --out docs
 
@@ -17,7 +17,7 @@ from typing import Any
 import matplotlib
 import torch
 
-from lspt_serve.models import METHODS, Backbone, load_backbone
+from lspt_serve.models import Backbone, load_backbone
 from lspt_serve.training import Dataset, TrainSettings, load_dataset, train_task
 
 matplotlib.use("Agg")
@@ -25,6 +25,7 @@ import matplotlib.pyplot as plt
 
 BACKBONE = "vit_digits_patch8_32"
 TASKS = ("digit", "parity", "loop")
+METHODS = ("linear", "vpt-shallow", "vpt-deep", "gated", "lspt")
 EPOCHS, BATCH_SIZE = 20, 32
 LEARNING_RATES = (3e-3, 1e-2, 3e-2)
 Run = dict[str, Any]
@@ -78,7 +79,7 @@ def to_table(runs: list[Run], circumstances: str) -> str:
 def plot(runs: list[Run], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(7.2, 2.8), layout="constrained")
     width = 0.8 / len(METHODS)
-    colours = ["#9aa5b1", "#7fb3d5", "#5499c7", "#76d7c4", "#82b366", "#f0b27a", "#c0392b"]
+    colours = ["#9aa5b1", "#7fb3d5", "#5499c7", "#f0b27a", "#c0392b"]
     for column, (method, colour) in enumerate(zip(METHODS, colours, strict=True)):
         tests = [[100 * v for v in select(runs, t, method, "test_accuracy")] for t in TASKS]
         middles = [index + (column - (len(METHODS) - 1) / 2) * width for index in range(len(TASKS))]
