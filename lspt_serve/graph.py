@@ -28,6 +28,7 @@ __all__ = [
 
 GRAPH_FILE, SPEC_FILE = "graph.onnx", "graph.json"
 IMAGES, FEATURES, PROBABILITIES, BATCH = "images", "features", "probabilities", "batch"
+OF_THE_GRAPH = ("img_size", "mean", "std")  # of a Preprocess; how images are cropped is the task's
 Dim = int | str  # a fixed size, or the name of a free one
 
 
@@ -79,21 +80,21 @@ def check_fits(bundle: Bundle, graph: GraphSpec) -> None:
     """Whether a bundle can be run by a graph.
 
     Raises:
-        BundleError: another backbone, method, option, pool or preprocessing, or tensors that do not
-            fit the graph's inputs; the difference is named.
+        BundleError: another backbone, method, option, pool, img_size, mean or std, or tensors that
+            do not fit the graph's inputs; the difference is named.
     """
     bundle.check_backbone(graph.backbone)
     manifest = bundle.manifest
     theirs: dict[str, object] = {
         "method": manifest.method.name,
         "pool": manifest.pool,
-        "preprocess": manifest.preprocess,
+        **{key: getattr(manifest.preprocess, key) for key in OF_THE_GRAPH},
         **{name: manifest.method.options.get(name) for name in graph.method.options},
     }
     ours: dict[str, object] = {
         "method": graph.method.name,
         "pool": graph.pool,
-        "preprocess": graph.preprocess,
+        **{key: getattr(graph.preprocess, key) for key in OF_THE_GRAPH},
         **graph.method.options,
     }
     wrong = [f"{key} {theirs[key]}, wanted {ours[key]}" for key in ours if theirs[key] != ours[key]]

@@ -17,9 +17,11 @@ from lspt_serve.errors import TooLargeError, UndecodableError, UnsupportedFormat
 __all__ = [
     "FORMATS",
     "MAX_PIXELS",
+    "MIN_CROP_PCT",
     "NORMALISATIONS",
     "Normalisation",
     "Preprocess",
+    "crop_middle",
     "decode_image",
     "normalise",
     "preprocess_image",
@@ -27,6 +29,7 @@ __all__ = [
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF")
 MAX_PIXELS = 50_000_000
+MIN_CROP_PCT = 0.1  # bounds what a bundle from elsewhere can make a server resize to
 
 Normalisation = Literal["imagenet", "half"]
 Triple = tuple[float, float, float]
@@ -40,8 +43,10 @@ NORMALISATIONS: dict[Normalisation, tuple[Triple, Triple]] = {  # mean, std
 class Preprocess:
     """How an image becomes a backbone's input; travels in the bundle and in the exported graph.
 
-    The image is resized to `img_size` x `img_size` whatever its aspect ratio (the protocol of
-    VTAB-1K), bicubic with antialiasing, then normalised to (pixel / 255 - mean) / std.
+    With `crop_pct` 1 the image is resized to `img_size` x `img_size` whatever its aspect ratio (the
+    protocol of VTAB-1K). Below 1 its shorter side is resized to `resized_side`, keeping the aspect
+    ratio, and the middle is cropped (the protocol of FGVC). Bicubic with antialiasing; then
+    normalised to (pixel / 255 - mean) / std.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}  # in the files that it is part of
@@ -49,6 +54,7 @@ class Preprocess:
     img_size: int
     mean: Triple = (0.5, 0.5, 0.5)
     std: Triple = (0.5, 0.5, 0.5)
+    crop_pct: float = 1.0  # in [MIN_CROP_PCT, 1]; timm's word
 
     def __post_init__(self) -> None:
         if self.img_size < 1:
@@ -58,32 +64,75 @@ class Preprocess:
             raise ValueError(
                 f"mean and std take 3 finite values, std > 0; got {self.mean}, {self.std}"
             )
+        if not MIN_CROP_PCT <= self.crop_pct <= 1:
+            raise ValueError(f"crop_pct must be in [{MIN_CROP_PCT}, 1], got {self.crop_pct}")
+
+    @property
+    def resized_side(self) -> int:
+        """Of the square that the middle is cropped from, in pixels; `img_size` with crop_pct 1."""
+        return math.floor(self.img_size / self.crop_pct)
 
 
-def decode_image(data: bytes, img_size: int, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
-    """Decode an untrusted image file and resize it.
+def decode_image(
+    data: bytes,
+    img_size: int,
+    *,
+    crop_pct: float = 1.0,
+    with_margin: bool = False,
+    max_pixels: int = MAX_PIXELS,
+) -> NDArray[np.uint8]:
+    """Decode an untrusted image file and resize it as Preprocess says.
 
     EXIF orientation is applied, an animation gives its first frame, transparency is laid on white,
     16-bit greys are scaled to 8 bits. A JPEG much larger than needed is decoded at a fraction of
-    its size, never below twice `img_size`. The size is read from the header and checked before any
-    pixel is decoded.
+    its size, never below twice what is asked for. The size is read from the header and checked
+    before any pixel is decoded.
+
+    Args:
+        with_margin: give the square of `resized_side` whose middle the answer would be, for
+            training to crop from.
 
     Returns:
-        H x W x C uint8, RGB, values in [0, 255], H = W = `img_size`.
+        H x W x C uint8, RGB, values in [0, 255], H = W = `img_size` (or `resized_side`).
 
     Raises:
         UnsupportedFormatError: not one of FORMATS.
         TooLargeError: more than `max_pixels` pixels.
         UndecodableError: truncated or otherwise broken.
     """
+    side = Preprocess(img_size, crop_pct=crop_pct).resized_side
     image = _open(data, max_pixels)
     try:
-        image.draft("RGB", (2 * img_size, 2 * img_size))
+        image.draft("RGB", (2 * side, 2 * side))
         image = _to_rgb(ImageOps.exif_transpose(image))
-        image = image.resize((img_size, img_size), Image.Resampling.BICUBIC)
-        return np.asarray(image, dtype=np.uint8)
+        box = _middle(image.size, side, img_size) if crop_pct < 1 else None
+        image = image.resize((side, side), Image.Resampling.BICUBIC, box)
+        pixels = np.asarray(image, dtype=np.uint8)
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, EOFError, ...
         raise UndecodableError(f"image does not decode: {error}") from error
+    return pixels if with_margin else crop_middle(pixels, img_size)
+
+
+def crop_middle(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """... x H x W x C to ... x size x size x C, rounded as in torchvision."""
+    top, left = (round((side - size) / 2) for side in pixels.shape[-3:-1])
+    return pixels[..., top : top + size, left : left + size, :]
+
+
+def _middle(size: tuple[int, int], side: int, img_size: int) -> tuple[float, float, float, float]:
+    """What of the image becomes the square, in its own pixels: left, top, right, bottom.
+
+    Resized whole, a picture of 50 million x 1 pixels would need terabytes; the box alone does not.
+    The middle `img_size` of the square is the middle of the whole resized image, to the pixel.
+    """
+    shorter = min(size)
+    resized = [side * length // shorter for length in size]
+    starts = [round((n - img_size) / 2) - round((side - img_size) / 2) for n in resized]
+    (left, top), (right, bottom) = (
+        [(start + end) * length / n for start, length, n in zip(starts, size, resized, strict=True)]
+        for end in (0, side)
+    )
+    return left, top, right, bottom
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
@@ -131,4 +180,5 @@ def normalise(images: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.f
 
 def preprocess_image(data: bytes, preprocess: Preprocess, **limits: Any) -> NDArray[np.float32]:
     """Bytes of an image file to C x H x W float32; raises what `decode_image` raises."""
-    return normalise(decode_image(data, preprocess.img_size, **limits), preprocess)
+    size, crop_pct = preprocess.img_size, preprocess.crop_pct
+    return normalise(decode_image(data, size, crop_pct=crop_pct, **limits), preprocess)

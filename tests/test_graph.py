@@ -78,7 +78,15 @@ def test_another_method_option_or_pool_is_named(
 @pytest.mark.parametrize(
     ("change", "difference"),
     [
-        ({"preprocess": Preprocess(32, std=(0.25, 0.5, 0.5))}, r"preprocess Preprocess\(.*0\.25"),
+        (
+            {"preprocess": Preprocess(32, std=(0.25, 0.5, 0.5))},
+            r"std \(0\.5, 0\.5, 0\.5\), wanted \(0\.25, 0\.5, 0\.5\)",
+        ),
+        ({"preprocess": Preprocess(16)}, "img_size 32, wanted 16"),
+        (
+            {"preprocess": Preprocess(32, mean=(0.0, 0.5, 0.5))},
+            r"mean \(0\.5, 0\.5, 0\.5\), wanted \(0\.0, 0\.5, 0\.5\)",
+        ),
         ({"num_features": 48}, "head takes 24 features, wanted 48"),
         ({"inputs": CELL}, "tensor method.prompts is unexpected"),
         (
@@ -100,6 +108,16 @@ def test_another_preprocessing_or_shape_is_named(
 ) -> None:
     with pytest.raises(BundleError, match=f"does not fit the graph: {difference}"):
         check_fits(make_bundle(), graph.model_copy(update=change))
+
+
+def test_how_a_task_crops_its_images_is_its_own(
+    graph: GraphSpec, make_bundle: Callable[..., Bundle]
+) -> None:
+    bundle = make_bundle()
+    cropping = Preprocess(32, crop_pct=0.875)
+    manifest = bundle.manifest.model_copy(update={"preprocess": cropping})
+
+    check_fits(Bundle(manifest, bundle.tensors), graph)
 
 
 def test_another_backbone_is_named(

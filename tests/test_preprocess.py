@@ -217,6 +217,81 @@ def test_a_jpeg_is_never_decoded_below_twice_the_size(
     assert seen == [decoded]
 
 
+def cropped_by_hand(image: Image.Image, side: int, size: int) -> NDArray[np.uint8]:
+    """Resize the shorter side to `side`, crop the middle: torchvision's Resize and CenterCrop."""
+    width, height = image.size
+    shorter = min(width, height)
+    resized = image.resize(
+        (int(side * width / shorter), int(side * height / shorter)), Image.Resampling.BICUBIC
+    )
+    left, top = (round((length - size) / 2) for length in resized.size)
+    return np.asarray(resized.crop((left, top, left + size, top + size)))
+
+
+@pytest.mark.parametrize("size", [(64, 64), (50, 64), (64, 41), (33, 64), (9, 13), (64, 1)])
+@pytest.mark.parametrize(("img_size", "crop_pct", "side"), [(28, 0.875, 32), (24, 0.9, 26)])
+def test_crop_pct_resizes_the_shorter_side_and_crops_the_middle(
+    size: tuple[int, int], img_size: int, crop_pct: float, side: int
+) -> None:
+    image = Image.fromarray(NOISE).resize(size)
+
+    got = decode_image(encode(image), img_size, crop_pct=crop_pct)
+
+    wanted = cropped_by_hand(image, side, img_size)
+    np.testing.assert_allclose(got.astype(int), wanted.astype(int), atol=1, rtol=0)
+    assert got.shape == (img_size, img_size, 3)
+
+
+def test_crop_pct_1_resizes_whatever_the_aspect_ratio() -> None:
+    image = Image.fromarray(NOISE[:20])
+    got = decode_image(encode(image), 16, crop_pct=1.0)
+    assert np.array_equal(got, np.asarray(image.resize((16, 16), Image.Resampling.BICUBIC)))
+
+
+@pytest.mark.parametrize("size", [(64, 64), (50, 64), (63, 41), (33, 62)])
+@pytest.mark.parametrize(("img_size", "crop_pct"), [(28, 0.875), (27, 0.875), (16, 0.8), (9, 0.5)])
+def test_middle_of_the_square_with_margin_is_the_image_without(
+    size: tuple[int, int], img_size: int, crop_pct: float
+) -> None:
+    data = encode(Image.fromarray(NOISE).resize(size))
+    side = Preprocess(img_size, crop_pct=crop_pct).resized_side
+
+    square = decode_image(data, img_size, crop_pct=crop_pct, with_margin=True)
+
+    assert square.shape == (side, side, 3)
+    start = round((side - img_size) / 2)
+    middle = square[start : start + img_size, start : start + img_size]
+    assert np.array_equal(middle, decode_image(data, img_size, crop_pct=crop_pct))
+
+
+def test_very_long_image_is_cropped_without_being_resized_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data, seen, resize = encode(Image.new("RGB", (1_000_000, 1), "red")), [], Image.Image.resize
+
+    def spy(self: Image.Image, size: tuple[int, int], *args: Any) -> Image.Image:
+        seen.append(size)
+        return resize(self, size, *args)
+
+    monkeypatch.setattr(Image.Image, "resize", spy)
+    assert (decode_image(data, 224, crop_pct=0.875) == (255, 0, 0)).all()
+    assert seen == [(256, 256)]
+
+
+def test_preprocess_image_crops_as_the_preprocessing_says() -> None:
+    data, preprocess = encode(Image.fromarray(NOISE[:40])), Preprocess(8, crop_pct=0.5)
+    wanted = normalise(decode_image(data, 8, crop_pct=0.5), preprocess)
+    assert np.array_equal(preprocess_image(data, preprocess), wanted)
+    assert not np.array_equal(preprocess_image(data, Preprocess(8)), wanted)
+
+
+@pytest.mark.parametrize(
+    ("img_size", "crop_pct", "side"), [(224, 0.875, 256), (224, 0.9, 248), (224, 1.0, 224)]
+)
+def test_resized_side_is_that_of_timm(img_size: int, crop_pct: float, side: int) -> None:
+    assert Preprocess(img_size, crop_pct=crop_pct).resized_side == side
+
+
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "BMP"])
 @pytest.mark.parametrize("share", [0.5, 0.9])
 def test_a_truncated_image_does_not_decode(format: str, share: float) -> None:
@@ -330,6 +405,9 @@ def test_preprocess_image_decodes_then_normalises() -> None:
         ({"img_size": 8, "mean": (0.5, float("nan"), 0.5)}, "mean and std"),
         ({"img_size": 8, "std": (0.5, float("nan"), 0.5)}, "mean and std"),
         ({"img_size": 8, "std": (0.5, float("inf"), 0.5)}, "mean and std"),
+        ({"img_size": 8, "crop_pct": 1.1}, r"crop_pct must be in \[0.1, 1\], got 1.1"),
+        ({"img_size": 8, "crop_pct": 0.0}, "crop_pct must be .* got 0.0"),
+        ({"img_size": 8, "crop_pct": float("nan")}, "crop_pct must be .* got nan"),
     ],
 )
 def test_a_preprocessing_that_makes_no_sense_is_refused(

@@ -52,7 +52,7 @@ async def classify(
     data = await image.read()
 
     def run() -> tuple[list[LabelScore], float, float]:
-        pixels = preprocess_image(data, classifier.preprocess)
+        pixels = preprocess_image(data, bundle.manifest.preprocess)
         decoded = time.perf_counter()
         (best,) = classifier.classify(pixels[None], task, top_k=top_k)
         return [LabelScore.model_validate(p) for p in best], decoded, time.perf_counter()

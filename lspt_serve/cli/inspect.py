@@ -40,7 +40,7 @@ def _table(bundle: Bundle) -> Table:
         "options": ", ".join(f"{k}={v}" for k, v in manifest.method.options.items()) or "none",
         "backbone": f"{manifest.backbone.source} (sha256 {manifest.backbone.sha256[:12]}…)",
         "preprocess": f"{manifest.preprocess.img_size} px, mean {list(manifest.preprocess.mean)}, "
-        f"std {list(manifest.preprocess.std)}",
+        f"std {list(manifest.preprocess.std)}, crop_pct {manifest.preprocess.crop_pct}",
         "pool": manifest.pool,
         "tensors": "\n".join(f"{name} {shape}" for name, shape in manifest.tensors.items()),
         "bytes": f"{size:,}",

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lspt_serve.bundle import Bundle
-from lspt_serve.preprocess import Preprocess
 from lspt_serve.runtime.engine import Engine
 from lspt_serve.runtime.store import PromptStore
 
@@ -32,11 +31,6 @@ class Classifier:
         self.engine = engine
         self.store = store
 
-    @property
-    def preprocess(self) -> Preprocess:
-        """The same for all tasks: it belongs to the backbone."""
-        return self.engine.graph.preprocess
-
     def classify(
         self, images: NDArray[np.float32], task: str, *, top_k: int
     ) -> list[list[Prediction]]:
@@ -56,7 +50,7 @@ class Classifier:
 
     def warm_up(self) -> None:
         """Run once, so that the first caller does not pay for lazy allocations."""
-        size = self.preprocess.img_size
+        size = self.engine.graph.preprocess.img_size
         for bundle in self.store:
             self.classify(np.zeros((1, 3, size, size), np.float32), bundle.name, top_k=1)
             break

@@ -1,5 +1,7 @@
 import io
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,9 +10,11 @@ from PIL import Image
 from toys import coloured, encoded, random_bundle
 from toys_api import TASKS, Api, check_refused, create_classifier
 
+from lspt_serve.bundle import Bundle, save_bundle
 from lspt_serve.export import create_model
 from lspt_serve.models import Backbone
-from lspt_serve.preprocess import FORMATS, preprocess_image
+from lspt_serve.preprocess import FORMATS, normalise, preprocess_image
+from lspt_serve.runtime import Classifier, PromptStore
 
 PNG = encoded(coloured("red", np.random.default_rng(0), side=40))
 
@@ -41,6 +45,28 @@ def test_answer_is_that_of_torch(api: Api, tiny_backbone: Backbone, seed: int, t
         for index in order
     ]
     assert (answer["task"], answer["version"]) == (task, 1)
+
+
+def test_image_is_cropped_as_the_bundle_says(
+    tiny_backbone: Backbone, api: Api, tmp_path: Path
+) -> None:
+    bundle = random_bundle(tiny_backbone, name="cropped")
+    preprocess = replace(tiny_backbone.preprocess, crop_pct=0.5)
+    manifest = bundle.manifest.model_copy(update={"preprocess": preprocess})
+    save_bundle(Bundle(manifest, bundle.tensors), tmp_path / "cropped")
+    engine = api.app.state.classifier.engine
+    cropping = Api(Classifier(engine, PromptStore(tmp_path, engine.graph)))
+    middle = coloured("blue", np.random.default_rng(0), side=32)
+    framed = np.pad(middle, ((16, 16), (16, 16), (0, 0)))  # 64 x 64, black around
+
+    answer = cropping.classify(encoded(framed), task="cropped").json()
+
+    with torch.inference_mode():
+        pixels = torch.from_numpy(normalise(middle, preprocess))
+        wanted = create_model(tiny_backbone, bundle)(pixels[None])[0].softmax(dim=-1).numpy()
+    assert [p["index"] for p in answer["predictions"]] == np.argsort(-wanted).tolist()
+    scores = [p["score"] for p in answer["predictions"]]
+    assert scores == pytest.approx(sorted(wanted, reverse=True), abs=1e-5)
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
