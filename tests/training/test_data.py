@@ -15,17 +15,17 @@ def save(path: Path, colour: tuple[int, int, int] = (0, 0, 0)) -> None:
     Image.new("RGB", (6, 5), colour).save(path)
 
 
-def write_labels(folder: Path, counts: dict[str, int]) -> None:
+def write_labels(folder: Path, counts: dict[str, int], *, blue: int = 0) -> None:
     """FOLDER/LABEL/*.png; red is the label's index and green the image's."""
     for label, count in counts.items():
         (folder / label).mkdir(parents=True)
         for index in range(count):
-            save(folder / label / f"{index}.png", (LABELS.index(label), index, 0))
+            save(folder / label / f"{index}.png", (LABELS.index(label), index, blue))
 
 
 def write_splits(folder: Path, **counts: dict[str, int]) -> None:
-    for split, labels in counts.items():
-        write_labels(folder / split, labels)
+    for blue, (split, labels) in enumerate(counts.items()):  # no file stands in two splits
+        write_labels(folder / split, labels, blue=blue)
 
 
 def ids(split: Split) -> set[tuple[int, int]]:

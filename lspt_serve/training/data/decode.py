@@ -1,0 +1,88 @@
+"""Every image of a source read, decoded and hashed once."""
+
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lspt_serve.errors import DataError, ImageError, name_some
+from lspt_serve.preprocess import Preprocess, decode_image
+from lspt_serve.training.data.source import Sample, Source
+
+__all__ = ["Allocate", "Decoded", "OnBadImage", "OnImage", "decode_source", "in_memory"]
+
+OnBadImage = Literal["refuse", "skip"]
+OnImage = Callable[[int, int], None]  # how many are decoded, of how many
+Allocate = Callable[[str, tuple[int, ...]], NDArray[np.uint8]]  # a split's name and shape
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """The images of each split, and which of its samples they are."""
+
+    images: dict[str, NDArray[np.uint8]] = field(default_factory=dict)  # N x S x S x 3, N >= kept
+    kept: dict[str, list[int]] = field(default_factory=dict)
+    bad: list[str] = field(default_factory=list)  # name (why)
+    twins: list[str] = field(default_factory=list)  # name = name, in another split
+
+
+def in_memory(split: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """The plain way to allocate."""
+    return np.empty(shape, np.uint8)
+
+
+def decode_source(
+    source: Source,
+    preprocess: Preprocess,
+    *,
+    allocate: Allocate,
+    on_bad_image: OnBadImage,
+    on_image: OnImage,
+) -> Decoded:
+    """Decode to squares of `resized_side`; raises DataError for bad images that are refused."""
+    total, done = sum(map(len, source.splits.values())), 0
+    side = preprocess.resized_side
+    decoded = Decoded()
+    first_seen: dict[bytes, tuple[str, str]] = {}  # sha1 -> split, name
+    with ThreadPoolExecutor() as pool:
+        for split, samples in source.splits.items():
+            images = allocate(split, (len(samples), side, side, 3))
+            kept: list[int] = []
+            results = pool.map(lambda sample: _decode_one(sample, preprocess), samples)
+            for index, (sample, result) in enumerate(zip(samples, results, strict=True)):
+                if isinstance(result, str):
+                    decoded.bad.append(f"{sample.name} ({result})")
+                else:
+                    images[len(kept)], sha1 = result
+                    kept.append(index)
+                    other, name = first_seen.setdefault(sha1, (split, sample.name))
+                    if other != split:
+                        decoded.twins.append(f"{sample.name} ({split}) = {name} ({other})")
+                on_image(done := done + 1, total)
+            decoded.images[split], decoded.kept[split] = images, kept
+    if decoded.bad and on_bad_image == "refuse":
+        raise DataError(
+            f"{len(decoded.bad)} of {total} images cannot be read: {name_some(decoded.bad)}; "
+            "mend them, or leave them out with --on-bad-image skip"
+        )
+    return decoded
+
+
+def _decode_one(sample: Sample, preprocess: Preprocess) -> tuple[NDArray[np.uint8], bytes] | str:
+    """The image and the sha1 of its file, or why there is none."""
+    size, crop_pct = preprocess.img_size, preprocess.crop_pct
+    try:
+        data = sample.read()
+        return decode_image(data, size, crop_pct=crop_pct, with_margin=True), _sha1(data)
+    except OSError as error:
+        return error.strerror or str(error)
+    except ImageError as error:
+        return str(error)
+
+
+def _sha1(data: bytes) -> bytes:
+    return hashlib.sha1(data, usedforsecurity=False).digest()

@@ -1,0 +1,38 @@
+"""Class folders: `DIR/{train,val,test}/LABEL/*`, or `DIR/LABEL/*`, which is split by the seed."""
+
+from pathlib import Path
+
+from lspt_serve.errors import DataError
+from lspt_serve.training.data.source import SPLITS, Sample, Source, file_sample, split_by_seed
+
+__all__ = ["read_folders"]
+
+
+def read_folders(folder: Path, seed: int) -> Source:
+    """Raises DataError where train stands without val or test."""
+    if not (folder / "train").is_dir():
+        labels, samples = _labels(folder), _samples(folder)
+        return Source(labels, split_by_seed(str(folder), samples, labels, seed))
+    for name in SPLITS:
+        if not (folder / name).is_dir():
+            raise DataError(
+                f"{folder} has train but no {name}; wanted train, val and test, or labels alone"
+            )
+    return Source(_labels(folder / "train"), {name: _samples(folder / name) for name in SPLITS})
+
+
+def _labels(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _samples(folder: Path) -> list[Sample]:
+    labels = _labels(folder)
+    return [file_sample(path, label) for label in labels for path in _files(folder / label)]
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and not any(p.startswith(".") for p in path.relative_to(folder).parts)
+    )

@@ -1,0 +1,67 @@
+"""The field's own layouts: VTAB-1K's lists of "path label" lines and FGVC's JSON objects."""
+
+import json
+from pathlib import Path
+
+from lspt_serve.errors import DataError
+from lspt_serve.training.data.source import (
+    SPLITS,
+    Sample,
+    Source,
+    file_sample,
+    in_order,
+    read_text,
+)
+
+__all__ = ["FGVC_FILES", "VTAB_FILES", "read_fgvc", "read_vtab"]
+
+VTAB_FILES = {"train": "train800.txt", "val": "val200.txt", "test": "test.txt"}
+FGVC_FILES = {name: f"{name}.json" for name in SPLITS}
+
+
+def read_vtab(folder: Path) -> Source:
+    """TASK/{train800,val200,test}.txt; paths are relative to TASK.
+
+    train800val200.txt is not read: `Dataset.merged` is the same images.
+    """
+    return _to_source({name: _read_lines(folder, file) for name, file in VTAB_FILES.items()})
+
+
+def read_fgvc(folder: Path) -> Source:
+    """DIR/{train,val,test}.json: {"path": label}; paths are relative to DIR or to DIR/images."""
+    return _to_source({name: _read_object(folder, file) for name, file in FGVC_FILES.items()})
+
+
+def _to_source(splits: dict[str, list[Sample]]) -> Source:
+    return Source(in_order(sample.label for sample in splits["train"]), splits)
+
+
+def _read_lines(folder: Path, file: str) -> list[Sample]:
+    samples = []
+    for number, line in enumerate(read_text(folder / file).splitlines(), start=1):
+        if not line.strip():
+            continue
+        words = line.rsplit(maxsplit=1)
+        if len(words) != 2:
+            raise DataError(f'{folder / file}: line {number}: {line!r}; wanted "path label"')
+        samples.append(file_sample(folder / words[0].strip(), words[1]))
+    return samples
+
+
+def _read_object(folder: Path, file: str) -> list[Sample]:
+    text = read_text(folder / file)
+    try:
+        labels = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{folder / file}: not JSON: {error}") from error
+    if not isinstance(labels, dict):
+        raise DataError(f'{folder / file}: {type(labels).__name__}; wanted {{"path": label}}')
+    for name, label in labels.items():
+        if not isinstance(label, int | str) or isinstance(label, bool) or label == "":
+            raise DataError(f"{folder / file}: {name}: label {label!r}; wanted a name or a number")
+    return [file_sample(_locate(folder, name), str(label)) for name, label in labels.items()]
+
+
+def _locate(folder: Path, name: str) -> Path:
+    within = folder / "images" / name
+    return within if not (folder / name).is_file() and within.is_file() else folder / name

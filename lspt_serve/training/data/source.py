@@ -1,0 +1,113 @@
+"""What every layout gives: samples with a label each, in three splits."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lspt_serve.errors import DataError, name_some
+
+__all__ = [
+    "SPLITS",
+    "Sample",
+    "Source",
+    "check_source",
+    "file_sample",
+    "in_order",
+    "read_text",
+    "split_by_seed",
+]
+
+SPLITS = ("train", "val", "test")
+VAL_SHARE, TEST_SHARE = 0.15, 0.15  # of what comes unsplit, per label
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image that is read only when it is needed.
+
+    `read` raises OSError where there is none; `stamp` is another text when its bytes have changed.
+    """
+
+    name: str  # for people
+    label: str
+    read: Callable[[], bytes]
+    stamp: Callable[[], str]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A task's samples by split; `labels`, those of train, are in the order of the head's rows."""
+
+    labels: list[str]
+    splits: dict[str, list[Sample]]
+
+
+def file_sample(path: Path, label: str) -> Sample:
+    """A file on disk."""
+
+    def stamp() -> str:
+        try:
+            stat = path.stat()
+        except OSError:
+            return "missing"
+        return f"{stat.st_size} {stat.st_mtime_ns}"
+
+    return Sample(str(path), label, path.read_bytes, stamp)
+
+
+def in_order(labels: Iterable[str]) -> list[str]:
+    """Different labels: as numbers if all are, else by the alphabet."""
+    different = set(labels)
+    if all(label.isdecimal() for label in different):
+        return sorted(different, key=lambda label: (int(label), label))
+    return sorted(different)
+
+
+def split_by_seed(
+    where: str, samples: list[Sample], labels: list[str], seed: int
+) -> dict[str, list[Sample]]:
+    """70 / 15 / 15 % of each label; raises DataError for a label with fewer than 3 images."""
+    rng = np.random.default_rng(seed)
+    splits: dict[str, list[Sample]] = {name: [] for name in SPLITS}
+    by_label: dict[str, list[Sample]] = {label: [] for label in labels}
+    for sample in samples:
+        by_label[sample.label].append(sample)
+    for label, own in by_label.items():
+        if len(own) < len(SPLITS):
+            raise DataError(
+                f"{where}: label {label}: {len(own)} image(s); a split needs at least 3"
+            )
+        order = rng.permutation(len(own))
+        num_val, num_test = (max(1, round(s * len(own))) for s in (VAL_SHARE, TEST_SHARE))
+        bounds = {"val": (0, num_val), "test": (num_val, num_val + num_test)}
+        bounds["train"] = (num_val + num_test, len(own))
+        for name, (start, stop) in bounds.items():
+            splits[name] += [own[i] for i in sorted(order[start:stop])]
+    return splits
+
+
+def check_source(where: Path, source: Source) -> None:
+    """Raises DataError for fewer than two labels, an empty split, labels that train lacks."""
+    labels = source.labels
+    if len(labels) < 2:
+        raise DataError(
+            f"{where}: train has {len(labels)} label(s) ({name_some(labels)}); wanted at least 2"
+        )
+    for name in SPLITS:
+        if not source.splits[name]:
+            raise DataError(f"{where}: the {name} split is empty; put images in it")
+        extra = {sample.label for sample in source.splits[name]} - set(labels)
+        if extra:
+            raise DataError(
+                f"{where}: {name} has labels that train lacks: {name_some(in_order(extra))}"
+            )
+
+
+def read_text(path: Path) -> str:
+    """UTF-8; raises DataError if it cannot be read as such."""
+    try:
+        return path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as UTF-8 text: {error}") from error
