@@ -1,4 +1,4 @@
-"""lspt train: a folder of images to a bundle."""
+"""lspt train: images to a bundle."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,7 +40,11 @@ def train(
         str, typer.Option(help="A .safetensors or .pth file, a timm model name or an embedded one.")
     ],
     data: Annotated[
-        Path, typer.Option(help="DIR/{train,val,test}/LABEL/*, or DIR/LABEL/* split by --seed.")
+        Path,
+        typer.Option(
+            help="Class folders (train, val, test, or LABEL/* split by --seed), a .csv, a .tar, or "
+            "a folder of VTAB-1K, FGVC or Hugging Face datasets."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Bundle to write: a folder named like the task.")],
     method: Annotated[
@@ -64,7 +68,19 @@ def train(
     lr: Annotated[float, typer.Option(help="Peak learning rate of AdamW.")] = 3e-3,
     weight_decay: Annotated[float, typer.Option(help="Weight decay of AdamW.")] = 0.01,
     warmup_epochs: Annotated[float, typer.Option(help="Epochs before the cosine.")] = 3.0,
-    seed: Annotated[int, typer.Option(help="Of initialisation, order and split.")] = 0,
+    augment: Annotated[
+        Literal["none", "flip", "crop", "crop+flip"],
+        typer.Option(help="Random changes of train's images."),
+    ] = "none",
+    crop_pct: Annotated[
+        float,
+        typer.Option(
+            help="Below 1: resize to img_size / crop_pct keeping aspect, crop the middle."
+        ),
+    ] = 1.0,
+    seed: Annotated[
+        int, typer.Option(help="Of initialisation, order, augmentation and split.")
+    ] = 0,
     precision: Annotated[
         Literal["auto", "fp32", "bf16"], typer.Option(help="auto: bf16 where it is faster.")
     ] = "auto",
@@ -72,6 +88,9 @@ def train(
     on_bad_image: Annotated[
         Literal["refuse", "skip"], typer.Option(help="What to do when an image cannot be read.")
     ] = "refuse",
+    cache: Annotated[
+        Path | None, typer.Option(help="Keep decoded images in this folder for the next run.")
+    ] = None,
     version: Annotated[int, typer.Option(help="Version of the bundle, from 1.", min=1)] = 1,
     license: Annotated[str | None, typer.Option(help="Licence of the bundle.")] = None,
     overwrite: Overwrite = False,
@@ -88,6 +107,9 @@ def train(
 
     Example:  lspt train --backbone mae_pretrain_vit_base.pth --img-size 112 --data photos
     --out bundles/flowers
+
+    Example:  lspt train --backbone vit.pth --data cub --out bundles/birds --crop-pct 0.875
+    --augment crop+flip --cache build/cache
     """
     check_task_name(out.name)
     check_output(out, overwrite=overwrite, marker=MANIFEST)
@@ -102,6 +124,7 @@ def train(
             lr=lr,
             weight_decay=weight_decay,
             warmup_epochs=warmup_epochs,
+            augment=augment,
             seed=seed,
             precision=precision,
             device=device,
@@ -114,7 +137,9 @@ def train(
             dataset = load_dataset(
                 data,
                 vit.preprocess.img_size,
+                crop_pct=crop_pct,
                 seed=seed,
+                cache=cache,
                 on_bad_image=on_bad_image,
                 on_image=lambda done, total: bar.update(row, completed=done, total=total),
             )
@@ -162,7 +187,10 @@ def _bar(description: str) -> Iterator[tuple[Progress, TaskID]]:
 
 def _report(bar: Progress, row: TaskID, epochs: int) -> "Callable[[Epoch], None]":
     def report(epoch: "Epoch") -> None:
-        status = f"loss {epoch.loss:.3f}  val accuracy {epoch.val_accuracy:.1%}"
+        status = (
+            f"loss {epoch.loss:.3f}  val accuracy {epoch.val_accuracy:.1%}  "
+            f"data {epoch.data_s:.2f} s  step {epoch.step_s:.2f} s"
+        )
         bar.update(row, completed=epoch.number, total=epochs, status=status)
 
     return report

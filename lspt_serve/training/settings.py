@@ -9,8 +9,16 @@ import torch
 
 from lspt_serve.errors import DataError
 
-__all__ = ["Precision", "TrainSettings", "learning_rate", "pick_device", "pick_precision"]
+__all__ = [
+    "Augment",
+    "Precision",
+    "TrainSettings",
+    "learning_rate",
+    "pick_device",
+    "pick_precision",
+]
 
+Augment = Literal["none", "flip", "crop", "crop+flip"]
 Precision = Literal["auto", "fp32", "bf16"]
 MIN_BF16_EMBED_DIM = 192  # on a CPU, bf16 autocast was slower than fp32 for narrower ViTs
 
@@ -24,6 +32,7 @@ class TrainSettings:
     lr: float = 3e-3
     weight_decay: float = 0.01
     warmup_epochs: float = 3.0
+    augment: Augment = "none"
     seed: int = 0
     precision: Precision = "auto"
     device: str = "auto"
@@ -37,6 +46,8 @@ class TrainSettings:
                 raise DataError(f"{name} must not be negative, got {getattr(self, name)}")
         if not 0 <= self.seed < 2**63:
             raise DataError(f"seed must be at least 0 and below 2^63, got {self.seed}")
+        if self.augment not in get_args(Augment):
+            raise DataError(f"augment must be none, flip, crop or crop+flip, got {self.augment!r}")
         if self.precision not in get_args(Precision):
             raise DataError(f"precision must be auto, fp32 or bf16, got {self.precision!r}")
 

@@ -1,8 +1,8 @@
-"""From a folder of images to a bundle: the whole of `lspt train`."""
+"""From a task's images to a bundle: the whole of `lspt train`."""
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -48,12 +48,13 @@ def train_task(
         backbone, method, num_classes=len(dataset.labels), pool=pool, **(options or {})
     )
     model.to(pick_device(settings.device))
-    initialise_prompts(model, dataset.train, backbone.preprocess, init, seed=settings.seed)
-    best = fit(model, dataset, backbone.preprocess, settings, on_epoch=on_epoch)
+    preprocess = replace(backbone.preprocess, crop_pct=dataset.crop_pct)
+    initialise_prompts(model, dataset.train, preprocess, init, seed=settings.seed)
+    best = fit(model, dataset, preprocess, settings, on_epoch=on_epoch)
     served = model.fold()
     metrics = Metrics(
-        val_accuracy=evaluate(served, dataset.val, backbone.preprocess),
-        test_accuracy=evaluate(served, dataset.test, backbone.preprocess),
+        val_accuracy=evaluate(served, dataset.val, preprocess),
+        test_accuracy=evaluate(served, dataset.test, preprocess),
         best_epoch=best.number,
         seed=settings.seed,
         split=dataset.sizes,
@@ -63,6 +64,7 @@ def train_task(
         served,
         backbone,
         trained_as=_method_ref(model) if served is not model else None,
+        preprocess=preprocess,
         name=name,
         version=version,
         labels=dataset.labels,
@@ -77,7 +79,6 @@ def _to_bundle(model: PromptedViT, backbone: Backbone, **fields: Any) -> Bundle:
         tensors,
         method=_method_ref(model),
         backbone=BackboneRef(source=backbone.source, sha256=backbone.sha256),
-        preprocess=backbone.preprocess,
         pool=model.pool,
         **fields,
     )

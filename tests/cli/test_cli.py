@@ -276,6 +276,23 @@ def test_unreadable_images_are_skipped_when_asked(
     assert "note: skipped 1 unreadable image(s)" in ended.err
 
 
+def test_images_are_cropped_augmented_and_cached_when_asked(
+    run: Run, quick: list[str], tmp_path: Path
+) -> None:
+    words = [*quick, "--crop-pct", "0.8", "--augment", "crop+flip", "--cache", tmp_path / "cache"]
+
+    for name in ("first", "second"):
+        ended = run(*words, "--out", tmp_path / name)
+        assert ended.code == 0
+        assert "data 0." in ended.err
+        assert ("12/12" in ended.err) == (name == "first")  # images decoded
+
+    manifests = [load_bundle(tmp_path / name).manifest for name in ("first", "second")]
+    assert [manifest.preprocess.crop_pct for manifest in manifests] == [0.8, 0.8]
+    assert manifests[0].tensors_sha256 == manifests[1].tensors_sha256
+    assert "crop_pct 0.8" in run("inspect", tmp_path / "first").out
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -294,6 +311,7 @@ def test_unreadable_images_are_skipped_when_asked(
         (["--lr", "nan"], "lr must be above 0, got nan"),
         (["--seed", "-1"], "seed"),
         (["--device", "tpu"], "device 'tpu'"),
+        (["--crop-pct", "1.2"], r"crop_pct must be in \[0.1, 1\], got 1.2"),
     ],
 )
 def test_mistake_in_train_is_one_line_and_exit_code_2(

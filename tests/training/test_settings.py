@@ -1,4 +1,5 @@
 import math
+import re
 from typing import Any
 
 import pytest
@@ -58,6 +59,12 @@ def test_bad_settings_are_named_with_their_value(field: str, value: float) -> No
 
     with pytest.raises(DataError, match=f"{field} must .* got {value}"):
         TrainSettings(**bad)
+
+
+@pytest.mark.parametrize("augment", ["", "flip+crop", "mixup"])
+def test_augmentation_that_there_is_not_is_refused(augment: Any) -> None:
+    with pytest.raises(DataError, match=f"augment must be .*, got '{re.escape(augment)}'"):
+        TrainSettings(augment=augment)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64])

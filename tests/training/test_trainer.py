@@ -1,6 +1,8 @@
 import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +19,9 @@ from lspt_serve.models import METHODS, Backbone, PromptedViT, create_prompted_vi
 from lspt_serve.models.backbone import sha256_of_tensors
 from lspt_serve.preprocess import normalise
 from lspt_serve.training import Dataset, Epoch, Split, TrainSettings, fit, train_task
+from lspt_serve.training.augment import augment_batch
 from lspt_serve.training.batches import Batches
-from lspt_serve.training.settings import learning_rate
+from lspt_serve.training.settings import Augment, learning_rate
 from lspt_serve.training.trainer import evaluate
 
 LABELS = list(COLOURS)
@@ -313,12 +316,12 @@ def test_linear_probe_computes_its_features_once_and_loses_nothing(
 ) -> None:
     model = fresh(tiny_backbone, "linear")
     expected = logits_by_hand(model, colours.train, tiny_backbone)
-    batches = Batches(colours.train, tiny_backbone.preprocess, model)
+    train = Batches(colours.train, tiny_backbone.preprocess, model)
 
     monkeypatch.setattr(model, "forward_features", None)
     rows = torch.tensor([23, 0, 5])
 
-    torch.testing.assert_close(batches.logits(rows), expected[rows], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(train.logits(rows), expected[rows], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", sorted(METHODS.keys() - {"linear"}))
@@ -326,14 +329,14 @@ def test_other_methods_run_the_model_each_time(
     tiny_backbone: Backbone, colours: Dataset, method: str
 ) -> None:
     model = fresh(tiny_backbone, method)
-    batches = Batches(colours.train, tiny_backbone.preprocess, model)
+    train = Batches(colours.train, tiny_backbone.preprocess, model)
     rows = torch.tensor([0, 1])
-    before = batches.logits(rows)
+    before = train.logits(rows)
 
     with torch.no_grad():
         model.method.get_parameter("prompts").add_(1.0)
 
-    assert not torch.equal(batches.logits(rows), before)
+    assert not torch.equal(train.logits(rows), before)
 
 
 def test_bf16_trains_to_finite_fp32_tensors(tiny_backbone: Backbone, colours: Dataset) -> None:
@@ -379,3 +382,92 @@ def test_training_that_diverged_hands_on_no_bundle(
 
     with pytest.raises(LSPTError):
         train_task(tiny_backbone, colours, name="colour", settings=settings)
+
+
+@pytest.mark.parametrize("method", ["linear", "lspt"])
+@pytest.mark.parametrize("augment", ["flip", "crop", "crop+flip"])
+def test_augmented_training_is_repeated_bit_for_bit(
+    tiny_backbone: Backbone, colours: Dataset, method: str, augment: Augment
+) -> None:
+    augmented = replace(SHORT, augment=augment)
+
+    first, again, other, plain = (
+        train_task(tiny_backbone, colours, name="colour", method=method, settings=settings)
+        for settings in (augmented, augmented, replace(augmented, seed=1), SHORT)
+    )
+
+    assert same_tensors(first, again)
+    assert not same_tensors(first, other)
+    assert not same_tensors(first, plain)
+
+
+def test_only_train_is_augmented(
+    tiny_backbone: Backbone, colours: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, str]] = []
+    inputs: Callable[[Batches, Tensor], Tensor] = Batches.inputs
+
+    def watched(self: Batches, rows: Tensor) -> Tensor:
+        seen.append((len(self), self.augment))
+        return inputs(self, rows)
+
+    monkeypatch.setattr(Batches, "inputs", watched)
+    train_task(tiny_backbone, colours, name="colour", settings=replace(SHORT, augment="flip"))
+
+    assert set(seen) == {(24, "flip"), (9, "none")}
+
+
+def on_disk(split: Split, path: Path) -> Split:
+    np.save(path, split.images)
+    return replace(split, images=np.load(path, mmap_mode="r"))
+
+
+def test_images_on_disk_train_to_the_same_tensors(
+    tiny_backbone: Backbone, colours: Dataset, tmp_path: Path
+) -> None:
+    mapped = replace(
+        colours,
+        train=on_disk(colours.train, tmp_path / "train.npy"),
+        val=on_disk(colours.val, tmp_path / "val.npy"),
+        test=on_disk(colours.test, tmp_path / "test.npy"),
+    )
+
+    first, second = (
+        train_task(tiny_backbone, data, name="colour", settings=replace(SHORT, augment="flip"))
+        for data in (colours, mapped)
+    )
+
+    assert same_tensors(first, second)
+    assert first.manifest.metrics is not None
+    assert second.manifest.metrics is not None
+    assert first.manifest.metrics.test_accuracy == second.manifest.metrics.test_accuracy
+
+
+def test_bundle_crops_as_its_training_images_were(tiny_backbone: Backbone) -> None:
+    rng = np.random.default_rng(0)
+    images = np.stack([coloured(label, rng, side=40) for label in LABELS for _ in range(3)])
+    split = Split(images, np.repeat(np.arange(len(LABELS)), 3))
+    dataset = Dataset(LABELS, split, split, split, notes=[], crop_pct=0.8)
+
+    bundle = train_task(
+        tiny_backbone, dataset, name="colour", settings=replace(SHORT, augment="crop")
+    )
+
+    assert bundle.manifest.preprocess == replace(tiny_backbone.preprocess, crop_pct=0.8)
+
+
+def test_epoch_tells_time_in_data_from_time_in_step(
+    tiny_backbone: Backbone, colours: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(*given: Any) -> Tensor:
+        time.sleep(0.02)
+        return augment_batch(*given)
+
+    monkeypatch.setattr("lspt_serve.training.batches.augment_batch", slow)
+    history: list[Epoch] = []
+    model = fresh(tiny_backbone)
+    fit(model, colours, tiny_backbone.preprocess, SHORT, on_epoch=history.append)
+
+    for epoch in history:  # 3 steps
+        assert 0.06 <= epoch.data_s < 1
+        assert 0 < epoch.step_s < 10
