@@ -2,6 +2,7 @@ import json
 import os
 import tarfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -241,6 +242,16 @@ def test_tar_is_cached_by_its_members(load: Loader, tmp_path: Path) -> None:
     touch(tmp_path / "task.tar")
     load()
     assert load.decoded == 18
+
+
+def test_of_two_runs_at_once_one_decodes_and_one_waits(load: Loader) -> None:
+    loaders = [Loader(load.data, load.folder) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        datasets = list(pool.map(lambda loader: loader(), loaders))
+
+    assert sorted(loader.decoded for loader in loaders) == [0, 0, 0, 18]
+    assert all(same(datasets[0], dataset) for dataset in datasets)
+    assert [dataset.notes for dataset in datasets] == [[]] * 4
 
 
 def test_cache_that_cannot_be_written_is_refused(load: Loader) -> None:

@@ -291,6 +291,31 @@ def test_missing_images_are_named_counted_and_skipped_when_asked(
     assert dataset.notes[0].startswith("skipped 2 unreadable image(s): ")
 
 
+@pytest.mark.parametrize("name", ["\0.png", "x" * 300 + ".png"])
+@pytest.mark.parametrize("layout", ["csv", "json"])
+def test_name_that_no_file_can_have_is_a_missing_image(
+    tmp_path: Path, layout: str, name: str
+) -> None:
+    path = write_csv(tmp_path) if layout == "csv" else write_fgvc(tmp_path)
+    if layout == "csv":
+        path.write_text(path.read_text("utf-8-sig") + f"val,{name},0,eel,x\n")
+    else:
+        (path / "val.json").write_text(json.dumps({name: 0, "5.png": 1}))
+
+    with pytest.raises(DataError, match=r"1 of .* images cannot be read"):
+        load_dataset(path, 4, cache=tmp_path / "cache")
+
+
+@pytest.mark.parametrize("about", [[], {"classes": 5}, {"classes": ["eel"]}, {}])
+def test_task_json_that_does_not_name_the_numbers_leaves_them(
+    tmp_path: Path, about: object
+) -> None:
+    path = write_tar(tmp_path / "task.tar", header="split,file,label", about=about)
+
+    named = about == {"classes": ["eel"]}
+    assert load_dataset(path, 4).labels == ["eel" if named else "0", "1", "2"]
+
+
 def test_member_that_the_tar_lacks_is_named(tmp_path: Path) -> None:
     text = table("split,file,label", [*(row[:3] for row in ROWS), ("val", "9.png", 1)])
 

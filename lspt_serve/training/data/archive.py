@@ -41,10 +41,11 @@ def read_tar(path: Path, seed: int) -> Source:
     try:
         text = _read_member(path, members[TABLE]).decode("utf-8-sig")
         about = json.loads(_read_member(path, members[ABOUT])) if ABOUT in members else {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: {TABLE} or {ABOUT} cannot be read: {error}") from error
-    classes = about.get("classes", []) if isinstance(about, dict) else []
-    names = {str(number): str(name) for number, name in enumerate(classes)}
+    classes = about.get("classes") if isinstance(about, dict) else None
+    known = classes if isinstance(classes, list) else []
+    names = {str(number): str(name) for number, name in enumerate(known)}
     return read_table(f"{path}/{TABLE}", text, to_sample, seed=seed, names=names)
 
 

@@ -4,17 +4,21 @@ A cache lies in a folder of its own, named by its key: other files, another size
 of the package have another key. It may be deleted at any time.
 """
 
+import fcntl
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import PIL
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from lspt_serve import __version__
+from lspt_serve.errors import OutputError
 from lspt_serve.files import atomic_folder
 from lspt_serve.preprocess import Preprocess
 from lspt_serve.training.data.decode import Decoded, OnBadImage, OnImage, decode_source
@@ -55,22 +59,38 @@ def decode_cached(
     key = _key(source, preprocess, on_bad_image)
     folder = cache / f"{name}-{key[:16]}"
     notes: list[str] = []
-    if folder.exists():
-        try:
-            return _load(folder, key, source, preprocess), notes
-        except (OSError, ValueError, ValidationError) as error:
-            reason = " ".join(str(error).split())
-            notes.append(f"cache {folder} is broken ({reason}); its images are decoded again")
-    with atomic_folder(folder) as new:
-        decoded = decode_source(
-            source,
-            preprocess,
-            allocate=lambda split, shape: _on_disk(new / f"{split}.npy", shape),
-            on_bad_image=on_bad_image,
-            on_image=on_image,
-        )
-        _write_record(new, key, decoded)
-    return _load(folder, key, source, preprocess), notes
+    with _one_at_a_time(cache):
+        if folder.exists():
+            try:
+                return _load(folder, key, source, preprocess), notes
+            except (OSError, ValueError) as error:  # ValueError: pydantic's too
+                reason = " ".join(str(error).split())
+                notes.append(f"cache {folder} is broken ({reason}); its images are decoded again")
+        with atomic_folder(folder) as new:
+            decoded = decode_source(
+                source,
+                preprocess,
+                allocate=lambda split, shape: _on_disk(new / f"{split}.npy", shape),
+                on_bad_image=on_bad_image,
+                on_image=on_image,
+            )
+            _write_record(new, key, decoded)
+        return _load(folder, key, source, preprocess), notes
+
+
+@contextmanager
+def _one_at_a_time(cache: Path) -> Iterator[None]:
+    """Of several runs on one cache (seeds of a task, say) the first decodes, the others wait."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        handle = os.open(cache, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    except OSError as error:
+        raise OutputError(f"{cache} cannot be written: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        os.close(handle)  # gives the lock back, as the end of the process would
 
 
 def _key(source: Source, preprocess: Preprocess, on_bad_image: OnBadImage) -> str:

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lspt_serve.errors import DataError, ImageError, name_some
+from lspt_serve.errors import DataError, name_some
 from lspt_serve.preprocess import Preprocess, decode_image
 from lspt_serve.training.data.source import Sample, Source
 
@@ -80,7 +80,7 @@ def _decode_one(sample: Sample, preprocess: Preprocess) -> tuple[NDArray[np.uint
         return decode_image(data, size, crop_pct=crop_pct, with_margin=True), _sha1(data)
     except OSError as error:
         return error.strerror or str(error)
-    except ImageError as error:
+    except ValueError as error:  # an ImageError, or a name that no file can have
         return str(error)
 
 

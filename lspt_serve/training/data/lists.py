@@ -63,5 +63,8 @@ def _read_object(folder: Path, file: str) -> list[Sample]:
 
 
 def _locate(folder: Path, name: str) -> Path:
-    within = folder / "images" / name
-    return within if not (folder / name).is_file() and within.is_file() else folder / name
+    places = (folder / name, folder / "images" / name)
+    try:
+        return next((path for path in places if path.is_file()), places[0])
+    except OSError:  # a name that is too long, a folder that may not be read
+        return places[0]

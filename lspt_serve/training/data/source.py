@@ -50,7 +50,7 @@ def file_sample(path: Path, label: str) -> Sample:
     def stamp() -> str:
         try:
             stat = path.stat()
-        except OSError:
+        except (OSError, ValueError):  # none there, or a name that no file can have
             return "missing"
         return f"{stat.st_size} {stat.st_mtime_ns}"
 
