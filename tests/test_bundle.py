@@ -92,6 +92,14 @@ def test_a_bundle_saved_again_is_the_same_bytes(folder: Path, tmp_path: Path) ->
         assert (tmp_path / "again" / file).read_bytes() == (folder / file).read_bytes()
 
 
+@pytest.mark.parametrize(("said", "crop_pct"), [({}, 1.0), ({"crop_pct": 0.875}, 0.875)])
+def test_crop_pct_is_kept_and_is_1_where_it_is_missing(
+    folder: Path, said: dict[str, float], crop_pct: float
+) -> None:
+    rewrite(folder, preprocess={"img_size": 32, **said})
+    assert load_bundle(folder).manifest.preprocess.crop_pct == crop_pct
+
+
 def test_a_bundle_is_two_files(folder: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == [MANIFEST, TENSORS]
 
@@ -285,6 +293,7 @@ def test_a_name_that_may_not_be_a_folders_is_refused(folder: Path, name: str) ->
         ({"backbone": {"source": "vit", "sha256": "A" * 64}}, "backbone.sha256: "),
         ({"preprocess": {"img_size": 0}}, "preprocess: .*img_size must be at least 1, got 0"),
         ({"preprocess": {"img_size": 32, "crop": 0.9}}, "preprocess.crop: "),
+        ({"preprocess": {"img_size": 32, "crop_pct": 1e-9}}, "preprocess: .*crop_pct must be in"),
         ({"preprocess": {"img_size": 32, "mean": [0, 0]}}, "preprocess.mean.2: "),
         ({"preprocess": {"img_size": 32, "std": [0, 1, 1]}}, "preprocess: .*std > 0"),
         ({"preprocess": {"img_size": 32, "mean": [float("nan"), 0, 0]}}, "preprocess"),
