@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from lspt_serve.errors import DataError, first_line, name_some
-from lspt_serve.training.data.source import SPLITS, Sample, Source, split_by_seed
+from lspt_serve.training.data.source import SPLIT_OF, SPLITS, Sample, Source, split_by_seed
 
 __all__ = ["HUB_FILES", "read_hub"]
 
 HUB_FILES = ("dataset_dict.json", "state.json")  # a dict of splits, or a single one
-OTHER_NAMES = {"validation": "val", "valid": "val"}
 
 
 def read_hub(folder: Path, seed: int) -> Source:
@@ -34,7 +33,7 @@ def read_hub(folder: Path, seed: int) -> Source:
     if not isinstance(loaded, datasets.DatasetDict):
         labels, samples = _read_split(folder, loaded)
         return Source(labels, split_by_seed(str(folder), samples, labels, seed))
-    splits = {OTHER_NAMES.get(str(name), str(name)): part for name, part in loaded.items()}
+    splits = {SPLIT_OF.get(str(name), str(name)): part for name, part in loaded.items()}
     if lacking := [name for name in SPLITS if name not in splits]:
         raise DataError(
             f"{folder}: splits {name_some(loaded)}; {name_some(lacking)} is missing: wanted "

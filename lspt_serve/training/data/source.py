@@ -10,6 +10,7 @@ from lspt_serve.errors import DataError, name_some
 
 __all__ = [
     "SPLITS",
+    "SPLIT_OF",
     "Sample",
     "Source",
     "check_source",
@@ -20,6 +21,7 @@ __all__ = [
 ]
 
 SPLITS = ("train", "val", "test")
+SPLIT_OF = {name: name for name in SPLITS} | {"validation": "val", "valid": "val"}  # by its names
 VAL_SHARE, TEST_SHARE = 0.15, 0.15  # of what comes unsplit, per label
 
 

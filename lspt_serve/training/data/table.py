@@ -13,6 +13,7 @@ from pathlib import Path
 
 from lspt_serve.errors import DataError, name_some
 from lspt_serve.training.data.source import (
+    SPLIT_OF,
     SPLITS,
     Sample,
     Source,
@@ -23,8 +24,6 @@ from lspt_serve.training.data.source import (
 )
 
 __all__ = ["read_csv", "read_table"]
-
-OTHER_NAMES = {"validation": "val", "valid": "val"}  # of splits
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def read_table(
         label = row[columns.label]
         split = row[columns.split] if columns.split else SPLITS[0]
         sample = to_sample(row[columns.file], label if order else names.get(label, label))
-        splits[OTHER_NAMES.get(split, split)].append(sample)
+        splits[SPLIT_OF[split]].append(sample)
     if order is None:
         numbers = in_order(row[columns.label] for row in rows)
         order = list(dict.fromkeys(names.get(number, number) for number in numbers))
@@ -92,11 +91,10 @@ def _read_rows(where: str, text: str) -> tuple[list[dict[str, str]], _Columns]:
         raise DataError(f"{where}: line {reader.line_num}: not CSV: {error}") from error
     columns = _find_columns(where, header, rows)
     used = [column for column in (columns.file, columns.label, columns.split) if column]
-    known = {*SPLITS, *OTHER_NAMES}
     for line, row in enumerate(rows, start=2):
         if empty := [column for column in used if not row[column]]:
             raise DataError(f"{where}: row {line}: nothing in column {name_some(empty)}")
-        if columns.split and row[columns.split] not in known:
+        if columns.split and row[columns.split] not in SPLIT_OF:
             raise DataError(
                 f"{where}: row {line}: split {row[columns.split]!r}; wanted train, val or test"
             )
