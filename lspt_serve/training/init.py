@@ -17,7 +17,7 @@ from torch import Tensor
 from lspt_serve.errors import DataError, MethodError
 from lspt_serve.models import PromptedViT
 from lspt_serve.models.methods import PromptMethod
-from lspt_serve.preprocess import Preprocess, normalise
+from lspt_serve.preprocess import Preprocess, crop_middle, normalise
 from lspt_serve.training.data import Split
 
 __all__ = [
@@ -82,7 +82,8 @@ def collect_tokens(
     taken = math.ceil(MAX_TOKENS / len(images))  # of each image
     found = []
     for rows in images.split(BATCH_SIZE):
-        batch = torch.from_numpy(normalise(train.images[rows.numpy()], preprocess))
+        pixels = crop_middle(train.images[rows.numpy()], preprocess.img_size)
+        batch = torch.from_numpy(normalise(pixels, preprocess))
         noise = torch.rand(len(rows), num_patches, generator=generator)
         keep = noise.argsort(dim=1)[:, :taken, None].to(device)  # B x taken x 1
         kept = [

@@ -109,6 +109,16 @@ def test_kmeans_centres_lie_nearer_to_the_tokens_than_tokens_do(
         assert error_of(entering, centres[block]) < 0.95 * error_of(entering, tokens[block])
 
 
+def test_images_with_a_margin_give_the_tokens_of_their_middle(tiny_backbone: Backbone) -> None:
+    model, preprocess = create(tiny_backbone, "vpt-shallow"), tiny_backbone.preprocess
+    wide = np.pad(TRAIN.images, ((0, 0), (2, 2), (2, 2), (0, 0)))
+    got, wanted = (
+        collect_tokens(model, train, preprocess, depth=1, generator=generator())
+        for train in (replace(TRAIN, images=wide), TRAIN)
+    )
+    assert torch.equal(got, wanted)
+
+
 @pytest.mark.parametrize("method", PROMPTED)
 def test_uniform_leaves_the_prompts_as_they_were(tiny_backbone: Backbone, method: str) -> None:
     model = create(tiny_backbone, method, num_prompts=5)
