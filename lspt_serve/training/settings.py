@@ -20,7 +20,8 @@ __all__ = [
 
 Augment = Literal["none", "flip", "crop", "crop+flip"]
 Precision = Literal["auto", "fp32", "bf16"]
-MIN_BF16_EMBED_DIM = 192  # on a CPU, bf16 autocast was slower than fp32 for narrower ViTs
+# On a CPU with bf16 instructions bf16 pays from here on: benchmarks/bench_precision.py
+MIN_BF16_EMBED_DIM = 192
 
 
 @dataclass(frozen=True, kw_only=True)
