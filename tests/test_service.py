@@ -39,9 +39,9 @@ from lspt_serve.service import LSPTService, app
 service = LSPTService.inner()
 assert service.__is_ready__()
 classifier = app.state.classifier
-pixels = preprocess_image(Path(sys.argv[1]).read_bytes(), classifier.preprocess)
 scores = {}
 for bundle in classifier.store:
+    pixels = preprocess_image(Path(sys.argv[1]).read_bytes(), bundle.manifest.preprocess)
     (best,) = classifier.classify(pixels[None], bundle.name, top_k=10)
     scores[bundle.name] = {prediction.label: prediction.score for prediction in best}
 loaded = sorted(name for name in FORBIDDEN if name in sys.modules)
