@@ -15,6 +15,9 @@ from lspt_serve.errors import LSPTError
 
 __all__ = ["app", "main"]
 
+TRAIN_PACKAGES = {"onnx", "onnxscript", "timm", "torch", "torchvision"}
+INSTALL_TRAIN = "install it with: pip install 'lspt-serve[train]'"
+
 app = typer.Typer(
     name="lspt",
     help="One frozen Vision Transformer, thousands of tasks, one server.",
@@ -41,5 +44,13 @@ def main() -> None:
     try:
         app()
     except LSPTError as error:
-        console.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
-        sys.exit(2)
+        _fail(str(error))
+    except ModuleNotFoundError as error:
+        if error.name not in TRAIN_PACKAGES:
+            raise
+        _fail(f"this command needs {error.name}, which serving does not; {INSTALL_TRAIN}")
+
+
+def _fail(message: str) -> None:
+    console.print(f"[red]error:[/] {escape(message)}", soft_wrap=True, highlight=False)
+    sys.exit(2)

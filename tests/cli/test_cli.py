@@ -471,3 +471,26 @@ def test_serve_refuses_a_port_that_is_taken(
         ended = run("serve", "--graph", graph, "--bundles", bundle.parent, "--port", port)
 
     check_error(ended, f"port {port} cannot be listened at: Address already in use")
+
+
+@pytest.mark.parametrize(
+    "words", [["train", "--data", "x"], ["export"]], ids=lambda words: words[0]
+)
+def test_without_the_train_extra_a_command_says_what_to_install(
+    words: list[str], tmp_path: Path
+) -> None:
+    program = (
+        "import sys; sys.modules.update(torch=None, timm=None)\n"
+        "from lspt_serve.cli import main; main()"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program, *words, "--backbone", "x", "--out", "y"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    check_error(
+        Ended(ended.returncode, ended.stdout, ended.stderr), "pip install 'lspt-serve\\[train\\]'"
+    )
