@@ -187,10 +187,8 @@ def _bar(description: str) -> Iterator[tuple[Progress, TaskID]]:
 
 def _report(bar: Progress, row: TaskID, epochs: int) -> "Callable[[Epoch], None]":
     def report(epoch: "Epoch") -> None:
-        status = (
-            f"loss {epoch.loss:.3f}  val accuracy {epoch.val_accuracy:.1%}  "
-            f"data {epoch.data_s:.2f} s  step {epoch.step_s:.2f} s"
-        )
+        waited = epoch.data_s / max(epoch.data_s + epoch.step_s, 1e-9)
+        status = f"loss {epoch.loss:.3f} val accuracy {epoch.val_accuracy:.1%} data {waited:.0%}"
         bar.update(row, completed=epoch.number, total=epochs, status=status)
 
     return report
