@@ -68,10 +68,17 @@ class MethodRef(_Record):
 
 
 class Metrics(_Record):
-    """Top-1 accuracies in [0, 1] and the circumstances that they were measured under."""
+    """Top-1 accuracies in [0, 1] and the circumstances that they were measured under.
+
+    `temperature` was fitted on val and is folded into the head; `test_ece` is the expected
+    calibration error (15 bins) with it, `test_ece_uncalibrated` without.
+    """
 
     val_accuracy: Share
     test_accuracy: Share
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    test_ece: Share | None = None
+    test_ece_uncalibrated: Share | None = None
     best_epoch: int
     seed: int
     split: dict[str, int]  # images in train, val, test

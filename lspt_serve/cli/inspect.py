@@ -55,6 +55,11 @@ def _table(bundle: Bundle) -> Table:
             f"{metrics.val_accuracy:.1%} (best of all epochs: {metrics.best_epoch})"
         )
         rows["test accuracy"] = f"{metrics.test_accuracy:.1%}"
+        if metrics.test_ece is not None and metrics.test_ece_uncalibrated is not None:
+            rows["calibration"] = (
+                f"ECE {metrics.test_ece:.3f} on test, {metrics.test_ece_uncalibrated:.3f} before "
+                f"temperature {metrics.temperature:.2f}"
+            )
         rows["trained on"] = ", ".join(f"{k} {n}" for k, n in metrics.split.items())
         rows["seed, time"] = f"{metrics.seed}, {metrics.train_s:.1f} s"
     table = Table(show_header=False, box=None)

@@ -9,10 +9,11 @@ import torch
 
 from lspt_serve.bundle import BackboneRef, Bundle, MethodRef, Metrics
 from lspt_serve.models import Backbone, PromptedViT, create_prompted_vit
+from lspt_serve.training.calibration import calibration_error, fit_temperature, scale_head
 from lspt_serve.training.data import Dataset
 from lspt_serve.training.init import Init, initialise_prompts
 from lspt_serve.training.settings import TrainSettings, pick_device
-from lspt_serve.training.trainer import Epoch, evaluate, fit
+from lspt_serve.training.trainer import Epoch, accuracy, fit, predict
 
 __all__ = ["train_task"]
 
@@ -33,7 +34,8 @@ def train_task(
 ) -> Bundle:
     """Tune a task on a frozen backbone; test is looked at once, at the end.
 
-    The model is folded before it is measured: what is measured is what is served.
+    The model is folded before it is measured: what is measured is what is served. A temperature
+    fitted on val is folded into the head, so that scores are as often right as they say.
 
     Args:
         init: where the learned prompts start, see lspt_serve/training/init.py.
@@ -52,9 +54,16 @@ def train_task(
     initialise_prompts(model, dataset.train, preprocess, init, seed=settings.seed)
     best = fit(model, dataset, preprocess, settings, on_epoch=on_epoch)
     served = model.fold()
+    val, val_targets = predict(served, dataset.val, preprocess)
+    test, test_targets = predict(served, dataset.test, preprocess)
+    temperature = fit_temperature(val, val_targets)
+    scale_head(served.head, temperature)
     metrics = Metrics(
-        val_accuracy=evaluate(served, dataset.val, preprocess),
-        test_accuracy=evaluate(served, dataset.test, preprocess),
+        val_accuracy=accuracy(val, val_targets),
+        test_accuracy=accuracy(test, test_targets),
+        temperature=temperature,
+        test_ece=calibration_error(test / temperature, test_targets),
+        test_ece_uncalibrated=calibration_error(test, test_targets),
         best_epoch=best.number,
         seed=settings.seed,
         split=dataset.sizes,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from lspt_serve.errors import DataError
@@ -15,7 +16,7 @@ from lspt_serve.training.batches import Batches
 from lspt_serve.training.data import Dataset, Split
 from lspt_serve.training.settings import TrainSettings, learning_rate, pick_precision
 
-__all__ = ["Epoch", "evaluate", "fit"]
+__all__ = ["Epoch", "accuracy", "evaluate", "fit", "predict"]
 
 
 @dataclass(frozen=True)
@@ -98,10 +99,20 @@ def fit(
     return best
 
 
+def accuracy(logits: Tensor, targets: Tensor) -> float:
+    """Top-1 accuracy in [0, 1]; N x K, N."""
+    return (logits.argmax(dim=-1) == targets).float().mean().item()
+
+
+def predict(model: PromptedViT, split: Split, preprocess: Preprocess) -> tuple[Tensor, Tensor]:
+    """Logits (N x K) and targets (N) of a split, in fp32."""
+    batches = Batches(split, preprocess, model)
+    return _predict(batches, 64, torch.float32), batches.targets
+
+
 def evaluate(model: PromptedViT, split: Split, preprocess: Preprocess) -> float:
     """Top-1 accuracy in [0, 1], in fp32."""
-    _, accuracy = _measure(Batches(split, preprocess, model), 64, torch.float32)
-    return accuracy
+    return accuracy(*predict(model, split, preprocess))
 
 
 def _train_epoch(
@@ -129,15 +140,16 @@ def _train_epoch(
     return summed / len(train)
 
 
-@torch.no_grad()
 def _measure(split: Batches, batch_size: int, dtype: torch.dtype) -> tuple[float, float]:
     """Mean loss and top-1 accuracy."""
+    logits = _predict(split, batch_size, dtype)
+    return cross_entropy(logits, split.targets).item(), accuracy(logits, split.targets)
+
+
+@torch.no_grad()
+def _predict(split: Batches, batch_size: int, dtype: torch.dtype) -> Tensor:
+    """Logits of all images, N x K fp32."""
     split.model.eval()
-    summed, right = 0.0, 0
-    for rows in torch.arange(len(split)).split(batch_size):
-        with torch.autocast(split.targets.device.type, dtype, enabled=dtype != torch.float32):
-            logits = split.logits(rows)
-        targets = split.targets[rows]
-        summed += cross_entropy(logits.float(), targets, reduction="sum").item()
-        right += int((logits.argmax(dim=-1) == targets).sum())
-    return summed / len(split), right / len(split)
+    with torch.autocast(split.targets.device.type, dtype, enabled=dtype != torch.float32):
+        logits = [split.logits(rows) for rows in torch.arange(len(split)).split(batch_size)]
+    return torch.cat(logits).float()

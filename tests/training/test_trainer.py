@@ -21,6 +21,7 @@ from lspt_serve.preprocess import normalise
 from lspt_serve.training import Dataset, Epoch, Split, TrainSettings, fit, train_task
 from lspt_serve.training.augment import augment_batch
 from lspt_serve.training.batches import Batches
+from lspt_serve.training.calibration import calibration_error
 from lspt_serve.training.settings import Augment, learning_rate
 from lspt_serve.training.trainer import evaluate
 
@@ -471,3 +472,18 @@ def test_epoch_tells_time_in_data_from_time_in_step(
     for epoch in history:  # 3 steps
         assert 0.06 <= epoch.data_s < 1
         assert 0 < epoch.step_s < 10
+
+
+@pytest.mark.parametrize("method", ["linear", "lspt", "vfpt"])
+def test_a_bundles_scores_are_calibrated_as_its_metrics_say(
+    tiny_backbone: Backbone, colours: Dataset, method: str
+) -> None:
+    bundle = train_task(tiny_backbone, colours, name="colour", method=method, settings=SHORT)
+    model, metrics = create_model(tiny_backbone, bundle), bundle.manifest.metrics
+    assert metrics is not None
+    logits = logits_by_hand(model, colours.test, tiny_backbone)
+    targets = torch.from_numpy(colours.test.targets)
+    before = calibration_error(logits * metrics.temperature, targets)
+    assert metrics.temperature != 1
+    assert metrics.test_ece == pytest.approx(calibration_error(logits, targets), abs=1e-5)
+    assert metrics.test_ece_uncalibrated == pytest.approx(before, abs=1e-5)
