@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,9 @@ import torch
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 
-from lspt_serve.bundle import BackboneRef, Bundle, MethodRef
+from lspt_serve.bundle import Bundle
 from lspt_serve.models import Backbone, create_prompted_vit, load_backbone
+from lspt_serve.training import create_bundle
 
 TINY: dict[str, Any] = {
     "img_size": 32,
@@ -94,15 +94,6 @@ def make_bundle(tiny_backbone: Backbone) -> Callable[..., Bundle]:
             model = create_prompted_vit(
                 backbone, method, num_classes=len(labels), pool=pool, **options
             ).fold()
-        return Bundle.create(
-            {name: tensor.numpy() for name, tensor in model.task_tensors().items()},
-            name=name,
-            version=version,
-            labels=list(labels),
-            method=MethodRef(name=model.method.name, options=asdict(model.method.settings)),
-            backbone=BackboneRef(source=backbone.source, sha256=backbone.sha256),
-            preprocess=backbone.preprocess,
-            pool=model.pool,
-        )
+        return create_bundle(model, backbone, name=name, version=version, labels=list(labels))
 
     return make

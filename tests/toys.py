@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,10 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from PIL import Image
 
-from lspt_serve.bundle import BackboneRef, Bundle, MethodRef
+from lspt_serve.bundle import Bundle
 from lspt_serve.export import export_graph
 from lspt_serve.models import Backbone, create_prompted_vit
+from lspt_serve.training import create_bundle
 
 COLOURS = {"blue": (40, 60, 200), "green": (50, 190, 60), "red": (210, 50, 40)}
 
@@ -37,19 +37,9 @@ def random_bundle(
         model = create_prompted_vit(
             backbone, method, num_classes=len(labels), pool=pool, **options
         ).fold()
-        tensors = {
-            name: (tensor + 0.2 * torch.rand_like(tensor)).numpy()
-            for name, tensor in model.task_tensors().items()
-        }
-    return Bundle.create(
-        tensors,
-        name=name,
-        labels=list(labels),
-        method=MethodRef(name=model.method.name, options=asdict(model.method.settings)),
-        backbone=BackboneRef(source=backbone.source, sha256=backbone.sha256),
-        preprocess=backbone.preprocess,
-        pool=model.pool,
-    )
+        tensors = model.task_tensors()
+        model.load_task_tensors({k: v + 0.2 * torch.rand_like(v) for k, v in tensors.items()})
+    return create_bundle(model, backbone, name=name, labels=list(labels))
 
 
 def export_once(backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -87,6 +87,6 @@ class Batches:
         return torch.from_numpy(np.moveaxis(images, -1, 1).copy()).to(self.device)
 
     def _features(self, batch_size: int = 64) -> Tensor:
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.no_grad():
             rows: Any = torch.arange(len(self)).split(batch_size)
             return torch.cat([self.model.forward_features(self.inputs(r)) for r in rows])

@@ -15,7 +15,7 @@ from lspt_serve.training.init import Init, initialise_prompts
 from lspt_serve.training.settings import TrainSettings, pick_device
 from lspt_serve.training.trainer import Epoch, accuracy, fit, predict
 
-__all__ = ["train_task"]
+__all__ = ["create_bundle", "train_task"]
 
 
 def train_task(
@@ -69,7 +69,7 @@ def train_task(
         split=dataset.sizes,
         train_s=round(time.perf_counter() - started, 2),
     )
-    return _to_bundle(
+    return create_bundle(
         served,
         backbone,
         trained_as=_method_ref(model) if served is not model else None,
@@ -82,15 +82,20 @@ def train_task(
     )
 
 
-def _to_bundle(model: PromptedViT, backbone: Backbone, **fields: Any) -> Bundle:
+def create_bundle(model: PromptedViT, backbone: Backbone, **fields: Any) -> Bundle:
+    """The bundle of a model's task; `fields` are those of a Manifest that the model does not know.
+
+    Raises:
+        BundleError: a field that the format does not allow; it is named.
+    """
     tensors = {k: v.detach().float().cpu().numpy() for k, v in model.task_tensors().items()}
-    return Bundle.create(
-        tensors,
-        method=_method_ref(model),
-        backbone=BackboneRef(source=backbone.source, sha256=backbone.sha256),
-        pool=model.pool,
-        **fields,
-    )
+    known = {
+        "method": _method_ref(model),
+        "backbone": BackboneRef(source=backbone.source, sha256=backbone.sha256),
+        "preprocess": backbone.preprocess,
+        "pool": model.pool,
+    }
+    return Bundle.create(tensors, **known | fields)
 
 
 def _method_ref(model: PromptedViT) -> MethodRef:
