@@ -51,9 +51,7 @@ def _table(bundle: Bundle) -> Table:
         options = ", ".join(f"{k}={v}" for k, v in origin.options.items())
         rows["trained as"] = f"{origin.name}: {options}"
     if metrics:
-        rows["val accuracy"] = (
-            f"{metrics.val_accuracy:.1%} (best of all epochs: {metrics.best_epoch})"
-        )
+        rows["val accuracy"] = f"{metrics.val_accuracy:.1%} (epoch {metrics.best_epoch})"
         rows["test accuracy"] = f"{metrics.test_accuracy:.1%}"
         if metrics.test_ece is not None and metrics.test_ece_uncalibrated is not None:
             rows["calibration"] = (

@@ -78,6 +78,9 @@ def train(
             help="Below 1: resize to img_size / crop_pct keeping aspect, crop the middle."
         ),
     ] = 1.0,
+    keep: Annotated[
+        Literal["best", "last"], typer.Option(help="The epoch to keep: best on val, or last.")
+    ] = "best",
     seed: Annotated[
         int, typer.Option(help="Of initialisation, order, augmentation and split.")
     ] = 0,
@@ -98,7 +101,7 @@ def train(
 ) -> None:
     """Tune a task on a frozen backbone and write its bundle.
 
-    The best epoch is chosen on val; test is looked at once, at the end.
+    The epoch to keep is chosen on val; test is looked at once, at the end.
 
     Example:  lspt train --backbone vit_base_patch16_224 --data photos --out bundles/flowers
 
@@ -125,6 +128,7 @@ def train(
             weight_decay=weight_decay,
             warmup_epochs=warmup_epochs,
             augment=augment,
+            keep=keep,
             seed=seed,
             precision=precision,
             device=device,

@@ -3,7 +3,7 @@
 from lspt_serve.training.data import Dataset, Split, load_dataset
 from lspt_serve.training.init import Init, check_init
 from lspt_serve.training.settings import TrainSettings
-from lspt_serve.training.task import create_bundle, train_task
+from lspt_serve.training.task import Tuned, create_bundle, train_task, tune
 from lspt_serve.training.trainer import Epoch, fit
 
 __all__ = [
@@ -12,9 +12,11 @@ __all__ = [
     "Init",
     "Split",
     "TrainSettings",
+    "Tuned",
     "check_init",
     "create_bundle",
     "fit",
     "load_dataset",
     "train_task",
+    "tune",
 ]

@@ -11,6 +11,7 @@ from lspt_serve.errors import DataError
 
 __all__ = [
     "Augment",
+    "Keep",
     "Precision",
     "TrainSettings",
     "learning_rate",
@@ -19,6 +20,7 @@ __all__ = [
 ]
 
 Augment = Literal["none", "flip", "crop", "crop+flip"]
+Keep = Literal["best", "last"]
 Precision = Literal["auto", "fp32", "bf16"]
 # On a CPU with bf16 instructions bf16 pays from here on: benchmarks/bench_precision.py
 MIN_BF16_EMBED_DIM = 192
@@ -26,7 +28,11 @@ MIN_BF16_EMBED_DIM = 192
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
-    """How to train; nothing of it is needed to serve."""
+    """How to train; nothing of it is needed to serve.
+
+    Args:
+        keep: the epoch whose tensors are kept: the one best on val, or the last.
+    """
 
     epochs: int = 30
     batch_size: int = 64
@@ -34,6 +40,7 @@ class TrainSettings:
     weight_decay: float = 0.01
     warmup_epochs: float = 3.0
     augment: Augment = "none"
+    keep: Keep = "best"
     seed: int = 0
     precision: Precision = "auto"
     device: str = "auto"
@@ -49,6 +56,8 @@ class TrainSettings:
             raise DataError(f"seed must be at least 0 and below 2^63, got {self.seed}")
         if self.augment not in get_args(Augment):
             raise DataError(f"augment must be none, flip, crop or crop+flip, got {self.augment!r}")
+        if self.keep not in get_args(Keep):
+            raise DataError(f"keep must be best or last, got {self.keep!r}")
         if self.precision not in get_args(Precision):
             raise DataError(f"precision must be auto, fp32 or bf16, got {self.precision!r}")
 

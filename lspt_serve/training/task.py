@@ -2,47 +2,52 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
 from lspt_serve.bundle import BackboneRef, Bundle, MethodRef, Metrics
 from lspt_serve.models import Backbone, PromptedViT, create_prompted_vit
+from lspt_serve.preprocess import Preprocess
 from lspt_serve.training.calibration import calibration_error, fit_temperature, scale_head
 from lspt_serve.training.data import Dataset
 from lspt_serve.training.init import Init, initialise_prompts
 from lspt_serve.training.settings import TrainSettings, pick_device
 from lspt_serve.training.trainer import Epoch, accuracy, fit, predict
 
-__all__ = ["create_bundle", "train_task"]
+__all__ = ["Tuned", "create_bundle", "train_task", "tune"]
 
 
-def train_task(
+@dataclass(frozen=True)
+class Tuned:
+    """A model after training; `train_s` is what that took."""
+
+    model: PromptedViT
+    preprocess: Preprocess
+    best: Epoch  # whose tensors the model holds
+    train_s: float
+
+
+def tune(
     backbone: Backbone,
     dataset: Dataset,
     *,
-    name: str,
     method: str = "lspt",
     options: dict[str, Any] | None = None,
     pool: str | None = None,
     init: Init = "uniform",
     settings: TrainSettings = TrainSettings(),  # noqa: B008  frozen
-    version: int = 1,
-    license: str | None = None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
-) -> Bundle:
-    """Tune a task on a frozen backbone; test is looked at once, at the end.
-
-    The model is folded before it is measured: what is measured is what is served. A temperature
-    fitted on val is folded into the head, so that scores are as often right as they say.
+) -> Tuned:
+    """Train the tensors of a task on a frozen backbone; test is not looked at.
 
     Args:
         init: where the learned prompts start, see lspt_serve/training/init.py.
 
     Raises:
         MethodError: unknown method, option, pool or init, or an init without prompts.
-        BundleError: a name that a bundle may not have.
+        DataError: a setting out of range, or training that diverged.
     """
     started = time.perf_counter()
     torch.manual_seed(settings.seed)  # prompts, coder, head and prompt dropout
@@ -53,9 +58,34 @@ def train_task(
     preprocess = replace(backbone.preprocess, crop_pct=dataset.crop_pct)
     initialise_prompts(model, dataset.train, preprocess, init, seed=settings.seed)
     best = fit(model, dataset, preprocess, settings, on_epoch=on_epoch)
-    served = model.fold()
-    val, val_targets = predict(served, dataset.val, preprocess)
-    test, test_targets = predict(served, dataset.test, preprocess)
+    return Tuned(model, preprocess, best, train_s=time.perf_counter() - started)
+
+
+def train_task(
+    backbone: Backbone,
+    dataset: Dataset,
+    *,
+    name: str,
+    settings: TrainSettings = TrainSettings(),  # noqa: B008  frozen
+    version: int = 1,
+    license: str | None = None,
+    **tuning: Any,
+) -> Bundle:
+    """Tune a task and make its bundle; test is looked at once, at the end.
+
+    The model is folded before it is measured: what is measured is what is served. A temperature
+    fitted on val is folded into the head, so that scores are as often right as they say.
+
+    Args:
+        tuning: the other arguments of `tune`, and its errors.
+
+    Raises:
+        BundleError: a name that a bundle may not have.
+    """
+    tuned = tune(backbone, dataset, settings=settings, **tuning)
+    served = tuned.model.fold()
+    val, val_targets = predict(served, dataset.val, tuned.preprocess)
+    test, test_targets = predict(served, dataset.test, tuned.preprocess)
     temperature = fit_temperature(val, val_targets)
     scale_head(served.head, temperature)
     metrics = Metrics(
@@ -64,16 +94,16 @@ def train_task(
         temperature=temperature,
         test_ece=calibration_error(test / temperature, test_targets),
         test_ece_uncalibrated=calibration_error(test, test_targets),
-        best_epoch=best.number,
+        best_epoch=tuned.best.number,
         seed=settings.seed,
         split=dataset.sizes,
-        train_s=round(time.perf_counter() - started, 2),
+        train_s=round(tuned.train_s, 2),
     )
     return create_bundle(
         served,
         backbone,
-        trained_as=_method_ref(model) if served is not model else None,
-        preprocess=preprocess,
+        trained_as=_method_ref(tuned.model) if served is not tuned.model else None,
+        preprocess=tuned.preprocess,
         name=name,
         version=version,
         labels=dataset.labels,

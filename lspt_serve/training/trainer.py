@@ -51,12 +51,12 @@ def fit(
     *,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
 ) -> Epoch:
-    """Train the task's tensors in place; they end as they were after the best epoch on val.
+    """Train the task's tensors in place; they end as they were after the epoch to keep.
 
     On a CPU the same seed, settings and thread count give the same tensors, bit for bit.
 
     Returns:
-        The best epoch.
+        The epoch that was kept: the best on val, or the last that did not diverge.
 
     Raises:
         DataError: no epoch had a finite loss on val.
@@ -87,7 +87,7 @@ def fit(
         step_s = time.perf_counter() - started - data_s
         measured = _measure(val, settings.batch_size, dtype)
         epoch = Epoch(number, loss, *measured, data_s=data_s, step_s=step_s)
-        if epoch.better_than(best):
+        if epoch.better_than(None if settings.keep == "last" else best):
             best = epoch
             best_tensors = {name: t.clone() for name, t in model.task_tensors().items()}
         on_epoch(epoch)

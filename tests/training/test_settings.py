@@ -67,6 +67,13 @@ def test_augmentation_that_there_is_not_is_refused(augment: Any) -> None:
         TrainSettings(augment=augment)
 
 
+def test_epoch_to_keep_that_there_is_not_is_refused() -> None:
+    bad: Any = "first"
+
+    with pytest.raises(DataError, match="keep must be best or last, got 'first'"):
+        TrainSettings(keep=bad)
+
+
 @pytest.mark.parametrize("seed", [-1, 2**64])
 def test_seed_that_no_generator_takes_is_refused(seed: int) -> None:
     with pytest.raises(DataError, match="seed"):

@@ -258,6 +258,20 @@ def test_model_ends_as_it_was_after_the_best_epoch_on_val(
     assert accuracy_by_hand(model, misled.val, tiny_backbone) == pytest.approx(best.val_accuracy)
 
 
+def test_last_epoch_is_kept_where_that_is_asked_for(
+    tiny_backbone: Backbone, misled: Dataset
+) -> None:
+    model = fresh(tiny_backbone, pool="patch_mean")
+    history: list[Epoch] = []
+    settings = replace(SHORT, epochs=6, lr=0.02, keep="last")
+
+    kept = fit(model, misled, tiny_backbone.preprocess, settings, on_epoch=history.append)
+
+    assert kept == history[-1]
+    assert kept.val_loss > min(epoch.val_loss for epoch in history)
+    assert loss_by_hand(model, misled.val, tiny_backbone) == pytest.approx(kept.val_loss, rel=1e-4)
+
+
 def test_metrics_are_those_of_the_best_epoch(tiny_backbone: Backbone, misled: Dataset) -> None:
     history: list[Epoch] = []
 
