@@ -1,5 +1,11 @@
-"""A timm block whose attention has a temperature."""
+"""A timm block whose attention has a temperature, and is quick to train on a CPU.
 
+B batch, D embed_dim, h heads, d = D / h.
+"""
+
+from typing import Any
+
+import torch
 from timm.layers import Attention
 from timm.models.vision_transformer import Block
 from torch import Tensor
@@ -19,25 +25,43 @@ def run_block(block: Block, x: Tensor, temperature: Tensor | None = None) -> Ten
     Raises:
         BackboneError: a temperature asked of a block that is not timm's plain one.
     """
-    if temperature is None:
+    if temperature is None and not (_is_plain(block) and _fused_is_slow(x)):
         return block(x)  # type: ignore[no-any-return]
-    if type(block) is not Block or type(block.attn) is not Attention:
+    if not _is_plain(block):
         raise BackboneError(
-            f"attention temperature needs timm's plain Block, got {type(block).__name__}; "
-            "use another prompt method with this backbone"
+            f"attention temperature needs timm's plain Block without gates, got "
+            f"{type(block).__name__}; use another prompt method with this backbone"
         )
-    x = x + block.ls1(_attend(block.attn, block.norm1(x), temperature))
+    attn: Any = block.attn
+    x = x + block.ls1(_attend(attn, block.norm1(x), temperature))
     return x + block.ls2(block.mlp(block.norm2(x)))  # type: ignore[no-any-return]
 
 
-def _attend(attn: Attention, x: Tensor, temperature: Tensor) -> Tensor:
+def _is_plain(block: Block) -> bool:
+    return type(block) is Block and type(block.attn) is Attention and block.attn.gate is None
+
+
+def _attend(attn: Attention, x: Tensor, temperature: Tensor | None) -> Tensor:
     """timm's Attention.forward in eval mode, q divided by the temperature."""
     b, n, _ = x.shape
     qkv = attn.qkv(x).reshape(b, n, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
-    q, k, v = qkv.unbind(0)
-    q, k = attn.q_norm(q) / temperature, attn.k_norm(k)
-    x = scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, attn.attn_dim)
-    x = attn.norm(x)
-    if attn.gate is not None:
-        raise BackboneError("attention temperature is not available for gated attention")
+    q, k, v = qkv.unbind(0)  # B x h x tokens x d
+    q, k = attn.q_norm(q), attn.k_norm(k)
+    if temperature is not None:
+        q = q / temperature
+    if _fused_is_slow(x):
+        x = (q * attn.scale @ k.transpose(-2, -1)).softmax(dim=-1) @ v
+    else:
+        x = scaled_dot_product_attention(q, k, v)
+    x = attn.norm(x.transpose(1, 2).reshape(b, n, attn.attn_dim))
     return attn.proj(x)  # type: ignore[no-any-return]
+
+
+def _fused_is_slow(x: Tensor) -> bool:
+    """In bf16 on a CPU the gradient of the fused kernel is half of a step (torch 2.15)."""
+    return (
+        x.device.type == "cpu"
+        and torch.is_grad_enabled()
+        and torch.is_autocast_enabled("cpu")
+        and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    )

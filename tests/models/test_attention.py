@@ -83,3 +83,58 @@ def test_a_block_that_is_not_timms_plain_one_takes_no_temperature() -> None:
     with pytest.raises(BackboneError, match="ParallelScalingBlock; use another prompt method"):
         run_block(block, torch.randn(1, 4, 24), torch.tensor(1.0))
     assert run_block(block, torch.randn(1, 4, 24)).shape == (1, 4, 24)
+
+
+@pytest.mark.parametrize("tau", [None, 0.5])
+def test_bf16_training_on_a_cpu_has_the_values_and_gradients_of_fp32(
+    tiny_backbone: Backbone, tau: float | None
+) -> None:
+    block: Any = tiny_backbone.vit.blocks[1]
+    temperature = None if tau is None else torch.tensor(tau)
+    x = torch.randn(2, 7, 24, requires_grad=True)
+    upstream = torch.randn(2, 7, 24)
+
+    def run() -> tuple[Tensor, Tensor]:
+        out = run_block(block, x, temperature).float()
+        return out, torch.autograd.grad(out, x, upstream)[0]
+
+    wanted = run()
+    with torch.autocast("cpu", torch.bfloat16):
+        got = run()
+
+    for got_one, wanted_one in zip(got, wanted, strict=True):
+        scale = wanted_one.abs().max().item()
+        torch.testing.assert_close(got_one, wanted_one, atol=0.02 * scale, rtol=0)
+
+
+def test_bf16_training_on_a_cpu_does_without_the_fused_kernel_that_is_slow_there(
+    tiny_backbone: Backbone,
+) -> None:
+    block: Any = tiny_backbone.vit.blocks[0]
+    x = torch.randn(2, 7, 24, requires_grad=True)
+
+    def kernels() -> set[str]:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            run_block(block, x)
+        return {event.key for event in profile.key_averages()}
+
+    fused = "aten::scaled_dot_product_attention"
+    assert fused in kernels()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert fused not in kernels()
+        with torch.no_grad():
+            assert fused in kernels()
+
+
+@pytest.mark.parametrize("temperature", [None, torch.tensor(1.0)], ids=["plain", "tempered"])
+def test_gated_attention_runs_but_takes_no_temperature(temperature: Tensor | None) -> None:
+    vit = VisionTransformer(img_size=32, patch_size=8, embed_dim=24, depth=1, num_heads=2)
+    block: Any = vit.blocks[0]
+    block.attn.gate = torch.nn.Linear(24, 24)
+    x = torch.randn(1, 4, 24)
+    if temperature is None:
+        with torch.autocast("cpu", torch.bfloat16):
+            assert run_block(block, x).shape == (1, 4, 24)
+    else:
+        with pytest.raises(BackboneError, match="without gates"):
+            run_block(block, x, temperature)
