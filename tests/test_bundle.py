@@ -92,6 +92,67 @@ def test_a_bundle_saved_again_is_the_same_bytes(folder: Path, tmp_path: Path) ->
         assert (tmp_path / "again" / file).read_bytes() == (folder / file).read_bytes()
 
 
+@pytest.fixture
+def halved(tmp_path: Path, folder: Path) -> Path:
+    """The bundle of `folder`, stored in float16."""
+    sound = load_bundle(folder)
+    described = {"dtype", "tensors", "tensors_sha256"}
+    fields = {k: v for k, v in sound.manifest if k not in described}
+    save_bundle(Bundle.create(sound.tensors, dtype="float16", **fields), tmp_path / "halved")
+    return tmp_path / "halved"
+
+
+def test_float16_halves_the_file_and_is_float32_in_memory(folder: Path, halved: Path) -> None:
+    sound, loaded = load_bundle(folder), load_bundle(halved)
+    stored = load((halved / TENSORS).read_bytes())
+    assert json.loads((halved / MANIFEST).read_text())["dtype"] == "float16"
+    assert stored.keys() == loaded.tensors.keys() == sound.tensors.keys()
+    for name, tensor in loaded.tensors.items():
+        assert (str(stored[name].dtype), str(tensor.dtype)) == ("float16", "float32")
+        wanted = torch.from_numpy(sound.tensors[name]).half().float()
+        assert torch.equal(torch.from_numpy(tensor), wanted)
+    assert (loaded.num_bytes, sound.num_bytes) == (2 * 267, 4 * 267)  # 8 x 24 + 3 x 24 + 3
+
+
+def test_float16_is_rounded_as_soon_as_it_is_made(folder: Path, halved: Path) -> None:
+    sound, loaded = load_bundle(folder), load_bundle(halved)
+    described = {"dtype", "tensors", "tensors_sha256"}
+    fields = {k: v for k, v in sound.manifest if k not in described}
+    made = Bundle.create(sound.tensors, dtype="float16", **fields)
+    assert made.manifest == loaded.manifest
+    for name, tensor in loaded.tensors.items():
+        assert np.array_equal(made.tensors[name], tensor)
+    with pytest.raises(BundleError, match=r"head\.bias reaches 70000, beyond 65504; use float32"):
+        Bundle.create(
+            sound.tensors | {"head.bias": np.full(3, 7e4, np.float32)}, dtype="float16", **fields
+        )
+
+
+def test_float16_saved_again_is_the_same_bytes(halved: Path, tmp_path: Path) -> None:
+    save_bundle(load_bundle(halved), tmp_path / "again")
+    for file in (MANIFEST, TENSORS):
+        assert (tmp_path / "again" / file).read_bytes() == (halved / file).read_bytes()
+
+
+def test_sha256_of_float16_is_over_the_files_bytes(halved: Path) -> None:
+    sha256 = hashlib.sha256((halved / TENSORS).read_bytes()).hexdigest()
+    assert json.loads((halved / MANIFEST).read_text())["tensors_sha256"] == sha256
+
+
+def test_a_bundle_that_says_no_dtype_is_float32(folder: Path, halved: Path) -> None:
+    for path in (folder, halved):
+        manifest = json.loads((path / MANIFEST).read_text())
+        del manifest["dtype"]
+        (path / MANIFEST).write_text(json.dumps(manifest))
+    assert load_bundle(folder).manifest.dtype == "float32"
+    refuses(halved, r"head\.bias is float16, wanted float32")
+
+
+def test_one_tensor_of_another_dtype_than_the_manifest_says_is_named(halved: Path) -> None:
+    rewrite_tensors(halved, {"head.bias": np.zeros(3, np.float32)})
+    refuses(halved, r"tensors\.safetensors: head\.bias is float32, wanted float16$")
+
+
 @pytest.mark.parametrize(("said", "crop_pct"), [({}, 1.0), ({"crop_pct": 0.875}, 0.875)])
 def test_crop_pct_is_kept_and_is_1_where_it_is_missing(
     folder: Path, said: dict[str, float], crop_pct: float
@@ -299,6 +360,8 @@ def test_a_name_that_may_not_be_a_folders_is_refused(folder: Path, name: str) ->
         ({"preprocess": {"img_size": 32, "mean": [float("nan"), 0, 0]}}, "preprocess"),
         ({"preprocess": {"img_size": 32, "std": [float("nan"), 1, 1]}}, "preprocess"),
         ({"preprocess": {"img_size": 32, "std": [1, float("inf"), 1]}}, "preprocess"),
+        ({"dtype": "float64"}, "dtype: .*'float32' or 'float16'"),
+        ({"dtype": None}, "dtype: "),
         ({"tensors": {"head.bias": 3}}, "tensors.head.bias: "),
         ({"tensors_sha256": "?"}, "tensors_sha256: "),
         ({"metrics": {"val_accuracy": 1}}, "metrics.test_accuracy: Field required"),

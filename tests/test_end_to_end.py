@@ -30,6 +30,7 @@ pytestmark = pytest.mark.slow
 
 LSPT = [sys.executable, "-c", "from lspt_serve.cli import main; main()"]
 TASKS = {"colour": [*COLOURS], "warm": ["green", "red"]}
+DTYPES = {"colour": "float32", "warm": "float16"}
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def built(tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> 
             *("train", "--backbone", tiny_backbone.source, "--data", task),
             *("--out", f"bundles/{task}", "--option", f"num_prompts={len(labels)}"),
             *("--pool", "patch_mean", "--epochs", 10, "--lr", 0.02, "--warmup-epochs", 1),
-            *("--batch-size", 8, "--device", "cpu"),
+            *("--batch-size", 8, "--device", "cpu", "--dtype", DTYPES[task]),
             folder=folder,
         )
     run("export", "--like", "bundles/colour", "--out", "graph", folder=folder)

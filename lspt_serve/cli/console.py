@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from lspt_serve.bundle import Metrics
 from lspt_serve.errors import MethodError
 from lspt_serve.preprocess import Normalisation
 
@@ -17,6 +18,7 @@ __all__ = [
     "NormaliseBy",
     "Overwrite",
     "console",
+    "explain_rounding",
     "parse_options",
     "print_json",
     "stoppable",
@@ -39,6 +41,16 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output 
 def print_json(record: Any) -> None:
     """One JSON object on stdout."""
     print(json.dumps(record, indent=2))
+
+
+def explain_rounding(metrics: Metrics) -> str:
+    """What float16 costs, for people; empty where the tensors are float32."""
+    if (rounding := metrics.rounding) is None:
+        return ""
+    return (
+        f"float16 loses {rounding.points_lost:.2f} points of test accuracy and changes "
+        f"{rounding.answers_changed} of {metrics.split['test']} answers"
+    )
 
 
 def parse_options(options: list[str] | None) -> dict[str, Any]:

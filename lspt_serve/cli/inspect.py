@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lspt_serve.bundle import Bundle, load_bundle
-from lspt_serve.cli.console import Json, print_json
+from lspt_serve.cli.console import Json, explain_rounding, print_json
 from lspt_serve.errors import name_some
 
 __all__ = ["inspect"]
@@ -32,7 +32,6 @@ def inspect(
 
 def _table(bundle: Bundle) -> Table:
     manifest, metrics = bundle.manifest, bundle.manifest.metrics
-    size = sum(tensor.nbytes for tensor in bundle.tensors.values())
     rows = {
         "task": f"{manifest.name}, version {manifest.version}",
         "labels": f"{len(manifest.labels)}: {name_some(manifest.labels, limit=10)}",
@@ -43,7 +42,8 @@ def _table(bundle: Bundle) -> Table:
         f"std {list(manifest.preprocess.std)}, crop_pct {manifest.preprocess.crop_pct}",
         "pool": manifest.pool,
         "tensors": "\n".join(f"{name} {shape}" for name, shape in manifest.tensors.items()),
-        "bytes": f"{size:,}",
+        "dtype": manifest.dtype,
+        "bytes": f"{bundle.num_bytes:,}",
         "license": manifest.license or "not said",
         "created with": manifest.created_with,
     }
@@ -53,6 +53,8 @@ def _table(bundle: Bundle) -> Table:
     if metrics:
         rows["val accuracy"] = f"{metrics.val_accuracy:.1%} (epoch {metrics.best_epoch})"
         rows["test accuracy"] = f"{metrics.test_accuracy:.1%}"
+        if rounding := explain_rounding(metrics):
+            rows["rounding"] = rounding
         if metrics.test_ece is not None and metrics.test_ece_uncalibrated is not None:
             rows["calibration"] = (
                 f"ECE {metrics.test_ece:.3f} on test, {metrics.test_ece_uncalibrated:.3f} before "

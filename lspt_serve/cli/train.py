@@ -23,6 +23,7 @@ from lspt_serve.cli.console import (
     NormaliseBy,
     Overwrite,
     console,
+    explain_rounding,
     parse_options,
     print_json,
     stoppable,
@@ -94,6 +95,10 @@ def train(
     cache: Annotated[
         Path | None, typer.Option(help="Keep decoded images in this folder for the next run.")
     ] = None,
+    dtype: Annotated[
+        Literal["float32", "float16"],
+        typer.Option(help="Of the bundle's tensors: float16 is half the bytes."),
+    ] = "float32",
     version: Annotated[int, typer.Option(help="Version of the bundle, from 1.", min=1)] = 1,
     license: Annotated[str | None, typer.Option(help="Licence of the bundle.")] = None,
     overwrite: Overwrite = False,
@@ -159,6 +164,7 @@ def train(
                 pool=pool,
                 init=init,
                 settings=settings,
+                dtype=dtype,
                 version=version,
                 license=license,
                 on_epoch=_report(bar, row, epochs),
@@ -174,6 +180,8 @@ def train(
             f"{metrics.val_accuracy:.1%} (epoch {metrics.best_epoch}), test accuracy "
             f"{metrics.test_accuracy:.1%}, {metrics.train_s:.0f} s"
         )
+        if rounding := explain_rounding(metrics):
+            print(rounding)
 
 
 @contextmanager

@@ -5,18 +5,21 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from lspt_serve.bundle import BackboneRef, Bundle, MethodRef, Metrics
+from lspt_serve.bundle import BackboneRef, Bundle, MethodRef, Metrics, Rounding
 from lspt_serve.models import Backbone, PromptedViT, create_prompted_vit
 from lspt_serve.preprocess import Preprocess
+from lspt_serve.rounding import Dtype, round_tensors
 from lspt_serve.training.calibration import calibration_error, fit_temperature, scale_head
 from lspt_serve.training.data import Dataset
 from lspt_serve.training.init import Init, initialise_prompts
 from lspt_serve.training.settings import TrainSettings, pick_device
 from lspt_serve.training.trainer import Epoch, accuracy, fit, predict
 
-__all__ = ["Tuned", "create_bundle", "train_task", "tune"]
+__all__ = ["Tuned", "create_bundle", "measure", "train_task", "tune"]
 
 
 @dataclass(frozen=True)
@@ -67,48 +70,78 @@ def train_task(
     *,
     name: str,
     settings: TrainSettings = TrainSettings(),  # noqa: B008  frozen
+    dtype: Dtype = "float32",
     version: int = 1,
     license: str | None = None,
     **tuning: Any,
 ) -> Bundle:
     """Tune a task and make its bundle; test is looked at once, at the end.
 
-    The model is folded before it is measured: what is measured is what is served. A temperature
-    fitted on val is folded into the head, so that scores are as often right as they say.
+    The model is folded before it is measured: what is measured is what is served.
 
     Args:
+        dtype: what the bundle's tensors are stored in.
         tuning: the other arguments of `tune`, and its errors.
 
     Raises:
-        BundleError: a name that a bundle may not have.
+        BundleError: a name that a bundle may not have, or tensors that `dtype` does not hold.
     """
     tuned = tune(backbone, dataset, settings=settings, **tuning)
     served = tuned.model.fold()
-    val, val_targets = predict(served, dataset.val, tuned.preprocess)
-    test, test_targets = predict(served, dataset.test, tuned.preprocess)
-    temperature = fit_temperature(val, val_targets)
-    scale_head(served.head, temperature)
-    metrics = Metrics(
-        val_accuracy=accuracy(val, val_targets),
-        test_accuracy=accuracy(test, test_targets),
-        temperature=temperature,
-        test_ece=calibration_error(test / temperature, test_targets),
-        test_ece_uncalibrated=calibration_error(test, test_targets),
-        best_epoch=tuned.best.number,
-        seed=settings.seed,
-        split=dataset.sizes,
-        train_s=round(tuned.train_s, 2),
-    )
+    metrics = measure(served, tuned, dataset, seed=settings.seed, dtype=dtype)
     return create_bundle(
         served,
         backbone,
         trained_as=_method_ref(tuned.model) if served is not tuned.model else None,
         preprocess=tuned.preprocess,
+        dtype=dtype,
         name=name,
         version=version,
         labels=dataset.labels,
         metrics=metrics,
         license=license,
+    )
+
+
+def measure(
+    model: PromptedViT, tuned: Tuned, dataset: Dataset, *, seed: int, dtype: Dtype = "float32"
+) -> Metrics:
+    """Calibrate a model, round its tensors to `dtype`, both in place, and measure what results.
+
+    A temperature fitted on val is folded into the head, so that scores are as often right as they
+    say. It is computed in fp32 whatever `dtype` is.
+
+    Args:
+        model: that of `tuned`, folded.
+
+    Raises:
+        BundleError: tensors that `dtype` does not hold.
+    """
+    val, val_targets = predict(model, dataset.val, tuned.preprocess)
+    temperature = fit_temperature(val, val_targets)
+    scale_head(model.head, temperature)
+    test, test_targets = predict(model, dataset.test, tuned.preprocess)
+    rounding = None
+    if dtype != "float32":
+        exact = test
+        rounded = round_tensors(_arrays(model), dtype)
+        model.load_task_tensors({name: torch.from_numpy(t) for name, t in rounded.items()})
+        val, _ = predict(model, dataset.val, tuned.preprocess)
+        test, _ = predict(model, dataset.test, tuned.preprocess)
+        lost = accuracy(exact, test_targets) - accuracy(test, test_targets)
+        changed = (exact.argmax(dim=-1) != test.argmax(dim=-1)).sum()
+        rounding = Rounding(points_lost=round(100 * lost, 4), answers_changed=int(changed))
+    return Metrics(
+        val_accuracy=accuracy(val, val_targets),
+        test_accuracy=accuracy(test, test_targets),
+        temperature=temperature,
+        test_ece=calibration_error(test, test_targets),
+        test_ece_uncalibrated=calibration_error(test * temperature, test_targets),
+        rounding=rounding,
+        best_epoch=tuned.best.number,
+        seed=seed,
+        split=dataset.sizes,
+        train_s=round(tuned.train_s, 2),
     )
 
 
@@ -118,14 +151,17 @@ def create_bundle(model: PromptedViT, backbone: Backbone, **fields: Any) -> Bund
     Raises:
         BundleError: a field that the format does not allow; it is named.
     """
-    tensors = {k: v.detach().float().cpu().numpy() for k, v in model.task_tensors().items()}
-    known = {
+    known: dict[str, Any] = {
         "method": _method_ref(model),
         "backbone": BackboneRef(source=backbone.source, sha256=backbone.sha256),
         "preprocess": backbone.preprocess,
         "pool": model.pool,
     }
-    return Bundle.create(tensors, **known | fields)
+    return Bundle.create(_arrays(model), **known | fields)
+
+
+def _arrays(model: PromptedViT) -> dict[str, NDArray[np.float32]]:
+    return {k: v.detach().float().cpu().numpy() for k, v in model.task_tensors().items()}
 
 
 def _method_ref(model: PromptedViT) -> MethodRef:

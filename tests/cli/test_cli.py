@@ -137,6 +137,27 @@ def test_train_json_is_one_object_on_stdout(run: Run, quick: list[str], tmp_path
     assert json.loads(ended.out) == {"bundle": str(out), **manifest}
 
 
+def test_train_in_float16_says_what_that_costs(run: Run, quick: list[str], tmp_path: Path) -> None:
+    out, exact = tmp_path / "colour", tmp_path / "exact"
+
+    printed = run(*quick, "--out", out, "--dtype", "float16").out
+    answer = json.loads(
+        run(*quick, "--out", out, "--dtype", "float16", "--overwrite", "--json").out
+    )
+    plain = run(*quick, "--out", exact).out
+
+    said = r"^float16 loses (-?\d+\.\d\d) points of test accuracy and changes (\d+) of 2 answers$"
+    (found,) = re.findall(said, printed, re.M)
+    rounding = answer["metrics"]["rounding"]
+    assert found == (f"{rounding['points_lost']:.2f}", str(rounding["answers_changed"]))
+    assert "float16 loses" not in plain
+    inspected = run("inspect", out).out
+    assert re.search(r"^ *dtype +float16", inspected, re.M)
+    assert f"{load_bundle(exact).num_bytes // 2:,}" in inspected
+    assert "float16 loses" in inspected
+    assert re.search(r"^ *dtype +float32", run("inspect", exact).out, re.M)
+
+
 @pytest.mark.parametrize("init", ["tokens", "kmeans"])
 def test_train_starts_from_the_tasks_own_tokens(
     run: Run, quick: list[str], tmp_path: Path, init: str

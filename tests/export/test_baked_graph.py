@@ -11,7 +11,7 @@ import torch
 from toys import corrupt, noise, random_bundle
 
 import lspt_serve.export.baked
-from lspt_serve.bundle import Bundle
+from lspt_serve.bundle import Bundle, load_bundle, save_bundle
 from lspt_serve.errors import BundleError, GraphError
 from lspt_serve.export import create_model, export_bundle
 from lspt_serve.graph import IMAGES, PROBABILITIES, ParityRow
@@ -54,6 +54,26 @@ def test_file_gives_the_probabilities_of_torch(
 
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(got.sum(axis=-1), 1, rtol=1e-6)
+
+
+def test_file_of_a_float16_bundle_gives_the_probabilities_of_the_rounded_tensors(
+    tiny_backbone: Backbone, bundle: Bundle, tmp_path: Path
+) -> None:
+    fields = bundle.manifest.model_dump(exclude={"dtype", "tensors", "tensors_sha256"})
+    save_bundle(Bundle.create(bundle.tensors, dtype="float16", **fields), tmp_path / "colour")
+    images = noise(3)
+    model = create_model(tiny_backbone, bundle)
+    model.load_task_tensors(
+        {k: torch.from_numpy(t).half().float() for k, t in bundle.tensors.items()}
+    )
+    with torch.inference_mode():
+        wanted = model(torch.from_numpy(images)).softmax(dim=-1).numpy()
+
+    export_bundle(tiny_backbone, load_bundle(tmp_path / "colour"), tmp_path / "colour.onnx")
+
+    session = onnxruntime.InferenceSession(tmp_path / "colour.onnx")
+    got = session.run([PROBABILITIES], {IMAGES: images})[0]
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5)
 
 
 def test_only_images_go_in(session: onnxruntime.InferenceSession) -> None:

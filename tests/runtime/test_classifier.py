@@ -140,6 +140,28 @@ def test_warm_up_without_tasks_does_nothing(echo: Classifier, tmp_path: Path) ->
     assert echo.engine.asked == []
 
 
+def test_float16_on_a_real_engine_answers_like_torch_on_the_rounded_tensors(
+    tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    exact = random_bundle(tiny_backbone)
+    fields = exact.manifest.model_dump(exclude={"dtype", "tensors", "tensors_sha256"})
+    save_bundle(Bundle.create(exact.tensors, dtype="float16", **fields), tmp_path / "colour")
+    engine = OnnxEngine(export_once(tiny_backbone, tmp_path_factory), device="cpu")
+    classifier = Classifier(engine, PromptStore(tmp_path, engine.graph))
+    images, model = noise(5), create_model(tiny_backbone, exact)
+    with torch.inference_mode():
+        before = model(torch.from_numpy(images)).softmax(dim=-1).numpy()
+        rounded = {k: torch.from_numpy(t).half().float() for k, t in exact.tensors.items()}
+        model.load_task_tensors(rounded)
+        wanted = model(torch.from_numpy(images)).softmax(dim=-1).numpy()
+
+    answers = classifier.classify(images, "colour", top_k=3)
+
+    got = [[p.score for p in sorted(best, key=lambda p: p.index)] for best in answers]
+    np.testing.assert_allclose(got, wanted, atol=1e-5, rtol=0)
+    assert np.abs(before - wanted).max() > 5e-5
+
+
 def test_two_tasks_on_one_real_engine_answer_like_torch(
     tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
