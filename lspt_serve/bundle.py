@@ -31,6 +31,7 @@ from lspt_serve.preprocess import Preprocess
 from lspt_serve.rounding import Dtype, round_tensors
 
 __all__ = [
+    "BASELINE",
     "FORMAT_VERSION",
     "MANIFEST",
     "BackboneRef",
@@ -39,6 +40,7 @@ __all__ = [
     "MethodRef",
     "Metrics",
     "Rounding",
+    "check_no_baseline",
     "check_task_name",
     "load_bundle",
     "save_bundle",
@@ -46,6 +48,7 @@ __all__ = [
 
 FORMAT_VERSION: Literal[1] = 1
 MANIFEST, TENSORS = "bundle.json", "tensors.safetensors"
+BASELINE = "baseline.json"  # of a folder that lspt train --method full wrote
 TASK_NAME = r"[a-z0-9][a-z0-9._-]{0,63}"
 Share = Annotated[float, Field(ge=0, le=1)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -197,6 +200,15 @@ def check_task_name(name: str) -> None:
         )
 
 
+def check_no_baseline(folder: Path) -> None:
+    """Raises BundleError for a folder that holds a fully fine-tuned model."""
+    if (folder / BASELINE).is_file():
+        raise BundleError(
+            f"{folder}: a baseline that lspt train --method full wrote, no bundle; a task is "
+            "served from a bundle of another method"
+        )
+
+
 def save_bundle(bundle: Bundle, folder: Path) -> None:
     """Write a bundle whole or not at all; an existing folder is replaced.
 
@@ -216,6 +228,7 @@ def load_bundle(folder: Path) -> Bundle:
         BundleError: no bundle, a newer format, a bad field, or tensors that are missing,
             unexpected, misshapen, of another dtype, not finite or not those of the manifest.
     """
+    check_no_baseline(folder)
     manifest = _read_manifest(folder / MANIFEST)
     data = _read_bytes(folder / TENSORS)
     try:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
@@ -16,7 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from lspt_serve.bundle import MANIFEST, check_task_name, save_bundle
+from lspt_serve.bundle import BASELINE, MANIFEST, Manifest, check_task_name, save_bundle
 from lspt_serve.cli.console import (
     ImgSize,
     Json,
@@ -31,7 +31,7 @@ from lspt_serve.cli.console import (
 from lspt_serve.files import check_output
 
 if TYPE_CHECKING:
-    from lspt_serve.training import Epoch
+    from lspt_serve.training import BaselineRecord, Epoch
 
 __all__ = ["train"]
 
@@ -49,7 +49,11 @@ def train(
     ],
     out: Annotated[Path, typer.Option(help="Bundle to write: a folder named like the task.")],
     method: Annotated[
-        str, typer.Option(help="linear, vpt-shallow, vpt-deep, vfpt, v2apt, gated or lspt.")
+        str,
+        typer.Option(
+            help="linear, vpt-shallow, vpt-deep, vfpt, v2apt, gated or lspt; full trains the "
+            "backbone too: a baseline, not a bundle."
+        ),
     ] = "lspt",
     option: Annotated[
         list[str] | None,
@@ -66,7 +70,9 @@ def train(
     ] = "uniform",
     epochs: Annotated[int, typer.Option(help="Passes over train.")] = 30,
     batch_size: Annotated[int, typer.Option(help="Images in a step.")] = 64,
-    lr: Annotated[float, typer.Option(help="Peak learning rate of AdamW.")] = 3e-3,
+    lr: Annotated[
+        float, typer.Option(help="Peak learning rate of AdamW; full wants 1e-5 to 1e-4.")
+    ] = 3e-3,
     weight_decay: Annotated[float, typer.Option(help="Weight decay of AdamW.")] = 0.01,
     warmup_epochs: Annotated[float, typer.Option(help="Epochs before the cosine.")] = 3.0,
     augment: Annotated[
@@ -118,13 +124,26 @@ def train(
 
     Example:  lspt train --backbone vit.pth --data cub --out bundles/birds --crop-pct 0.875
     --augment crop+flip --cache build/cache
+
+    Example:  lspt train --backbone vit.pth --data photos --out baselines/flowers
+    --method full --lr 3e-5
     """
+    full = method == "full"
+    if full and (dtype, version, license) != ("float32", 1, None):
+        raise typer.BadParameter("--dtype, --version and --license are those of a bundle")
     check_task_name(out.name)
-    check_output(out, overwrite=overwrite, marker=MANIFEST)
+    check_output(out, overwrite=overwrite, marker=BASELINE if full else MANIFEST)
     options = parse_options(option)
     with stoppable():
         from lspt_serve.models import create_prompted_vit, load_backbone  # torch: takes seconds
-        from lspt_serve.training import TrainSettings, check_init, load_dataset, train_task
+        from lspt_serve.training import (
+            TrainSettings,
+            check_init,
+            load_dataset,
+            save_baseline,
+            train_baseline,
+            train_task,
+        )
 
         settings = TrainSettings(
             epochs=epochs,
@@ -140,8 +159,9 @@ def train(
         )
         vit = load_backbone(backbone, img_size=img_size, normalisation=normalisation)
         # say what is wrong with the method before minutes of decoding
-        model = create_prompted_vit(vit, method, num_classes=2, pool=pool, **options)
-        check_init(model.method, init)
+        check_init(
+            create_prompted_vit(vit, method, num_classes=2, pool=pool, **options).method, init
+        )
         with _bar("decoding") as (bar, row):
             dataset = load_dataset(
                 data,
@@ -153,35 +173,53 @@ def train(
                 on_image=lambda done, total: bar.update(row, completed=done, total=total),
             )
         for note in dataset.notes:
-            console.print(f"[yellow]note:[/] {escape(note)}", highlight=False)
+            _note(note)
         with _bar(out.name) as (bar, row):
-            bundle = train_task(
-                vit,
-                dataset,
-                name=out.name,
-                method=method,
-                options=options,
-                pool=pool,
-                init=init,
-                settings=settings,
-                dtype=dtype,
-                version=version,
-                license=license,
-                on_epoch=_report(bar, row, epochs),
-            )
-        save_bundle(bundle, out)
-    metrics = bundle.manifest.metrics
+            tuning: dict[str, Any] = {
+                "name": out.name,
+                "options": options,
+                "pool": pool,
+                "init": init,
+                "settings": settings,
+                "on_epoch": _report(bar, row, epochs),
+            }
+            record: Manifest | BaselineRecord
+            if full:
+                baseline = train_baseline(vit, dataset, **tuning)
+                record = baseline.record
+                save_baseline(baseline, out)
+                if record.weights is None:
+                    _note("weights are not kept: no VisionTransformer of timm answers the same")
+            else:
+                bundle = train_task(
+                    vit,
+                    dataset,
+                    method=method,
+                    dtype=dtype,
+                    version=version,
+                    license=license,
+                    **tuning,
+                )
+                record = bundle.manifest
+                save_bundle(bundle, out)
+    metrics = record.metrics
     assert metrics is not None
     if as_json:
-        print_json({"bundle": str(out), **bundle.manifest.model_dump(mode="json")})
-    else:
-        print(
-            f"{out}: {method}, {len(bundle.labels)} labels, val accuracy "
-            f"{metrics.val_accuracy:.1%} (epoch {metrics.best_epoch}), test accuracy "
-            f"{metrics.test_accuracy:.1%}, {metrics.train_s:.0f} s"
-        )
-        if rounding := explain_rounding(metrics):
-            print(rounding)
+        print_json({"baseline" if full else "bundle": str(out), **record.model_dump(mode="json")})
+        return
+    print(
+        f"{out}: {method}, {len(record.labels)} labels, val accuracy "
+        f"{metrics.val_accuracy:.1%} (epoch {metrics.best_epoch}), test accuracy "
+        f"{metrics.test_accuracy:.1%}, {metrics.train_s:.0f} s"
+    )
+    if full:
+        print(f"ECE {metrics.test_ece:.3f} on test, {baseline.record.num_bytes:,} bytes of weights")
+    elif rounding := explain_rounding(metrics):
+        print(rounding)
+
+
+def _note(text: str) -> None:
+    console.print(f"[yellow]note:[/] {escape(text)}", highlight=False)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from lspt_serve.bundle import BackboneRef, Bundle
 from lspt_serve.errors import BundleError
-from lspt_serve.models import Backbone, PromptedViT, create_prompted_vit
+from lspt_serve.models import Backbone, PromptedViT, check_bundled, create_prompted_vit
 
 __all__ = ["BakedGraph", "SharedGraph", "create_model"]
 
@@ -23,10 +23,12 @@ def create_model(backbone: Backbone, bundle: Bundle) -> PromptedViT:
     """The bundle's prompted ViT in torch.
 
     Raises:
+        MethodError: unknown method or option, or one that no bundle can be of.
         BundleError: the bundle belongs to another backbone, or to other sizes of images.
     """
     bundle.check_backbone(BackboneRef(source=backbone.source, sha256=backbone.sha256))
     manifest = bundle.manifest
+    check_bundled(manifest.method.name)
     theirs, ours = manifest.preprocess.img_size, backbone.preprocess.img_size
     if theirs != ours:
         raise BundleError(

@@ -3,6 +3,7 @@
 B batch, N patches, P prompts, D embed_dim, L blocks, K classes, F pooled features.
 """
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from lspt_serve.errors import BundleError, MethodError, name_some, nearest
 from lspt_serve.models.attention import run_block
 from lspt_serve.models.backbone import Backbone
-from lspt_serve.models.methods import METHODS, PromptMethod, Shape, create_method
+from lspt_serve.models.methods import BASELINES, PromptMethod, Shape, create_method
 
 __all__ = ["POOLS", "PromptedViT", "create_prompted_vit", "pool_tokens"]
 
@@ -39,14 +40,15 @@ class PromptedViT(nn.Module):
     """Tokens are [CLS, registers | prompts | patches]; prompts get no position embedding.
 
     The backbone is frozen and stays in eval mode whatever `train` says: no dropout, no drop path.
-    Every tensor outside `backbone` belongs to the task.
+    Every tensor outside `backbone` belongs to the task. A method that trains the backbone has all
+    tensors for its own, and the backbone follows `train`; timm's ViTs drop nothing unless asked to.
     """
 
     def __init__(
         self, backbone: nn.Module, method: PromptMethod, head: nn.Module, *, pool: str
     ) -> None:
         super().__init__()
-        self.backbone: Any = backbone.eval().requires_grad_(False)
+        self.backbone: Any = backbone.eval().requires_grad_(method.trains_backbone)
         self.method = method
         self.head: Any = head
         self.pool = pool
@@ -77,9 +79,10 @@ class PromptedViT(nn.Module):
         return x[:, : vit.num_prefix_tokens], x[:, vit.num_prefix_tokens :]
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode of the method and the head; the backbone stays in eval mode."""
+        """Set the mode of the method and the head; a frozen backbone stays in eval mode."""
         super().train(mode)
-        self.backbone.eval()
+        if not self.method.trains_backbone:
+            self.backbone.eval()
         return self
 
     def fold(self) -> "PromptedViT":
@@ -92,6 +95,8 @@ class PromptedViT(nn.Module):
     def task_tensors(self) -> dict[str, Tensor]:
         """The tensors of the task, by name: what a bundle holds."""
         state = self.state_dict()
+        if self.method.trains_backbone:
+            return state
         return {k: v for k, v in state.items() if not k.startswith("backbone.")}
 
     def load_task_tensors(self, tensors: Mapping[str, Tensor]) -> None:
@@ -125,7 +130,7 @@ def create_prompted_vit(
 ) -> PromptedViT:
     """Build a prompted ViT with fresh prompts and head; `pool=None` is the backbone's.
 
-    The backbone is shared, not copied.
+    The backbone is shared; only a method that trains it gets a copy.
 
     Raises:
         MethodError: unknown method, option or pool, or a pool that the model has no tokens for.
@@ -138,10 +143,12 @@ def create_prompted_vit(
         )
     if "cls" in pool.split("+") and vit.cls_token is None:
         raise MethodError(f"pool {pool!r} needs a class token, and {backbone.source} has none")
-    if "prompt_mean" in pool and method == METHODS["linear"].name:
-        raise MethodError(f"pool {pool!r} needs prompts, and method 'linear' has none")
+    if "prompt_mean" in pool and method in ("linear", *BASELINES):
+        raise MethodError(f"pool {pool!r} needs prompts, and method {method!r} has none")
     shape = Shape(vit.embed_dim, len(vit.blocks), vit.patch_embed.patch_size[0])
     head = nn.Linear(len(pool.split("+")) * vit.embed_dim, num_classes)
     nn.init.trunc_normal_(head.weight, std=0.02)
     nn.init.zeros_(head.bias)
-    return PromptedViT(vit, create_method(method, shape, **options), head, pool=pool)
+    created = create_method(method, shape, **options)
+    vit = copy.deepcopy(vit) if created.trains_backbone else vit
+    return PromptedViT(vit, created, head, pool=pool)

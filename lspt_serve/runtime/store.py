@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from lspt_serve.bundle import MANIFEST, Bundle, load_bundle
+from lspt_serve.bundle import BASELINE, MANIFEST, Bundle, check_no_baseline, load_bundle
 from lspt_serve.errors import BundleError, UnknownTaskError, nearest
 from lspt_serve.graph import GraphSpec, check_fits
 
@@ -20,7 +20,7 @@ class PromptStore:
         folder: holds one folder per bundle.
 
     Raises:
-        BundleError: no such folder.
+        BundleError: no such folder, or one that is itself a baseline.
     """
 
     def __init__(self, folder: Path, graph: GraphSpec) -> None:
@@ -28,9 +28,11 @@ class PromptStore:
             raise BundleError(
                 f"{folder}: no such folder of bundles; make one: lspt train --out {folder}/NAME"
             )
+        check_no_baseline(folder)
         self._bundles: dict[str, Bundle] = {}
         self.refused: dict[str, str] = {}  # folder name -> why
-        for path in sorted(p.parent for p in folder.glob(f"*/{MANIFEST}")):
+        found = {p.parent for name in (MANIFEST, BASELINE) for p in folder.glob(f"*/{name}")}
+        for path in sorted(found):
             if path.name.startswith("."):
                 continue
             try:

@@ -1,5 +1,6 @@
 """Tune the tensors of one task on a frozen backbone and hand them on as a bundle."""
 
+from lspt_serve.training.baseline import Baseline, BaselineRecord, save_baseline, train_baseline
 from lspt_serve.training.data import Dataset, Split, load_dataset
 from lspt_serve.training.init import Init, check_init
 from lspt_serve.training.settings import TrainSettings
@@ -7,6 +8,8 @@ from lspt_serve.training.task import Tuned, create_bundle, train_task, tune
 from lspt_serve.training.trainer import Epoch, fit
 
 __all__ = [
+    "Baseline",
+    "BaselineRecord",
     "Dataset",
     "Epoch",
     "Init",
@@ -17,6 +20,8 @@ __all__ = [
     "create_bundle",
     "fit",
     "load_dataset",
+    "save_baseline",
+    "train_baseline",
     "train_task",
     "tune",
 ]

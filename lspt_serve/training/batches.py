@@ -58,7 +58,8 @@ class Batches:
         self.targets = torch.from_numpy(split.targets).to(self.device)  # N
         self.mean = torch.tensor(preprocess.mean, device=self.device).view(3, 1, 1)
         self.std = torch.tensor(preprocess.std, device=self.device).view(3, 1, 1)
-        trains_head_only = not any(True for _ in model.method.parameters())
+        trained = [name for name, p in model.named_parameters() if p.requires_grad]
+        trains_head_only = all(name.startswith("head.") for name in trained)
         self.features = self._features() if trains_head_only and augment == "none" else None
 
     def __len__(self) -> int:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from lspt_serve.bundle import BackboneRef, Bundle, MethodRef, Metrics, Rounding
-from lspt_serve.models import Backbone, PromptedViT, create_prompted_vit
+from lspt_serve.models import Backbone, PromptedViT, check_bundled, create_prompted_vit
 from lspt_serve.preprocess import Preprocess
 from lspt_serve.rounding import Dtype, round_tensors
 from lspt_serve.training.calibration import calibration_error, fit_temperature, scale_head
@@ -44,6 +44,8 @@ def tune(
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
 ) -> Tuned:
     """Train the tensors of a task on a frozen backbone; test is not looked at.
+
+    The method `full` trains a copy of the backbone; use a lower lr for it, 1e-5 to 1e-4.
 
     Args:
         init: where the learned prompts start, see lspt_serve/training/init.py.
@@ -84,8 +86,10 @@ def train_task(
         tuning: the other arguments of `tune`, and its errors.
 
     Raises:
+        MethodError: the method `full`, of which no bundle can be made.
         BundleError: a name that a bundle may not have, or tensors that `dtype` does not hold.
     """
+    check_bundled(tuning.get("method", ""))
     tuned = tune(backbone, dataset, settings=settings, **tuning)
     served = tuned.model.fold()
     metrics = measure(served, tuned, dataset, seed=settings.seed, dtype=dtype)
@@ -149,8 +153,10 @@ def create_bundle(model: PromptedViT, backbone: Backbone, **fields: Any) -> Bund
     """The bundle of a model's task; `fields` are those of a Manifest that the model does not know.
 
     Raises:
+        MethodError: the method `full`, of which no bundle can be made.
         BundleError: a field that the format does not allow; it is named.
     """
+    check_bundled(model.method.name)
     known: dict[str, Any] = {
         "method": _method_ref(model),
         "backbone": BackboneRef(source=backbone.source, sha256=backbone.sha256),

@@ -17,11 +17,11 @@ from toys import export_once, random_bundle, write_coloured
 from typer.testing import CliRunner
 
 from lspt_serve import __version__
-from lspt_serve.bundle import MANIFEST, load_bundle, save_bundle
+from lspt_serve.bundle import BASELINE, MANIFEST, load_bundle, save_bundle
 from lspt_serve.cli import app, main
 from lspt_serve.cli.train import train
 from lspt_serve.graph import check_fits, load_graph_spec
-from lspt_serve.models import METHODS, Backbone
+from lspt_serve.models import BASELINES, METHODS, Backbone
 from lspt_serve.preprocess import NORMALISATIONS, Preprocess
 from lspt_serve.training import TrainSettings
 
@@ -107,7 +107,9 @@ def test_version_is_printed(run: Run) -> None:
 def test_help_names_the_methods_that_there_are() -> None:
     option = get_type_hints(train, include_extras=True)["method"].__metadata__[0]
 
-    assert re.findall(r"[a-z0-9]+(?:-[a-z]+)*", option.help.replace(" or ", ", ")) == [*METHODS]
+    bundled, others = option.help.replace(" or ", ", ").split("; ")
+    assert re.findall(r"[a-z0-9]+(?:-[a-z]+)*", bundled) == [*METHODS]
+    assert others.split()[0] == ", ".join(BASELINES)
 
 
 @pytest.mark.parametrize("field", fields(TrainSettings), ids=lambda field: str(field.name))
@@ -156,6 +158,71 @@ def test_train_in_float16_says_what_that_costs(run: Run, quick: list[str], tmp_p
     assert f"{load_bundle(exact).num_bytes // 2:,}" in inspected
     assert "float16 loses" in inspected
     assert re.search(r"^ *dtype +float32", run("inspect", exact).out, re.M)
+
+
+def test_full_fine_tuning_writes_a_baseline_that_is_no_bundle(
+    run: Run, quick: list[str], tmp_path: Path
+) -> None:
+    out, words = tmp_path / "colour", [*quick, "--method", "full", "--lr", "1e-3"]
+
+    ended = run(*words, "--out", out)
+
+    assert ended.code == 0
+    assert ended.out.startswith(f"{out}: full, 2 labels, val accuracy ")
+    record = json.loads((out / BASELINE).read_text())
+    size = f"{record['num_bytes']:,} bytes of weights"
+    assert f"ECE {record['metrics']['test_ece']:.3f} on test, {size}" in ended.out
+    check_error(run(*words, "--out", out), "exists already; .*--overwrite")
+    again = json.loads(run(*words, "--out", out, "--overwrite", "--json").out)
+    assert again == {"baseline": str(out), **json.loads((out / BASELINE).read_text())}
+    check_error(run("inspect", out), "colour: a baseline .*, no bundle")
+    check_error(run("export", "--bundle", out, "--out", tmp_path / "x.onnx"), "a baseline .*, no")
+    probe = run(*quick, "--backbone", out / record["weights"], "--out", tmp_path / "probe")
+    assert probe.code == 0
+
+
+def test_serve_refuses_a_baseline(
+    run: Run, tiny_backbone: Backbone, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    (tmp_path / BASELINE).write_text("{}")
+    graph = export_once(tiny_backbone, tmp_path_factory)
+
+    check_error(run("serve", "--graph", graph, "--bundles", tmp_path), "a baseline .*, no bundle")
+
+
+def test_weights_that_are_not_kept_are_noted(run: Run, quick: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "colour"
+
+    ended = run(*quick, "--method", "full", "--pool", "cls+patch_mean", "--out", out, "--json")
+
+    assert "note: weights are not kept" in ended.err
+    assert json.loads(ended.out)["weights"] is None
+
+
+@pytest.mark.parametrize(
+    "words", [("--dtype", "float16"), ("--version", "2"), ("--license", "CC0-1.0")], ids=str
+)
+def test_a_baseline_takes_nothing_that_is_a_bundles(
+    run: Run, quick: list[str], tmp_path: Path, words: tuple[str, str]
+) -> None:
+    ended = run(*quick, "--method", "full", "--out", tmp_path / "colour", *words)
+
+    assert (ended.code, ended.out) == (2, "")
+    assert "are those of a bundle" in " ".join(ended.err.replace("│", " ").split())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("overwritten", ["bundle", "baseline"])
+def test_baselines_and_bundles_do_not_replace_each_other(
+    run: Run, quick: list[str], bundle: Path, tmp_path: Path, overwritten: str
+) -> None:
+    (tmp_path / "baseline").mkdir()
+    (tmp_path / "baseline" / BASELINE).write_text("{}")
+    out, method = (bundle, "full") if overwritten == "bundle" else (tmp_path / "baseline", "linear")
+
+    ended = run(*quick, "--method", method, "--out", out, "--overwrite")
+
+    check_error(ended, "it is not replaced")
 
 
 @pytest.mark.parametrize("init", ["tokens", "kmeans"])

@@ -197,7 +197,7 @@ def test_options_may_be_the_strings_of_a_command_line() -> None:
         ("lstp", {}, "^unknown method 'lstp'.*nearest: lspt"),
         ("vpt", {}, "^unknown method 'vpt'.*nearest: .*vfpt"),
         ("vpt-deap", {}, "^unknown method 'vpt-deap'.*nearest: vpt-deep"),
-        ("zzz", {}, "^unknown method 'zzz'; wanted one of: linear, vpt-shallow, .*lspt$"),
+        ("zzz", {}, "^unknown method 'zzz'; wanted one of: linear, vpt-shallow, .*lspt, full$"),
     ],
 )
 def test_what_does_not_exist_is_named(name: str, options: dict[str, Any], message: str) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lspt_serve.bundle import MANIFEST, TENSORS, Bundle, save_bundle
+from lspt_serve.bundle import BASELINE, MANIFEST, TENSORS, Bundle, save_bundle
 from lspt_serve.errors import BundleError, UnknownTaskError
 from lspt_serve.graph import GraphSpec
 from lspt_serve.models import Backbone
@@ -168,6 +168,24 @@ def test_second_bundle_of_a_task_is_left_out(
 
     assert store["birds"].manifest.version == 1
     assert store.refused == {"later": "task 'birds' is held already, from another folder"}
+
+
+def test_baseline_is_left_out_with_the_reason(folder: Path, graph: GraphSpec) -> None:
+    (folder / "whole").mkdir()
+    (folder / "whole" / BASELINE).write_text("{}")
+
+    store = PromptStore(folder, graph)
+
+    assert len(store) == 2
+    assert store.refused.keys() == {"whole"}
+    assert "whole: a baseline that lspt train --method full wrote" in store.refused["whole"]
+
+
+def test_baseline_is_no_folder_of_bundles(folder: Path, graph: GraphSpec) -> None:
+    (folder / BASELINE).write_text("{}")
+
+    with pytest.raises(BundleError, match="a baseline that lspt train --method full wrote"):
+        PromptStore(folder, graph)
 
 
 def test_hidden_folders_and_folders_without_a_manifest_are_no_bundles(

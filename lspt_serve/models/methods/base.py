@@ -72,6 +72,7 @@ class PromptMethod(nn.Module, ABC):
 
     name: ClassVar[str]
     settings_type: ClassVar[type[Settings]]
+    trains_backbone: ClassVar[bool] = False  # a baseline, see BASELINES
 
     def __init__(self, settings: Settings) -> None:
         super().__init__()

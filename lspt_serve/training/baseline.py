@@ -1,0 +1,96 @@
+"""Full fine-tuning as a baseline: what prompts are compared with, and no bundle.
+
+A folder of `baseline.json`, which says what was trained and how well it does, and
+`model.safetensors`, the weights as timm keeps them; `--backbone` reads that file.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from lspt_serve import __version__
+from lspt_serve.bundle import BASELINE, BackboneRef, MethodRef, Metrics
+from lspt_serve.files import atomic_folder
+from lspt_serve.models import Backbone, PromptedViT
+from lspt_serve.models.timm_file import describe_in_timm, save_in_timm
+from lspt_serve.preprocess import Preprocess
+from lspt_serve.training.data import Dataset
+from lspt_serve.training.settings import TrainSettings
+from lspt_serve.training.task import measure, tune
+
+__all__ = ["Baseline", "BaselineRecord", "save_baseline", "train_baseline"]
+
+WEIGHTS = "model.safetensors"
+
+
+class BaselineRecord(BaseModel):
+    """baseline.json; what a bundle has too is called as there."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    labels: list[str]
+    method: MethodRef
+    backbone: BackboneRef  # that training started from
+    preprocess: Preprocess
+    pool: str
+    num_bytes: int  # of all weights, float32
+    weights: str | None  # their file; None where timm has no such model
+    metrics: Metrics
+    created_with: str = f"lspt-serve {__version__}"
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A fully fine-tuned model; `architecture` is timm's, see describe_in_timm."""
+
+    record: BaselineRecord
+    model: PromptedViT
+    architecture: dict[str, Any] | None
+
+
+def train_baseline(
+    backbone: Backbone,
+    dataset: Dataset,
+    *,
+    name: str,
+    settings: TrainSettings = TrainSettings(),  # noqa: B008  frozen
+    **tuning: Any,
+) -> Baseline:
+    """Train a copy of the backbone and a head; measured and calibrated as a bundle is.
+
+    Args:
+        tuning: the other arguments of `tune`, and its errors.
+    """
+    tuned = tune(backbone, dataset, method="full", settings=settings, **tuning)
+    model = tuned.model
+    metrics = measure(model, tuned, dataset, seed=settings.seed)
+    architecture = describe_in_timm(model)
+    record = BaselineRecord(
+        name=name,
+        labels=dataset.labels,
+        method=MethodRef(name=model.method.name, options=asdict(model.method.settings)),
+        backbone=BackboneRef(source=backbone.source, sha256=backbone.sha256),
+        preprocess=tuned.preprocess,
+        pool=model.pool,
+        num_bytes=sum(tensor.nbytes for tensor in model.task_tensors().values()),
+        weights=WEIGHTS if architecture else None,
+        metrics=metrics,
+    )
+    return Baseline(record, model, architecture)
+
+
+def save_baseline(baseline: Baseline, folder: Path) -> None:
+    """Write a baseline whole or not at all; an existing folder is replaced.
+
+    Raises:
+        OutputError: the folder cannot be written, for example a full disk.
+    """
+    record = baseline.record
+    with atomic_folder(folder) as temporary:
+        if baseline.architecture:
+            path = temporary / WEIGHTS
+            save_in_timm(baseline.model, path, record.preprocess, baseline.architecture)
+        (temporary / BASELINE).write_text(record.model_dump_json(indent=2) + "\n", "utf-8")
