@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,30 @@ def test_split_folders_are_taken_as_they_are(tmp_path: Path) -> None:
     assert dataset.sizes == {"train": 5, "val": 2, "test": 3}
     assert ids(dataset.train) == {(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)}
     assert dataset.notes == []
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_images_have_the_names_of_their_files(tmp_path: Path, cached: bool) -> None:
+    data, cache = tmp_path / "data", tmp_path / "cache" if cached else None
+    write_splits(data, train={"cat": 3, "dog": 2}, val={"cat": 1}, test={"dog": 1})
+    (data / "train" / "cat" / "1.png").write_bytes(b"no image")
+
+    dataset = load_dataset(data, 8, on_bad_image="skip", cache=cache)
+
+    wanted = ["cat/0.png", "cat/2.png", "dog/0.png", "dog/1.png"]
+    assert dataset.train.names == [str(data / "train" / name) for name in wanted]
+    assert dataset.merged().train.names == [*dataset.train.names, str(data / "val/cat/0.png")]
+    assert dataset.train.names_of([3, 0]) == [dataset.train.names[3], dataset.train.names[0]]
+
+
+def test_images_without_names_go_by_their_numbers(tmp_path: Path) -> None:
+    write_splits(tmp_path, train={"cat": 1, "dog": 1}, val={"cat": 1}, test={"dog": 1})
+    dataset = load_dataset(tmp_path, 8)
+
+    unnamed = replace(dataset, val=replace(dataset.val, names=None)).merged()
+
+    assert unnamed.train.names is None
+    assert unnamed.train.names_of([2, 0]) == ["row 2", "row 0"]
 
 
 def test_images_are_resized_and_keep_their_target(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A task's decoded images, checked."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,9 +29,14 @@ class Split:
 
     images: NDArray[np.uint8]  # N x S x S x 3; a np.memmap stays on disk
     targets: NDArray[np.int64]  # N
+    names: list[str] | None = None  # N, for people
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    def names_of(self, rows: Iterable[int]) -> list[str]:
+        """What to call images in a message; their numbers where they have no names."""
+        return [self.names[row] if self.names else f"row {row}" for row in rows]
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,10 @@ class Dataset:
         """
         both = (self.train, self.val)
         images = np.concatenate([split.images for split in both])
-        return replace(self, train=Split(images, np.concatenate([s.targets for s in both])))
+        targets = np.concatenate([split.targets for split in both])
+        known = self.train.names is not None and self.val.names is not None
+        names = [name for split in both for name in split.names or []] if known else None
+        return replace(self, train=Split(images, targets, names))
 
 
 def load_dataset(
@@ -114,7 +123,8 @@ def _to_splits(source: Source, decoded: Decoded) -> dict[str, Split]:
     for name, samples in source.splits.items():
         kept = decoded.kept[name]
         targets = np.array([index[samples[i].label] for i in kept], np.int64)
-        splits[name] = Split(decoded.images[name][: len(kept)], targets)
+        names = [samples[i].name for i in kept]
+        splits[name] = Split(decoded.images[name][: len(kept)], targets, names)
     return splits
 
 
