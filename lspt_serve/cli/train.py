@@ -79,6 +79,19 @@ def train(
         Literal["none", "flip", "crop", "crop+flip"],
         typer.Option(help="Random changes of train's images."),
     ] = "none",
+    mixup: Annotated[
+        float, typer.Option(help="Mix pairs of images by Beta(MIXUP, MIXUP); 0: do not.")
+    ] = 0.0,
+    label_smoothing: Annotated[
+        float, typer.Option(help="Share of a target that goes to all labels alike.")
+    ] = 0.0,
+    sampling: Annotated[
+        Literal["all", "balanced"],
+        typer.Option(help="An epoch: every image once, or draws with every label equally likely."),
+    ] = "all",
+    accumulate: Annotated[
+        int, typer.Option(help="Cut a step into so many micro-batches, to save memory.")
+    ] = 1,
     crop_pct: Annotated[
         float,
         typer.Option(
@@ -88,13 +101,20 @@ def train(
     keep: Annotated[
         Literal["best", "last"], typer.Option(help="The epoch to keep: best on val, or last.")
     ] = "best",
+    early_stop: Annotated[
+        int | None, typer.Option(help="End after so many epochs without a better one on val.")
+    ] = None,
     seed: Annotated[
         int, typer.Option(help="Of initialisation, order, augmentation and split.")
     ] = 0,
     precision: Annotated[
-        Literal["auto", "fp32", "bf16"], typer.Option(help="auto: bf16 where it is faster.")
+        Literal["auto", "fp32", "bf16", "fp16"],
+        typer.Option(help="auto: bf16 where it is faster."),
     ] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Run the model through torch.compile.")
+    ] = False,
     on_bad_image: Annotated[
         Literal["refuse", "skip"], typer.Option(help="What to do when an image cannot be read.")
     ] = "refuse",
@@ -152,10 +172,16 @@ def train(
             weight_decay=weight_decay,
             warmup_epochs=warmup_epochs,
             augment=augment,
+            mixup=mixup,
+            label_smoothing=label_smoothing,
+            sampling=sampling,
+            accumulate=accumulate,
             keep=keep,
+            early_stop=early_stop,
             seed=seed,
             precision=precision,
             device=device,
+            compile=compile,
         )
         vit = load_backbone(backbone, img_size=img_size, normalisation=normalisation)
         # say what is wrong with the method before minutes of decoding
@@ -187,9 +213,6 @@ def train(
             if full:
                 baseline = train_baseline(vit, dataset, **tuning)
                 record = baseline.record
-                save_baseline(baseline, out)
-                if record.weights is None:
-                    _note("weights are not kept: no VisionTransformer of timm answers the same")
             else:
                 bundle = train_task(
                     vit,
@@ -201,7 +224,12 @@ def train(
                     **tuning,
                 )
                 record = bundle.manifest
-                save_bundle(bundle, out)
+        if full:
+            save_baseline(baseline, out)
+            if baseline.record.weights is None:
+                _note("weights are not kept: no VisionTransformer of timm answers the same")
+        else:
+            save_bundle(bundle, out)
     metrics = record.metrics
     assert metrics is not None
     if as_json:

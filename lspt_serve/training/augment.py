@@ -3,40 +3,63 @@
 B batch, C channels, H = W side of the images.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from lspt_serve.training.settings import Augment
 
-__all__ = ["augment_batch", "crop", "flip"]
+__all__ = ["Changes", "augment_batch", "crop", "draw_changes", "flip"]
 
 PAD_SHARE = 1 / 8  # of img_size, on each side, where images have no margin to crop from
 
 
-def augment_batch(
-    images: Tensor, img_size: int, how: Augment, generator: torch.Generator | None
-) -> Tensor:
-    """B x C x H x W to B x C x img_size x img_size; `none` takes the middle.
+@dataclass(frozen=True)
+class Changes:
+    """What is drawn for B images, on the CPU; None: the middle, and nothing is mirrored."""
 
-    A crop starts anywhere in the margin (H > img_size; FGVC's protocol), or, of images without one,
-    up to img_size / 8 outside, where edge values go on (ours).
+    starts: Tensor | None = None  # 2 x B: tops and lefts of the crops
+    mirrored: Tensor | None = None  # B bool
+
+    def take(self, which: Tensor) -> "Changes":
+        """Those of some of the images, given by their indices."""
+        return Changes(
+            None if self.starts is None else self.starts[:, which],
+            None if self.mirrored is None else self.mirrored[which],
+        )
+
+
+def draw_changes(
+    count: int, margin: int, img_size: int, how: Augment, generator: torch.Generator
+) -> Changes:
+    """Draw for `count` images that are `margin` pixels wider than img_size.
+
+    A crop starts anywhere in the margin (FGVC's protocol), or, of images without one, up to
+    img_size / 8 outside, where edge values go on (ours).
 
     Args:
         generator: on the CPU, so that every device draws the same.
     """
-    margin = images.shape[-1] - img_size
+    starts, mirrored = None, None
     if "crop" in how:
         pad = 0 if margin else int(img_size * PAD_SHARE)
-        low, high = -pad, margin + pad
-        starts = torch.randint(low, high + 1, (2, len(images)), generator=generator)
-        tops, lefts = starts.to(images.device)
+        starts = torch.randint(-pad, margin + pad + 1, (2, count), generator=generator)
+    if "flip" in how:
+        mirrored = torch.rand(count, generator=generator) < 0.5
+    return Changes(starts, mirrored)
+
+
+def augment_batch(images: Tensor, img_size: int, changes: Changes) -> Tensor:
+    """B x C x H x W to B x C x img_size x img_size."""
+    if changes.starts is not None:
+        tops, lefts = changes.starts.to(images.device)
         images = crop(images, tops, lefts, img_size)
-    elif margin:
+    elif margin := images.shape[-1] - img_size:
         start = round(margin / 2)  # as preprocess.crop_middle
         images = images[..., start : start + img_size, start : start + img_size]
-    if "flip" in how:
-        which = torch.rand(len(images), generator=generator) < 0.5
-        images = flip(images, which.to(images.device))
+    if changes.mirrored is not None:
+        images = flip(images, changes.mirrored.to(images.device))
     return images
 
 

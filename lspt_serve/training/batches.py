@@ -4,7 +4,7 @@ N images, B rows, S side of the decoded squares, K classes, F pooled features.
 """
 
 import time
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -16,7 +16,8 @@ from lspt_serve.models import PromptedViT
 from lspt_serve.preprocess import Preprocess
 from lspt_serve.training.augment import augment_batch
 from lspt_serve.training.data import Split
-from lspt_serve.training.settings import Augment
+from lspt_serve.training.distributed import add_up, rank, world_size
+from lspt_serve.training.picks import Picks
 
 __all__ = ["Batches"]
 
@@ -25,11 +26,12 @@ class Batches:
     """Images stay uint8 and are augmented and normalised batch by batch, on the device.
 
     They lie in the device's memory, those of a np.memmap on disk. Where nothing before the head is
-    trained (a linear probe) and nothing is augmented, the features of all images are computed once,
+    trained (a linear probe) and images do not vary, the features of all images are computed once,
     in fp32, and only the head runs from then on.
 
     Args:
-        generator: of the augmentation, on the CPU.
+        varied: images are augmented or mixed.
+        forward: runs in place of the model, for example the model compiled.
     """
 
     def __init__(
@@ -38,8 +40,8 @@ class Batches:
         preprocess: Preprocess,
         model: PromptedViT,
         *,
-        augment: Augment = "none",
-        generator: torch.Generator | None = None,
+        varied: bool = False,
+        forward: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         side = preprocess.resized_side
         if split.images.shape[1:] != (side, side, 3):
@@ -49,9 +51,10 @@ class Batches:
             )
         self.device = next(model.parameters()).device
         self.model = model
+        self.forward = forward or model
+        self.split = split
         self.img_size = preprocess.img_size
-        self.augment = augment
-        self.generator = generator
+        self.margin = side - preprocess.img_size
         self.data_s = 0.0  # spent on inputs so far; on a GPU, by the host
         on_disk = isinstance(split.images, np.memmap)
         self.images = split.images if on_disk else self._to_device(split.images)
@@ -60,34 +63,54 @@ class Batches:
         self.std = torch.tensor(preprocess.std, device=self.device).view(3, 1, 1)
         trained = [name for name, p in model.named_parameters() if p.requires_grad]
         trains_head_only = all(name.startswith("head.") for name in trained)
-        self.features = self._features() if trains_head_only and augment == "none" else None
+        self.features = None  # N x F
+        if trains_head_only and not varied:
+            self.features = self._for_all(
+                lambda picks: model.forward_features(self.inputs(picks)), model.head.in_features
+            )
 
     def __len__(self) -> int:
         return len(self.targets)
 
-    def logits(self, rows: Tensor) -> Tensor:
-        """Rows (B indices) to logits (B x K)."""
-        if self.features is not None:
-            return self.model.head(self.features[rows])  # type: ignore[no-any-return]
-        return self.model(self.inputs(rows))  # type: ignore[no-any-return]
+    def all_logits(self, batch_size: int = 64) -> Tensor:
+        """N x K, fp32; each process computes a share of them."""
+        return self._for_all(self.logits, self.model.head.out_features, batch_size)
 
-    def inputs(self, rows: Tensor) -> Tensor:
-        """Rows (B indices) to augmented, normalised images (B x 3 x H x W)."""
+    def logits(self, picks: Picks) -> Tensor:
+        """B x K."""
+        if self.features is not None:
+            return self.model.head(self.features[picks.rows])  # type: ignore[no-any-return]
+        return self.forward(self.inputs(picks))
+
+    def inputs(self, picks: Picks) -> Tensor:
+        """Augmented, normalised, mixed images, B x 3 x H x W."""
         started = time.perf_counter()
-        if isinstance(self.images, Tensor):
-            images = self.images[rows]
-        else:
-            images = self._to_device(self.images[rows.numpy()])
-        images = augment_batch(images, self.img_size, self.augment, self.generator)
-        images = (images.float() / 255 - self.mean) / self.std
+        images = self._normalised(picks)
+        if picks.partners is not None:
+            images = picks.weight * images + (1 - picks.weight) * self._normalised(picks.partners)
         self.data_s += time.perf_counter() - started
         return images
+
+    def _normalised(self, picks: Picks) -> Tensor:
+        if isinstance(self.images, Tensor):
+            images = self.images[picks.rows]
+        else:
+            images = self._to_device(self.images[picks.rows.numpy()])
+        images = augment_batch(images, self.img_size, picks.changes)
+        return (images.float() / 255 - self.mean) / self.std
 
     def _to_device(self, images: NDArray[np.uint8]) -> Tensor:
         """N x S x S x 3 to N x 3 x S x S."""
         return torch.from_numpy(np.moveaxis(images, -1, 1).copy()).to(self.device)
 
-    def _features(self, batch_size: int = 64) -> Tensor:
-        with torch.no_grad():
-            rows: Any = torch.arange(len(self)).split(batch_size)
-            return torch.cat([self.model.forward_features(self.inputs(r)) for r in rows])
+    @torch.no_grad()
+    def _for_all(
+        self, compute: Callable[[Picks], Tensor], width: int, batch_size: int = 64
+    ) -> Tensor:
+        """What is computed of all images, N x width in fp32, a share of them in each process."""
+        found = torch.zeros(len(self), width, device=self.device)
+        share = torch.arange(len(self)).tensor_split(world_size())[rank()]
+        for rows in share.split(batch_size):
+            if len(rows):
+                found[rows] = compute(Picks(rows)).float()
+        return add_up(found)

@@ -8,11 +8,13 @@ from typing import Literal, get_args
 import torch
 
 from lspt_serve.errors import DataError
+from lspt_serve.training.distributed import own_device
 
 __all__ = [
     "Augment",
     "Keep",
     "Precision",
+    "Sampling",
     "TrainSettings",
     "learning_rate",
     "pick_device",
@@ -21,7 +23,15 @@ __all__ = [
 
 Augment = Literal["none", "flip", "crop", "crop+flip"]
 Keep = Literal["best", "last"]
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Sampling = Literal["all", "balanced"]
+CHOICES = {
+    "augment": get_args(Augment),
+    "keep": get_args(Keep),
+    "precision": get_args(Precision),
+    "sampling": get_args(Sampling),
+}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # On a CPU with bf16 instructions bf16 pays from here on: benchmarks/bench_precision.py
 MIN_BF16_EMBED_DIM = 192
 
@@ -31,7 +41,17 @@ class TrainSettings:
     """How to train; nothing of it is needed to serve.
 
     Args:
+        batch_size: images in a step, of all processes and micro-batches together.
+        label_smoothing: share of every target that goes to all classes alike, in [0, 1).
+        mixup: alpha of its Beta distribution; 0: images are not mixed.
+        sampling: what an epoch of N images is: every image once, or N draws with replacement in
+            which every class is equally likely.
+        accumulate: micro-batches that a step is cut into, to save memory; their gradients are
+            summed.
         keep: the epoch whose tensors are kept: the one best on val, or the last.
+        early_stop: end after so many epochs without one that is better on val; the schedule of the
+            learning rate stays that of all epochs. None: never.
+        compile: run the model through torch.compile.
     """
 
     epochs: int = 30
@@ -40,26 +60,42 @@ class TrainSettings:
     weight_decay: float = 0.01
     warmup_epochs: float = 3.0
     augment: Augment = "none"
+    mixup: float = 0.0
+    label_smoothing: float = 0.0
+    sampling: Sampling = "all"
+    accumulate: int = 1
     keep: Keep = "best"
+    early_stop: int | None = None
     seed: int = 0
     precision: Precision = "auto"
     device: str = "auto"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "lr"):
             if not getattr(self, name) > 0:
                 raise DataError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in ("weight_decay", "warmup_epochs"):
+        for name in ("weight_decay", "warmup_epochs", "mixup"):
             if not getattr(self, name) >= 0:
                 raise DataError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.mixup == math.inf:
+            raise DataError("mixup must be finite, got inf")
+        if not 0 <= self.label_smoothing < 1:
+            raise DataError(
+                f"label_smoothing must be at least 0 and below 1, got {self.label_smoothing}"
+            )
+        if not 1 <= self.accumulate <= self.batch_size:
+            raise DataError(
+                f"accumulate must be 1 to batch_size {self.batch_size}, got {self.accumulate}"
+            )
+        if self.early_stop is not None and self.early_stop < 1:
+            raise DataError(f"early_stop must be at least 1 or None, got {self.early_stop}")
         if not 0 <= self.seed < 2**63:
             raise DataError(f"seed must be at least 0 and below 2^63, got {self.seed}")
-        if self.augment not in get_args(Augment):
-            raise DataError(f"augment must be none, flip, crop or crop+flip, got {self.augment!r}")
-        if self.keep not in get_args(Keep):
-            raise DataError(f"keep must be best or last, got {self.keep!r}")
-        if self.precision not in get_args(Precision):
-            raise DataError(f"precision must be auto, fp32 or bf16, got {self.precision!r}")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                known = f"{', '.join(choices[:-1])} or {choices[-1]}"
+                raise DataError(f"{name} must be {known}, got {getattr(self, name)!r}")
 
 
 def learning_rate(step: int, *, total: int, warmup: int, base: float) -> float:
@@ -70,20 +106,24 @@ def learning_rate(step: int, *, total: int, warmup: int, base: float) -> float:
 
 
 def pick_device(device: str) -> torch.device:
-    """`auto` is the GPU where there is one; raises DataError for a device that is not there."""
+    """`auto` is the GPU where there is one, under torchrun that of this process.
+
+    Raises:
+        DataError: a device that is not there.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", device):
         raise DataError(f"unknown device {device!r}; wanted auto, cpu, cuda or cuda:N")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise DataError(f"device {device!r} was asked for, but torch sees no CUDA GPU; use cpu")
-    return torch.device(device)
+    return own_device(torch.device(device))
 
 
 def pick_precision(precision: Precision, device: torch.device, embed_dim: int) -> torch.dtype:
     """`auto` is bf16 where it is faster, by the hardware alone: a run must be repeatable."""
     if precision != "auto":
-        return torch.bfloat16 if precision == "bf16" else torch.float32
+        return DTYPES[precision]
     if device.type == "cuda":
         faster = torch.cuda.is_bf16_supported(including_emulation=False)
     else:

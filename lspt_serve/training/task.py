@@ -15,6 +15,7 @@ from lspt_serve.preprocess import Preprocess
 from lspt_serve.rounding import Dtype, round_tensors
 from lspt_serve.training.calibration import calibration_error, fit_temperature, scale_head
 from lspt_serve.training.data import Dataset
+from lspt_serve.training.distributed import rank
 from lspt_serve.training.init import Init, initialise_prompts
 from lspt_serve.training.settings import TrainSettings, pick_device
 from lspt_serve.training.trainer import Epoch, accuracy, fit, predict
@@ -62,6 +63,8 @@ def tune(
     model.to(pick_device(settings.device))
     preprocess = replace(backbone.preprocess, crop_pct=dataset.crop_pct)
     initialise_prompts(model, dataset.train, preprocess, init, seed=settings.seed)
+    if rank():
+        torch.manual_seed(settings.seed + rank())  # processes drop prompts each in its own way
     best = fit(model, dataset, preprocess, settings, on_epoch=on_epoch)
     return Tuned(model, preprocess, best, train_s=time.perf_counter() - started)
 

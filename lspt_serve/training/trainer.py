@@ -14,7 +14,9 @@ from lspt_serve.models import PromptedViT
 from lspt_serve.preprocess import Preprocess
 from lspt_serve.training.batches import Batches
 from lspt_serve.training.data import Dataset, Split
-from lspt_serve.training.settings import TrainSettings, learning_rate, pick_precision
+from lspt_serve.training.distributed import copy_from_first
+from lspt_serve.training.settings import TrainSettings, pick_precision
+from lspt_serve.training.steps import Steps, compile_forward
 
 __all__ = ["Epoch", "accuracy", "evaluate", "fit", "predict"]
 
@@ -53,50 +55,48 @@ def fit(
 ) -> Epoch:
     """Train the task's tensors in place; they end as they were after the epoch to keep.
 
-    On a CPU the same seed, settings and thread count give the same tensors, bit for bit.
+    On a CPU the same seed, settings and thread count give the same tensors, bit for bit. Processes
+    that torchrun started train together, see distributed.py; all end with the same tensors.
 
     Returns:
         The epoch that was kept: the best on val, or the last that did not diverge.
 
     Raises:
-        DataError: no epoch had a finite loss on val.
+        DataError: a loss of training that is not finite, or no epoch with a finite loss on val.
     """
-    draws = torch.Generator().manual_seed(settings.seed)  # order and augmentation
-    train = Batches(dataset.train, preprocess, model, augment=settings.augment, generator=draws)
-    val = Batches(dataset.val, preprocess, model)
-    dtype = pick_precision(settings.precision, train.targets.device, model.backbone.embed_dim)
-    optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad],
-        lr=settings.lr,
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
-    steps = math.ceil(len(train) / settings.batch_size)
-    total, warmup = steps * settings.epochs, round(steps * settings.warmup_epochs)
-    schedule = [
-        learning_rate(step, total=total, warmup=warmup, base=settings.lr) for step in range(total)
-    ]
-    best: Epoch | None = None
-    best_tensors = model.task_tensors()
+    device, embed_dim = next(model.parameters()).device, model.backbone.embed_dim
+    dtype = pick_precision(settings.precision, device, embed_dim)
+    forward = compile_forward(model) if settings.compile else None
+    varied = settings.augment != "none" or settings.mixup > 0
+    copy_from_first(model.task_tensors().values())
+    train = Batches(dataset.train, preprocess, model, varied=varied, forward=forward)
+    val = Batches(dataset.val, preprocess, model, forward=forward)
+    steps = Steps(train, settings, dtype)
+    best: Epoch | None = None  # on val
+    kept: Epoch | None = None
+    kept_tensors = model.task_tensors()
     for number in range(1, settings.epochs + 1):
-        order = torch.randperm(len(train), generator=draws)
-        rates = schedule[(number - 1) * steps : number * steps]
         started, data_s = time.perf_counter(), -train.data_s
-        loss = _train_epoch(train, order.tensor_split(steps), rates, optimizer, dtype)
+        loss = steps.run_epoch(number)
         data_s += train.data_s
         step_s = time.perf_counter() - started - data_s
         measured = _measure(val, settings.batch_size, dtype)
         epoch = Epoch(number, loss, *measured, data_s=data_s, step_s=step_s)
-        if epoch.better_than(None if settings.keep == "last" else best):
+        if epoch.better_than(None if settings.keep == "last" else kept):
+            kept = epoch
+            kept_tensors = {name: t.clone() for name, t in model.task_tensors().items()}
+        if epoch.better_than(best):
             best = epoch
-            best_tensors = {name: t.clone() for name, t in model.task_tensors().items()}
         on_epoch(epoch)
-    if best is None:
+        waited = number - (best.number if best else 0)
+        if settings.early_stop is not None and waited >= settings.early_stop:
+            break
+    if kept is None:
         raise DataError(
             f"training diverged: no epoch has a finite loss on val; lower lr {settings.lr}"
         )
-    model.load_task_tensors(best_tensors)
-    return best
+    model.load_task_tensors(kept_tensors)
+    return kept
 
 
 def accuracy(logits: Tensor, targets: Tensor) -> float:
@@ -115,41 +115,18 @@ def evaluate(model: PromptedViT, split: Split, preprocess: Preprocess) -> float:
     return accuracy(*predict(model, split, preprocess))
 
 
-def _train_epoch(
-    train: Batches,
-    batches: tuple[torch.Tensor, ...],
-    rates: list[float],
-    optimizer: torch.optim.Optimizer,
-    dtype: torch.dtype,
-) -> float:
-    """One pass over the batches; returns the mean loss per image."""
-    train.model.train()
-    summed = 0.0
-    for rows, rate in zip(batches, rates, strict=True):
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        with torch.autocast(train.targets.device.type, dtype, enabled=dtype != torch.float32):
-            logits = train.logits(rows)
-        loss = cross_entropy(logits.float(), train.targets[rows])
-        if (extra := train.model.method.regularisation()) is not None:
-            loss = loss + extra
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        summed += loss.item() * len(rows)
-    return summed / len(train)
-
-
 def _measure(split: Batches, batch_size: int, dtype: torch.dtype) -> tuple[float, float]:
-    """Mean loss and top-1 accuracy."""
+    """Mean loss and top-1 accuracy; those of process 0, that all decide alike."""
     logits = _predict(split, batch_size, dtype)
-    return cross_entropy(logits, split.targets).item(), accuracy(logits, split.targets)
+    loss = cross_entropy(logits, split.targets)
+    measured = torch.stack([loss, loss.new_tensor(accuracy(logits, split.targets))])
+    copy_from_first([measured])
+    val_loss, val_accuracy = measured.tolist()
+    return val_loss, val_accuracy
 
 
-@torch.no_grad()
 def _predict(split: Batches, batch_size: int, dtype: torch.dtype) -> Tensor:
     """Logits of all images, N x K fp32."""
     split.model.eval()
-    with torch.autocast(split.targets.device.type, dtype, enabled=dtype != torch.float32):
-        logits = [split.logits(rows) for rows in torch.arange(len(split)).split(batch_size)]
-    return torch.cat(logits).float()
+    with torch.autocast(split.device.type, dtype, enabled=dtype != torch.float32):
+        return split.all_logits(batch_size)

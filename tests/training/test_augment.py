@@ -10,8 +10,9 @@ from lspt_serve.errors import DataError
 from lspt_serve.models import Backbone, PromptedViT, create_prompted_vit
 from lspt_serve.preprocess import Preprocess, crop_middle, normalise
 from lspt_serve.training import Split
-from lspt_serve.training.augment import augment_batch, crop, flip
+from lspt_serve.training.augment import augment_batch, crop, draw_changes, flip
 from lspt_serve.training.batches import Batches
+from lspt_serve.training.picks import Picks
 from lspt_serve.training.settings import Augment
 
 HOWS = get_args(Augment)
@@ -23,8 +24,11 @@ def noise(count: int, side: int, seed: int = 0) -> Tensor:
     return torch.from_numpy(drawn)
 
 
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def augmented(images: Tensor, img_size: int, how: Augment, seed: int = 0) -> Tensor:
+    margin = images.shape[-1] - img_size
+    generator = torch.Generator().manual_seed(seed)
+    changes = draw_changes(len(images), margin, img_size, how, generator)
+    return augment_batch(images, img_size, changes)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +75,7 @@ def test_flip_mirrors_those_that_are_named() -> None:
 def test_same_seed_gives_the_same_batch_and_another_another(how: Augment, side: int) -> None:
     images = noise(32, side)
 
-    first, again, other = (augment_batch(images, 16, how, seeded(n)) for n in (1, 1, 2))
+    first, again, other = (augmented(images, 16, how, n) for n in (1, 1, 2))
 
     assert first.shape == (32, 3, 16, 16)
     assert torch.equal(first, again)
@@ -79,18 +83,30 @@ def test_same_seed_gives_the_same_batch_and_another_another(how: Augment, side: 
 
 
 def test_nothing_leaves_the_images_alone_and_draws_nothing() -> None:
-    images, generator = noise(2, 8), seeded(0)
+    images, generator = noise(2, 8), torch.Generator()
     before = generator.get_state()
 
-    assert augment_batch(images, 8, "none", generator) is images
+    changes = draw_changes(2, 0, 8, "none", generator)
+
+    assert augment_batch(images, 8, changes) is images
     assert torch.equal(generator.get_state(), before)
+
+
+@pytest.mark.parametrize("side", [16, 20])
+def test_some_of_the_changes_are_those_of_some_of_the_images(side: int) -> None:
+    images, which = noise(9, side), torch.tensor([7, 0, 3])
+    changes = draw_changes(9, side - 16, 16, "crop+flip", torch.Generator().manual_seed(0))
+
+    got = augment_batch(images[which], 16, changes.take(which))
+
+    assert torch.equal(got, augment_batch(images, 16, changes)[which])
 
 
 @pytest.mark.parametrize(("side", "img_size"), [(8, 6), (9, 6), (11, 6), (32, 28)])
 def test_without_augmentation_the_middle_is_that_of_serving(side: int, img_size: int) -> None:
     images = noise(3, side)
 
-    got = augment_batch(images, img_size, "none", None)
+    got = augmented(images, img_size, "none")
 
     assert np.array_equal(got.movedim(1, -1), crop_middle(images.movedim(1, -1).numpy(), img_size))
 
@@ -98,7 +114,7 @@ def test_without_augmentation_the_middle_is_that_of_serving(side: int, img_size:
 def test_flips_are_half_of_the_images_and_nothing_else() -> None:
     images = noise(400, 4)
 
-    got = augment_batch(images, 4, "flip", seeded(0))
+    got = augmented(images, 4, "flip")
 
     mirrored = [torch.equal(g, i.flip(-1)) for g, i in zip(got, images, strict=True)]
     kept = [torch.equal(g, i) for g, i in zip(got, images, strict=True)]
@@ -117,7 +133,7 @@ def test_crops_start_everywhere_that_they_may(
     rows, columns = place[:, None].expand(side, side), place.expand(side, side)
     images = torch.stack([rows, columns, rows]).expand(600, 3, side, side)
 
-    got = augment_batch(images, img_size, "crop", seeded(0))
+    got = augmented(images, img_size, "crop")
 
     middle = img_size // 2  # never outside
     starts = got[:, :2, middle, middle].long() - middle  # B x (top, left)
@@ -135,24 +151,21 @@ def split_of(images: Tensor) -> Split:
     return Split(pixels, np.zeros(len(pixels), np.int64))
 
 
-def test_linear_probe_that_augments_keeps_no_features(tiny_backbone: Backbone) -> None:
+def test_linear_probe_whose_images_vary_keeps_no_features(tiny_backbone: Backbone) -> None:
     split, model = split_of(noise(6, 32)), linear(tiny_backbone)
-    preprocess, rows = tiny_backbone.preprocess, torch.arange(6)
 
-    plain = Batches(split, preprocess, model)
-    flipping = Batches(split, preprocess, model, augment="flip", generator=seeded(0))
+    plain = Batches(split, tiny_backbone.preprocess, model)
+    varied = Batches(split, tiny_backbone.preprocess, model, varied=True)
 
     assert plain.features is not None
-    assert flipping.features is None
-    assert not torch.equal(flipping.inputs(rows), flipping.inputs(rows))
-    assert torch.equal(plain.inputs(rows), plain.inputs(rows))
+    assert varied.features is None
 
 
 def test_inputs_of_images_with_margin_are_what_serving_sees(tiny_backbone: Backbone) -> None:
     split = split_of(noise(5, 40))
     preprocess = replace(tiny_backbone.preprocess, crop_pct=0.8)
 
-    got = Batches(split, preprocess, linear(tiny_backbone)).inputs(torch.tensor([4, 0]))
+    got = Batches(split, preprocess, linear(tiny_backbone)).inputs(Picks(torch.tensor([4, 0])))
 
     wanted = normalise(crop_middle(split.images, 32), preprocess)[[4, 0]]
     np.testing.assert_allclose(got, wanted, atol=1e-6)

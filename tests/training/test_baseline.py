@@ -34,6 +34,7 @@ from lspt_serve.training import (
 )
 from lspt_serve.training.batches import Batches
 from lspt_serve.training.calibration import calibration_error
+from lspt_serve.training.picks import Picks
 
 LABELS = list(COLOURS)
 SHORT = TrainSettings(
@@ -80,11 +81,11 @@ def test_first_step_is_that_of_timms_own_model(
     head = {f"head.{name}": tensor for name, tensor in model.head.state_dict().items()}
     vit.load_state_dict(tiny_backbone.vit.state_dict() | head)
     order: list[Tensor] = []
-    logits: Callable[[Batches, Tensor], Tensor] = Batches.logits
+    logits: Callable[[Batches, Picks], Tensor] = Batches.logits
 
-    def watched(self: Batches, rows: Tensor) -> Tensor:
-        order.append(rows)
-        return logits(self, rows)
+    def watched(self: Batches, picks: Picks) -> Tensor:
+        order.append(picks.rows)
+        return logits(self, picks)
 
     monkeypatch.setattr(Batches, "logits", watched)
     one_step = replace(SHORT, epochs=1, batch_size=24, weight_decay=weight_decay)

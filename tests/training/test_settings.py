@@ -52,6 +52,15 @@ def test_learning_rate_is_never_0_and_never_above_its_base(total: int, warmup: i
         ("weight_decay", -0.1),
         ("weight_decay", math.nan),
         ("warmup_epochs", -1.0),
+        ("mixup", -0.1),
+        ("mixup", math.inf),
+        ("mixup", math.nan),
+        ("label_smoothing", -0.1),
+        ("label_smoothing", 1.0),
+        ("label_smoothing", math.nan),
+        ("accumulate", 0),
+        ("accumulate", 65),
+        ("early_stop", 0),
     ],
 )
 def test_bad_settings_are_named_with_their_value(field: str, value: float) -> None:
@@ -72,6 +81,16 @@ def test_epoch_to_keep_that_there_is_not_is_refused() -> None:
 
     with pytest.raises(DataError, match="keep must be best or last, got 'first'"):
         TrainSettings(keep=bad)
+
+
+@pytest.mark.parametrize(
+    ("field", "known"), [("sampling", "all or balanced"), ("precision", "auto, fp32, bf16 or fp16")]
+)
+def test_choice_that_there_is_not_is_refused(field: str, known: str) -> None:
+    bad: dict[str, Any] = {field: "some"}
+
+    with pytest.raises(DataError, match=f"{field} must be {known}, got 'some'"):
+        TrainSettings(**bad)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64])
@@ -103,7 +122,8 @@ def test_device_that_torch_does_not_know_is_refused(device: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "expected"), [("fp32", torch.float32), ("bf16", torch.bfloat16)]
+    ("precision", "expected"),
+    [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)],
 )
 @pytest.mark.parametrize("device", [CPU, CUDA], ids=str)
 def test_precision_that_is_asked_for_is_taken(

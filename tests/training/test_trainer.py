@@ -22,6 +22,7 @@ from lspt_serve.training import Dataset, Epoch, Split, TrainSettings, fit, train
 from lspt_serve.training.augment import augment_batch
 from lspt_serve.training.batches import Batches
 from lspt_serve.training.calibration import calibration_error
+from lspt_serve.training.picks import Picks
 from lspt_serve.training.settings import Augment, learning_rate
 from lspt_serve.training.trainer import evaluate
 
@@ -336,7 +337,7 @@ def test_linear_probe_computes_its_features_once_and_loses_nothing(
     monkeypatch.setattr(model, "forward_features", None)
     rows = torch.tensor([23, 0, 5])
 
-    torch.testing.assert_close(train.logits(rows), expected[rows], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(train.logits(Picks(rows)), expected[rows], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", sorted(METHODS.keys() - {"linear"}))
@@ -345,13 +346,13 @@ def test_other_methods_run_the_model_each_time(
 ) -> None:
     model = fresh(tiny_backbone, method)
     train = Batches(colours.train, tiny_backbone.preprocess, model)
-    rows = torch.tensor([0, 1])
-    before = train.logits(rows)
+    picks = Picks(torch.tensor([0, 1]))
+    before = train.logits(picks)
 
     with torch.no_grad():
         model.method.get_parameter("prompts").add_(1.0)
 
-    assert not torch.equal(train.logits(rows), before)
+    assert not torch.equal(train.logits(picks), before)
 
 
 def test_bf16_trains_to_finite_fp32_tensors(tiny_backbone: Backbone, colours: Dataset) -> None:
@@ -373,13 +374,13 @@ def test_any_batch_size_sees_every_image_in_every_epoch(
     batch_size: int,
 ) -> None:
     seen: list[int] = []
-    logits: Callable[[Batches, Tensor], Tensor] = Batches.logits
+    logits: Callable[[Batches, Picks], Tensor] = Batches.logits
 
-    def watched(self: Batches, rows: Tensor) -> Tensor:
+    def watched(self: Batches, picks: Picks) -> Tensor:
         if len(self) == len(colours.train):
-            assert len(rows) <= batch_size
-            seen.extend(rows.tolist())
-        return logits(self, rows)
+            assert len(picks) <= batch_size
+            seen.extend(picks.rows.tolist())
+        return logits(self, picks)
 
     monkeypatch.setattr(Batches, "logits", watched)
     settings = replace(SHORT, batch_size=batch_size)
@@ -419,17 +420,17 @@ def test_augmented_training_is_repeated_bit_for_bit(
 def test_only_train_is_augmented(
     tiny_backbone: Backbone, colours: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[tuple[int, str]] = []
-    inputs: Callable[[Batches, Tensor], Tensor] = Batches.inputs
+    seen: list[tuple[int, bool]] = []
+    inputs: Callable[[Batches, Picks], Tensor] = Batches.inputs
 
-    def watched(self: Batches, rows: Tensor) -> Tensor:
-        seen.append((len(self), self.augment))
-        return inputs(self, rows)
+    def watched(self: Batches, picks: Picks) -> Tensor:
+        seen.append((len(self), picks.changes.mirrored is not None))
+        return inputs(self, picks)
 
     monkeypatch.setattr(Batches, "inputs", watched)
     train_task(tiny_backbone, colours, name="colour", settings=replace(SHORT, augment="flip"))
 
-    assert set(seen) == {(24, "flip"), (9, "none")}
+    assert set(seen) == {(24, True), (9, False)}
 
 
 def on_disk(split: Split, path: Path) -> Split:

@@ -1,0 +1,140 @@
+"""The steps of an epoch: what is drawn, the loss, the gradients of micro-batches and processes.
+
+B images in a global batch, K classes.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from lspt_serve.errors import DataError, first_line, name_some
+from lspt_serve.models import PromptedViT
+from lspt_serve.training.augment import draw_changes
+from lspt_serve.training.batches import Batches
+from lspt_serve.training.distributed import add_up, rank, sum_gradients, world_size
+from lspt_serve.training.picks import Picks, draw_order, mix
+from lspt_serve.training.settings import TrainSettings, learning_rate
+
+__all__ = ["Steps", "compile_forward", "mixed_loss"]
+
+
+class Steps:
+    """AdamW over batches of train.
+
+    Cut into micro-batches or over processes, a step has the gradients of the whole batch up to
+    rounding, except for what is drawn inside the model: prompt dropout and the latents of v2apt.
+    (Where a gradient is rounding alone, as that of some Fourier prompts, AdamW makes steps of it.)
+
+    Args:
+        dtype: of autocast; fp16 scales the loss, and leaves out steps whose gradients overflow.
+    """
+
+    def __init__(self, train: Batches, settings: TrainSettings, dtype: torch.dtype) -> None:
+        self.train, self.settings, self.dtype = train, settings, dtype
+        self.generator = torch.Generator().manual_seed(settings.seed)
+        self.parameters = [p for p in train.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=settings.lr, weight_decay=settings.weight_decay, fused=True
+        )
+        self.scaler = torch.amp.GradScaler(train.device.type, enabled=dtype == torch.float16)
+        self.per_epoch = math.ceil(len(train) / settings.batch_size)
+
+    def run_epoch(self, number: int) -> float:
+        """Epoch 1, 2, ...; returns the mean loss per image.
+
+        Raises:
+            DataError: a loss that is not finite; the step and its images are named.
+        """
+        self.train.model.train()
+        order = draw_order(self.train.targets, self.settings.sampling, self.generator)
+        batches = order.tensor_split(self.per_epoch)
+        first = (number - 1) * self.per_epoch
+        stacked = torch.stack(
+            [self._step(step, self._draw(rows)) for step, rows in enumerate(batches, start=first)]
+        )
+        losses: list[float] = add_up(stacked).tolist()  # the only wait for a GPU
+        for step, (loss, rows) in enumerate(zip(losses, batches, strict=True), start=1):
+            if not math.isfinite(loss):
+                raise DataError(
+                    f"training diverged: loss {loss} in epoch {number}, step {step} of "
+                    f"{len(batches)}; lower lr {self.settings.lr}, or look at the images of the "
+                    f"step: {name_some(self.train.split.names_of(rows.tolist()), limit=64)}"
+                )
+        return sum(x * len(rows) for x, rows in zip(losses, batches, strict=True)) / len(order)
+
+    def _rate(self, step: int) -> float:
+        total = self.per_epoch * self.settings.epochs
+        warmup = round(self.per_epoch * self.settings.warmup_epochs)
+        return learning_rate(step, total=total, warmup=warmup, base=self.settings.lr)
+
+    def _draw(self, rows: Tensor) -> Picks:
+        """Everything that is random in a batch."""
+        changes = draw_changes(
+            len(rows), self.train.margin, self.train.img_size, self.settings.augment, self.generator
+        )
+        picks = Picks(rows, changes)
+        return mix(picks, self.settings.mixup, self.generator) if self.settings.mixup else picks
+
+    def _step(self, step: int, batch: Picks) -> Tensor:
+        """Step 0, 1, ... of all epochs; returns the share of this process in the batch's loss."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._rate(step)
+        self.optimizer.zero_grad()
+        summed = torch.zeros((), device=self.train.device)
+        for picks in batch.cut(world_size())[rank()].cut(self.settings.accumulate):
+            if len(picks):
+                loss = self._loss(picks) * (len(picks) / len(batch))
+                self.scaler.scale(loss).backward()
+                summed += loss.detach()
+        sum_gradients(self.parameters)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return summed
+
+    def _loss(self, picks: Picks) -> Tensor:
+        """Mean over the picks, with the method's own term."""
+        low = self.dtype != torch.float32
+        with torch.autocast(self.train.device.type, self.dtype, enabled=low):
+            logits = self.train.logits(picks)
+        loss = mixed_loss(logits.float(), picks, self.train.targets, self.settings.label_smoothing)
+        extra = self.train.model.method.regularisation()
+        return loss if extra is None else loss + extra
+
+
+def mixed_loss(logits: Tensor, picks: Picks, targets: Tensor, label_smoothing: float) -> Tensor:
+    """Mean cross-entropy (B x K) with the picks' own targets, and with their partners', weighed.
+
+    Args:
+        targets: of the whole split.
+    """
+    own = cross_entropy(logits, targets[picks.rows], label_smoothing=label_smoothing)
+    if picks.partners is None:
+        return own
+    other = mixed_loss(logits, picks.partners, targets, label_smoothing)
+    return picks.weight * own + (1 - picks.weight) * other
+
+
+def compile_forward(model: PromptedViT) -> Callable[[Tensor], Tensor]:
+    """torch.compile for batches of any size: a graph for training, one for val.
+
+    A batch of one image has another graph. What the model draws is drawn otherwise than without.
+    Calls raise DataError where compiling fails, for example without a C++ compiler.
+    """
+    from torch._dynamo.exc import TorchDynamoException  # takes seconds to import
+
+    compiled = torch.compile(model, dynamic=True)
+
+    def forward(images: Tensor) -> Tensor:
+        try:
+            logits: Tensor = compiled(images)
+        except TorchDynamoException as error:
+            raise DataError(
+                f"torch.compile failed: {first_line(error)}; train without compile, or install "
+                "what it needs"
+            ) from error
+        return logits
+
+    return forward
