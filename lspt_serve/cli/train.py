@@ -147,6 +147,9 @@ def train(
 
     Example:  lspt train --backbone vit.pth --data photos --out baselines/flowers
     --method full --lr 3e-5
+
+    Example:  torchrun --nproc-per-node 4 -m lspt_serve train --backbone vit.pth --data cub
+    --out bundles/birds --cache build/cache
     """
     full = method == "full"
     if full and (dtype, version, license) != ("float32", 1, None):
@@ -159,7 +162,11 @@ def train(
         from lspt_serve.training import (
             TrainSettings,
             check_init,
+            join_processes,
+            leave_processes,
             load_dataset,
+            pick_device,
+            rank,
             save_baseline,
             train_baseline,
             train_task,
@@ -183,12 +190,14 @@ def train(
             device=device,
             compile=compile,
         )
+        join_processes(pick_device(device))
+        is_first = rank() == 0
         vit = load_backbone(backbone, img_size=img_size, normalisation=normalisation)
         # say what is wrong with the method before minutes of decoding
         check_init(
             create_prompted_vit(vit, method, num_classes=2, pool=pool, **options).method, init
         )
-        with _bar("decoding") as (bar, row):
+        with _bar("decoding", shown=is_first) as (bar, row):
             dataset = load_dataset(
                 data,
                 vit.preprocess.img_size,
@@ -198,9 +207,9 @@ def train(
                 on_bad_image=on_bad_image,
                 on_image=lambda done, total: bar.update(row, completed=done, total=total),
             )
-        for note in dataset.notes:
+        for note in dataset.notes if is_first else []:
             _note(note)
-        with _bar(out.name) as (bar, row):
+        with _bar(out.name, shown=is_first) as (bar, row):
             tuning: dict[str, Any] = {
                 "name": out.name,
                 "options": options,
@@ -224,6 +233,9 @@ def train(
                     **tuning,
                 )
                 record = bundle.manifest
+        leave_processes()
+        if not is_first:
+            return
         if full:
             save_baseline(baseline, out)
             if baseline.record.weights is None:
@@ -251,7 +263,7 @@ def _note(text: str) -> None:
 
 
 @contextmanager
-def _bar(description: str) -> Iterator[tuple[Progress, TaskID]]:
+def _bar(description: str, *, shown: bool) -> Iterator[tuple[Progress, TaskID]]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -259,7 +271,7 @@ def _bar(description: str) -> Iterator[tuple[Progress, TaskID]]:
         TextColumn("{task.fields[status]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as bar:
+    with Progress(*columns, console=console, disable=not shown) as bar:
         yield bar, bar.add_task(description, total=None, status="")
 
 

@@ -2,8 +2,9 @@
 
 from lspt_serve.training.baseline import Baseline, BaselineRecord, save_baseline, train_baseline
 from lspt_serve.training.data import Dataset, Split, load_dataset
+from lspt_serve.training.distributed import join_processes, leave_processes, rank
 from lspt_serve.training.init import Init, check_init
-from lspt_serve.training.settings import TrainSettings
+from lspt_serve.training.settings import TrainSettings, pick_device
 from lspt_serve.training.task import Tuned, create_bundle, train_task, tune
 from lspt_serve.training.trainer import Epoch, fit
 
@@ -19,7 +20,11 @@ __all__ = [
     "check_init",
     "create_bundle",
     "fit",
+    "join_processes",
+    "leave_processes",
     "load_dataset",
+    "pick_device",
+    "rank",
     "save_baseline",
     "train_baseline",
     "train_task",

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import runpy
 import signal
 import socket
 import subprocess
@@ -102,6 +103,17 @@ def test_help_names_every_command(run: Run) -> None:
 
 def test_version_is_printed(run: Run) -> None:
     assert run("--version") == Ended(0, f"{__version__}\n", "")
+
+
+def test_package_is_run_as_a_module_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["lspt_serve", "--version"])
+
+    with pytest.raises(SystemExit):
+        runpy.run_module("lspt_serve", run_name="__main__")
+
+    assert capsys.readouterr().out == f"{__version__}\n"
 
 
 def test_help_names_the_methods_that_there_are() -> None:
