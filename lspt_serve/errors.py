@@ -6,6 +6,7 @@ LSPTError (a ValueError: the caller can mend it)
 ├── DataError           training data that cannot be learned from
 ├── BundleError         a bundle that is missing, broken or meant for something else
 ├── GraphError          an exported graph that is missing, broken or fails its parity check
+├── SweepError          a sweep's configuration, storage or results that cannot be used
 ├── OutputError         a result that could not be written
 ├── AddressError        an address that cannot be listened at
 ├── UnknownTaskError    a task that the server does not hold
@@ -31,6 +32,7 @@ __all__ = [
     "LSPTError",
     "MethodError",
     "OutputError",
+    "SweepError",
     "TooLargeError",
     "UndecodableError",
     "UnknownTaskError",
@@ -63,6 +65,10 @@ class BundleError(LSPTError):
 
 class GraphError(LSPTError):
     """An exported graph that is missing, broken or fails its parity check."""
+
+
+class SweepError(LSPTError):
+    """A sweep's configuration, storage or results that cannot be used."""
 
 
 class OutputError(LSPTError):

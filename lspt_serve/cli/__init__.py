@@ -1,4 +1,4 @@
-"""The command line: lspt train | inspect | export | serve."""
+"""The command line: lspt train | inspect | export | serve | sweep | results."""
 
 import sys
 
@@ -9,13 +9,15 @@ from lspt_serve import __version__
 from lspt_serve.cli.console import console
 from lspt_serve.cli.export import export
 from lspt_serve.cli.inspect import inspect
+from lspt_serve.cli.results import results
 from lspt_serve.cli.serve import serve
+from lspt_serve.cli.sweep import sweep
 from lspt_serve.cli.train import train
 from lspt_serve.errors import LSPTError
 
 __all__ = ["app", "main"]
 
-TRAIN_PACKAGES = {"onnx", "onnxscript", "timm", "torch", "torchvision"}
+TRAIN_PACKAGES = {"onnx", "onnxscript", "optuna", "timm", "torch", "torchvision"}
 INSTALL_TRAIN = "install it with: pip install 'lspt-serve[train]'"
 
 app = typer.Typer(
@@ -30,6 +32,8 @@ app.command()(train)
 app.command()(inspect)
 app.command()(export)
 app.command()(serve)
+app.command()(sweep)
+app.command()(results)
 
 
 @app.callback(invoke_without_command=True)

@@ -68,10 +68,10 @@ def parse_options(options: list[str] | None) -> dict[str, Any]:
 
 
 @contextmanager
-def stoppable() -> Iterator[None]:
+def stoppable(message: str = "stopped; nothing was written") -> Iterator[None]:
     """Ctrl-C ends the command with one line and exit code 130."""
     try:
         yield
     except KeyboardInterrupt:
-        console.print("stopped; nothing was written")
+        console.print(message)
         raise typer.Exit(130) from None

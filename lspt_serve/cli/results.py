@@ -1,0 +1,74 @@
+"""lspt results: runs side by side."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from lspt_serve.cli.console import Json, print_json
+from lspt_serve.results import (
+    PUBLISHED,
+    check_runs_output,
+    compare,
+    comparison_grid,
+    published_grid,
+    runs_of,
+    runs_of_storage,
+    save_runs,
+)
+
+__all__ = ["results"]
+
+
+def results(
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Files that lspt sweep wrote, bundles and folders of bundles."),
+    ] = None,
+    storage: Annotated[
+        Path | None, typer.Option(help="Also what a sweep has finished by now, from its storage.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write all these runs to one file.")] = None,
+    published: Annotated[
+        Literal["mae", "mocov3"] | None,
+        typer.Option(help="Also published accuracies, of a ViT-B/16 pretrained so."),
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Tables in Markdown.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Print the test accuracies of runs, a row for each entry and a column for each task.
+
+    Runs of another backbone, image size or protocol get a table of their own.
+
+    Example:  lspt results build/sweep.json
+
+    Example:  lspt results --storage build/sweep.db --out build/partial.json
+
+    Example:  lspt results build/sweep.json bundles --markdown --published mae
+    """
+    if not paths and storage is None:
+        raise typer.BadParameter("give files, folders or --storage")
+    if markdown and as_json:
+        raise typer.BadParameter("give --markdown or --json, not both")
+    if out is not None:
+        check_runs_output(out)
+    runs = [run for path in paths or [] for run in runs_of(path)]
+    runs += runs_of_storage(storage) if storage else []
+    comparisons = compare(runs)
+    if out is not None:
+        save_runs(out, runs)
+    if as_json:
+        record = {"comparisons": [asdict(comparison) for comparison in comparisons]}
+        print_json(record | ({"published": PUBLISHED[published]} if published else {}))
+        return
+    grids = [comparison_grid(comparison) for comparison in comparisons]
+    grids += [published_grid(published)] if published else []
+    if not runs:
+        print("no run is finished yet")
+    for grid in grids:
+        if markdown:
+            print(grid.to_markdown(), end="\n\n")
+        else:
+            Console().print(grid.to_rich(), "")

@@ -1,0 +1,33 @@
+"""Means and standard deviations over seeds and tasks."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+__all__ = ["Figure", "mean_over_tasks", "summarise"]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A mean over `n` seeds; `std` is the sample's (n - 1), None for a single seed."""
+
+    mean: float
+    std: float | None
+    n: int
+
+
+def summarise(values: Sequence[float]) -> Figure:
+    """Mean and sample standard deviation of at least one value."""
+    return Figure(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
+
+
+def mean_over_tasks(by_task: Sequence[Mapping[int, float]]) -> Figure:
+    """The mean of the tasks' means, from seed -> value for each task.
+
+    Its standard deviation is that of the mean over tasks from seed to seed, over the `n` seeds that
+    all tasks have.
+    """
+    mean = fmean(fmean(values.values()) for values in by_task)
+    seeds = sorted(set.intersection(*(set(values) for values in by_task)))
+    of_seed = [fmean(values[seed] for values in by_task) for seed in seeds]
+    return Figure(mean, stdev(of_seed) if len(seeds) > 1 else None, len(seeds))

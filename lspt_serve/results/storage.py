@@ -1,0 +1,70 @@
+"""The Optuna storage of a sweep: one SQLite file, opened for work or to read its runs."""
+
+import logging
+from collections.abc import Container
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from lspt_serve.errors import SweepError, first_line
+from lspt_serve.results.runs import RUNS, Run
+
+__all__ = ["SEEDS", "open_storage", "read_runs", "runs_of_storage"]
+
+SEEDS = "seeds/"  # the studies whose trials are runs; each trial holds its Run
+BUSY_S = 60  # how long to wait for another process that writes
+
+
+def open_storage(path: Path, *, create: bool) -> Any:
+    """The optuna.storages.RDBStorage in a file.
+
+    Raises:
+        SweepError: no such file (unless it may be created), or not one of Optuna's.
+    """
+    import optuna  # with SQLAlchemy, half a second
+    from sqlalchemy.exc import SQLAlchemyError
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    if not create and not path.is_file():
+        raise SweepError(f"{path}: no such file; wanted the --storage of an lspt sweep")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return optuna.storages.RDBStorage(
+            f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": BUSY_S}}
+        )
+    except (OSError, SQLAlchemyError, RuntimeError, AssertionError) as error:
+        raise SweepError(f"{path} is no storage of a sweep: {first_line(error)}") from error
+
+
+def runs_of_storage(storage: Path) -> list[Run]:
+    """The runs that a sweep's storage holds by now.
+
+    Raises:
+        SweepError: no such file, not a storage, or runs of another version of the package.
+    """
+    opened = open_storage(storage, create=False)
+    try:
+        return read_runs(opened)
+    finally:
+        opened.engine.dispose()
+
+
+def read_runs(storage: Any, studies: Container[str] | None = None) -> list[Run]:
+    """The runs in an open storage, by study and seed; None for all its studies."""
+    runs = []
+    for study in storage.get_all_studies():
+        if study.study_name.startswith(SEEDS) and (studies is None or study.study_name in studies):
+            trials = storage.get_all_trials(study._study_id, deepcopy=False)
+            found = [trial.user_attrs["run"] for trial in trials if "run" in trial.user_attrs]
+            runs += sorted(_validate(found), key=lambda run: run.seed)
+    return runs
+
+
+def _validate(found: list[Any]) -> list[Run]:
+    try:
+        return RUNS.validate_python(found)
+    except ValidationError as error:
+        message = error.errors()[0]["msg"]
+        raise SweepError(f"the storage holds runs of another version: {message}") from error

@@ -1,0 +1,197 @@
+"""Runs side by side: rows of entries, columns of tasks, for a terminal, Markdown or JSON."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import NamedTuple, TypeVar
+
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table
+
+from lspt_serve.errors import SweepError
+from lspt_serve.results.runs import Run
+from lspt_serve.results.statistics import Figure, mean_over_tasks, summarise
+
+__all__ = ["Comparison", "Grid", "Row", "Text", "compare", "comparison_grid"]
+
+T = TypeVar("T")
+Circumstances = tuple[str, int, float, str]  # protocol, img_size, crop_pct, backbone
+
+
+@dataclass(frozen=True)
+class Row:
+    """An entry: test accuracies in [0, 1] by task; a task whose every run failed is missing."""
+
+    name: str
+    tasks: dict[str, Figure]
+    mean: Figure | None  # over tasks; None unless all tasks of the comparison are there
+    task_bytes: float | None  # mean over tasks
+    train_s: float | None  # mean over runs
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs that may stand in one table: of one backbone, image size and protocol."""
+
+    caption: str
+    tasks: list[str]
+    rows: list[Row]
+    failures: list[str]  # a line each
+
+
+def compare(runs: Sequence[Run]) -> list[Comparison]:
+    """Group runs by their circumstances; rows and tasks stay in the order that they come in.
+
+    Raises:
+        SweepError: two different runs of one entry, task and seed.
+    """
+    grouped: dict[Circumstances, dict[tuple[str, str, int], Run]] = {}
+    for run in runs:
+        group = grouped.setdefault((run.protocol, run.img_size, run.crop_pct, run.backbone), {})
+        known = group.setdefault((run.name, run.task, run.seed), run)
+        if known != run:
+            raise SweepError(
+                f"two different runs of {run.name!r} on task {run.task!r} with seed {run.seed}; "
+                "compare them one file at a time, or name their entries differently"
+            )
+    return [_compare(list(group.values())) for group in grouped.values()]
+
+
+def _compare(runs: list[Run]) -> Comparison:
+    tasks = _unique(run.task for run in runs)
+    names = _unique(run.name for run in runs)
+    rows = [_row(name, [run for run in runs if run.name == name], tasks) for name in names]
+    failures = _unique(
+        f"{run.name} on {run.task}, seed {run.seed}: {run.error}" for run in runs if run.error
+    )
+    return Comparison(_caption(runs), tasks, rows, failures)
+
+
+def _row(name: str, runs: list[Run], tasks: list[str]) -> Row:
+    tests: dict[str, dict[int, float]] = {}
+    for run in runs:
+        if run.test is not None:
+            tests.setdefault(run.task, {})[run.seed] = run.test
+    sizes = {run.task: run.task_bytes for run in runs if run.task_bytes is not None}
+    times = [run.train_s for run in runs if run.train_s is not None]
+    return Row(
+        name,
+        {task: summarise(list(tests[task].values())) for task in tasks if task in tests},
+        mean_over_tasks(list(tests.values())) if tests.keys() == set(tasks) else None,
+        fmean(sizes.values()) if sizes else None,
+        fmean(times) if times else None,
+    )
+
+
+def _caption(runs: list[Run]) -> str:
+    first = runs[0]
+    seeds = _span(len({r.seed for r in runs if (r.name, r.task) == key}) for key in _keys(runs))
+    crop = f", crop_pct {first.crop_pct}" if first.crop_pct != 1 else ""
+    parts = [
+        f"Test accuracy in %, mean ± standard deviation of {seeds} seed(s)",
+        f"protocol {first.protocol}, {first.img_size} px{crop}, backbone {first.backbone}",
+    ]
+    if trials := [run.trials for run in runs if run.trials]:
+        parts.append(f"{_span(trials)} trial(s) of each entry on each task")
+    parts += [" and ".join(_unique(f"lspt-serve {run.lspt_serve}" for run in runs))]
+    parts += [" and ".join(_unique(f"torch {run.torch}" for run in runs if run.torch))]
+    parts += [" and ".join(_unique(run.machine for run in runs if run.machine))]
+    return "; ".join(part for part in parts if part) + "."
+
+
+def _keys(runs: list[Run]) -> list[tuple[str, str]]:
+    return list(dict.fromkeys((run.name, run.task) for run in runs))
+
+
+def _span(counts: Iterable[int]) -> str:
+    different = sorted(set(counts))
+    return "-".join(str(count) for count in _unique([different[0], different[-1]]))
+
+
+def _unique(items: Iterable[T]) -> list[T]:
+    return list(dict.fromkeys(items))
+
+
+class Text(NamedTuple):
+    """What stands in a cell of a table."""
+
+    text: str
+    bold: bool = False
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table before it is drawn; of `rows`, the first cell is a name, the others are figures."""
+
+    caption: str
+    header: list[str]
+    rows: list[list[Text]]
+    notes: list[str] = field(default_factory=list)
+
+    def to_rich(self) -> Group:
+        table = Table(box=None)
+        for number, name in enumerate(self.header):
+            table.add_column(escape(name), justify="right" if number else "left")
+        for row in self.rows:
+            cells = [(escape(cell.text), cell.bold) for cell in row]
+            table.add_row(*(f"[bold]{text}[/]" if bold else text for text, bold in cells))
+        return Group(escape(self.caption), table, *map(escape, self.notes))
+
+    def to_markdown(self) -> str:
+        def line(cells: Iterable[str]) -> str:
+            return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+        lines = [
+            self.caption,
+            "",
+            line(self.header),
+            "|---" + "|--:" * (len(self.header) - 1) + "|",
+        ]
+        lines += [line(f"**{c.text}**" if c.bold else c.text for c in row) for row in self.rows]
+        if self.notes:
+            lines += ["", *(f"- {note}" for note in self.notes)]
+        return "\n".join(lines)
+
+
+def comparison_grid(comparison: Comparison) -> Grid:
+    """Accuracies in percent, the best of each column bold; the mean where there are more tasks."""
+    tasks, rows = comparison.tasks, comparison.rows
+    columns = [[row.tasks.get(task) for row in rows] for task in tasks]
+    header = ["entry", *tasks]
+    if len(tasks) > 1:
+        columns.append([row.mean for row in rows])
+        header.append("mean")
+    cells = [_column(column) for column in columns]
+    sizes = [Text("-" if row.task_bytes is None else f"{row.task_bytes:,.0f}") for row in rows]
+    times = [Text("-" if row.train_s is None else f"{row.train_s:.1f}") for row in rows]
+    return Grid(
+        comparison.caption,
+        [*header, "bytes a task", "train s"],
+        [
+            [Text(row.name), *figures]
+            for row, *figures in zip(rows, *cells, sizes, times, strict=True)
+        ],
+        [f"failed: {failure}" for failure in comparison.failures],
+    )
+
+
+def _column(figures: Sequence[Figure | None]) -> list[Text]:
+    """Equal as printed is equally good; fewer seeds than another cell has are said."""
+    there = [figure for figure in figures if figure]
+    best = max((_percent(figure.mean) for figure in there), key=float, default="")
+    seeds = max((figure.n for figure in there), default=0)
+    return [_cell(figure, best, seeds) for figure in figures]
+
+
+def _cell(figure: Figure | None, best: str, seeds: int) -> Text:
+    if figure is None:
+        return Text("-")
+    std = "" if figure.std is None else f" ± {_percent(figure.std)}"
+    fewer = f" (n = {figure.n})" if figure.n < seeds else ""
+    mean = _percent(figure.mean)
+    return Text(f"{mean}{std}{fewer}", bold=mean == best)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
