@@ -26,7 +26,7 @@ from lspt_serve.models import BASELINES, METHODS, Backbone
 from lspt_serve.preprocess import NORMALISATIONS, Preprocess
 from lspt_serve.training import TrainSettings
 
-COMMANDS = ("train", "inspect", "export", "serve")
+COMMANDS = ("train", "inspect", "export", "serve", "sweep", "results")
 LABELS = ("blue", "red")
 
 

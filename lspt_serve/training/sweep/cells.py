@@ -21,7 +21,7 @@ SEARCH = "search/"
 MAX_ITEMS = 2**32  # of a study: seeds are below
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cell:
     """One entry on one task. `source`, for an entry with like, is the cell that it copies."""
 

@@ -71,6 +71,7 @@ class Sweep:
         with self._locks.exclusively():
             self._storage = open_storage(storage, create=True)
             self._cells = open_cells(config, plans, backbone, datasets, self._storage)
+        self._open = self._cells  # those with work left
 
     def run(self, on_status: OnStatus = lambda status: None) -> list[Run]:
         """Take part in the work until all of it is done; returns the runs of all processes."""
@@ -94,14 +95,15 @@ class Sweep:
         self._locks.close()
 
     def _status(self) -> Status:
-        return Status(
-            sum(cell.count_done() for cell in self._cells), sum(cell.size for cell in self._cells)
-        )
+        left = {cell: cell.size - cell.count_done() for cell in self._open}
+        self._open = [cell for cell in self._open if left[cell]]
+        total = sum(cell.size for cell in self._cells)
+        return Status(total - sum(left.values()), total)
 
     def _begin_next(self) -> tuple[Item, optuna.Trial] | None:
         """The first open item that no process is at, claimed; None if there is none."""
         with self._locks.exclusively():
-            for cell in self._cells:
+            for cell in self._open:
                 for item in cell.open_items():
                     if self._locks.claim(item.place):
                         return item, self._begin(item)

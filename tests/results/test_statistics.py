@@ -1,0 +1,34 @@
+import pytest
+
+from lspt_serve.results import Figure, mean_over_tasks, summarise
+
+
+def test_mean_and_sample_standard_deviation() -> None:
+    # deviations -2, 0, 2: squares sum to 8, over n - 1 = 2 is 4
+    assert summarise([1.0, 3.0, 5.0]) == Figure(3.0, 2.0, 3)
+
+
+def test_a_single_seed_has_no_standard_deviation() -> None:
+    assert summarise([0.25]) == Figure(0.25, None, 1)
+
+
+def test_mean_over_tasks_varies_as_the_seeds_means_do() -> None:
+    # task means 0.3 and 0.6; seeds' means over tasks 0.4, 0.45, 0.5
+    figure = mean_over_tasks([{0: 0.2, 1: 0.3, 2: 0.4}, {0: 0.6, 1: 0.6, 2: 0.6}])
+
+    assert figure.mean == pytest.approx(0.45, abs=1e-12)
+    assert figure.std == pytest.approx(0.05, abs=1e-12)
+    assert figure.n == 3
+
+
+def test_tasks_count_equally_whatever_their_seeds() -> None:
+    # task means 0.2 and 0.8; all that they share are seeds 0 and 1, with means 0.4 and 0.6
+    figure = mean_over_tasks([{0: 0.1, 1: 0.3, 2: 0.2}, {0: 0.7, 1: 0.9}])
+
+    assert figure.mean == pytest.approx(0.5, abs=1e-12)
+    assert figure.std == pytest.approx(0.02**0.5, abs=1e-12)
+    assert figure.n == 2
+
+
+def test_tasks_that_share_no_seed_have_a_mean_only() -> None:
+    assert mean_over_tasks([{0: 0.5}, {1: 1.0}]) == Figure(0.75, None, 0)

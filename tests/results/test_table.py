@@ -1,0 +1,121 @@
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from lspt_serve.errors import SweepError
+from lspt_serve.results import Run, compare, comparison_grid, published_grid
+
+
+def run(
+    task: str = "a", name: str = "lspt", seed: int = 0, test: float | None = 0.5, **more: Any
+) -> Run:
+    known: dict[str, Any] = {
+        "method": "lspt",
+        "img_size": 32,
+        "protocol": "vtab",
+        "trials": 6,
+        "val": 0.9,
+        "task_bytes": 1000,
+        "train_s": 2.0,
+        "backbone": "0123456789ab",
+        "lspt_serve": "0.1.0",
+        "torch": "2.15.0",
+        "machine": "a CPU, 1 thread(s)",
+    }
+    return Run(task=task, name=name, seed=seed, test=test, **known | more)
+
+
+RUNS = [
+    run("a", "linear", 0, 0.50, task_bytes=100),
+    run("a", "linear", 1, 0.60, task_bytes=100),
+    run("b", "linear", 0, 0.90, task_bytes=300),
+    run("b", "linear", 1, 0.90, task_bytes=300),
+    run("a", "lspt|4", 0, 0.70, train_s=1.0),
+    run("a", "lspt|4", 1, 0.72, train_s=3.0),
+    run("b", "lspt|4", 0, 0.8996),
+    run("b", "lspt|4", 1, None, error="training diverged"),
+]
+
+MARKDOWN = """\
+Test accuracy in %, mean ± standard deviation of 2 seed(s); protocol vtab, 32 px, backbone \
+0123456789ab; 6 trial(s) of each entry on each task; lspt-serve 0.1.0; torch 2.15.0; a CPU, 1 \
+thread(s).
+
+| entry | a | b | mean | bytes a task | train s |
+|---|--:|--:|--:|--:|--:|
+| linear | 55.0 ± 7.1 | **90.0 ± 0.0** | 72.5 ± 3.5 | 200 | 2.0 |
+| lspt\\|4 | **71.0 ± 1.4** | **90.0 (n = 1)** | **80.5 (n = 1)** | 1,000 | 2.0 |
+
+- failed: lspt|4 on b, seed 1: training diverged"""
+
+
+def test_markdown_of_hand_worked_figures() -> None:
+    # stdev(50, 60) = 7.07; of the seeds' means 70 and 75: 3.54; 89.96 prints as 90.0: a tie
+    (comparison,) = compare(RUNS)
+
+    assert comparison_grid(comparison).to_markdown() == MARKDOWN
+
+
+def test_terminal_shows_the_same_figures() -> None:
+    printed = io.StringIO()
+    Console(file=printed, width=200).print(comparison_grid(*compare(RUNS)).to_rich())
+
+    words = printed.getvalue().split()
+    for line in MARKDOWN.replace("*", "").replace("\\", "").splitlines()[4:6]:
+        cells = line.replace("lspt|4", "lspt!4").split("|")
+        assert all(word.replace("!", "|") in words for cell in cells for word in cell.split())
+    assert "failed: lspt|4 on b, seed 1: training diverged" in printed.getvalue()
+
+
+def test_a_task_that_an_entry_lacks_is_a_gap_and_no_mean() -> None:
+    (comparison,) = compare([run("a", "x"), run("b", "x"), run("a", "y")])
+
+    assert [row.mean is None for row in comparison.rows] == [False, True]
+    assert "| y | **50.0** | - | - |" in comparison_grid(comparison).to_markdown()
+
+
+def test_a_single_task_needs_no_mean() -> None:
+    assert comparison_grid(*compare([run()])).header == ["entry", "a", "bytes a task", "train s"]
+
+
+@pytest.mark.parametrize(
+    "other", [{"protocol": "plain"}, {"img_size": 48}, {"crop_pct": 0.9}, {"backbone": "ff" * 6}]
+)
+def test_what_is_not_comparable_stands_in_another_table(other: dict[str, Any]) -> None:
+    first, second = compare([run(test=0.1), run(test=0.2, **other)])
+
+    assert [table.rows[0].tasks["a"].mean for table in (first, second)] == [0.1, 0.2]
+
+
+def test_the_same_run_from_two_files_counts_once() -> None:
+    (comparison,) = compare([run(), run()])
+
+    assert comparison.rows[0].tasks["a"].n == 1
+
+
+def test_two_different_runs_of_one_seed_are_refused() -> None:
+    with pytest.raises(SweepError, match="two different runs of 'lspt' on task 'a' with seed 0"):
+        compare([run(test=0.1), run(test=0.2)])
+
+
+def test_nothing_compares_to_nothing() -> None:
+    assert compare([]) == []
+
+
+@pytest.mark.parametrize(
+    ("pretraining", "line"),
+    [
+        ("mae", "| gated | 47.61 | 76.86 | 36.80 | 73.39 |"),
+        ("mae", "| VPT-deep | 36.02 | 60.61 | 26.57 | 72.02 |"),
+        ("mocov3", "| gated | **74.84** | 83.38 | 49.10 | 83.00 |"),
+        ("mocov3", "| VPT-shallow | 67.34 | 82.26 | 37.55 | 79.26 |"),
+    ],
+)
+def test_published_figures_say_where_they_are_from(pretraining: Any, line: str) -> None:
+    lines = published_grid(pretraining).to_markdown().splitlines()
+
+    assert line in lines
+    assert lines[0].startswith("Published, not ours: ViT-B/16")
+    assert "arXiv 2306.05067" in lines[0]
