@@ -15,6 +15,7 @@ from lspt_serve.training.settings import TrainSettings
 from lspt_serve.training.sweep.config import (
     OPTIONS,
     Entry,
+    Protocol,
     Range,
     Space,
     SweepConfig,
@@ -24,6 +25,11 @@ __all__ = ["Plan", "check_plans", "grid_points", "make_plans", "split_params", "
 
 Params = Mapping[str, Any]  # what a search has chosen: of TrainSettings, or options.NAME
 SETTINGS = TypeAdapter(TrainSettings)
+# Of TrainSettings, what a config may not set: vtab holds out nothing to choose an epoch by.
+PROTOCOLS_OWN: dict[Protocol, set[str]] = {
+    "vtab": {"seed", "keep", "early_stop"},
+    "plain": {"seed"},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,16 +138,11 @@ def _init(name: str) -> Init:
     return name  # type: ignore[return-value]
 
 
-def _names(config: SweepConfig) -> list[str]:
-    """Of TrainSettings, what a config may set; the rest is the protocol's."""
-    own = {"seed", "keep"} if config.protocol == "vtab" else {"seed"}
-    return [field.name for field in fields(TrainSettings) if field.name not in own]
-
-
 def _check_train(train: Params, config: SweepConfig, *, where: str) -> None:
-    known = _names(config)
+    own = PROTOCOLS_OWN[config.protocol]
+    known = [field.name for field in fields(TrainSettings) if field.name not in own]
     for name in train:
-        if name in ("seed", "keep") and name not in known:
+        if name in own:
             raise SweepError(
                 f"{where}.{name}: it is set by seeds and by protocol {config.protocol}"
             )

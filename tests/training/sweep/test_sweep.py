@@ -200,6 +200,19 @@ def test_like_goes_by_the_search_of_its_entry(finished: tuple[Path, list[Run]]) 
     assert (like.val, tuned.val is None) == (None, False)
 
 
+def test_full_fine_tuning_is_an_entry_too(
+    sweep: Do, tiny_backbone: Backbone, tasks: dict[str, Dataset]
+) -> None:
+    before = tiny_backbone.vit.state_dict()["blocks.0.mlp.fc1.weight"].clone()
+
+    runs = sweep(entry=[{"method": "full", "space": {"lr": [1e-4, 1e-3]}}], trials=1, seeds=[5])
+
+    head = 3 * 24 + 3
+    whole = sum(tensor.numel() for tensor in tiny_backbone.vit.state_dict().values())
+    assert [(run.method, run.task_bytes) for run in runs] == [("full", 4 * (whole + head))]
+    assert torch.equal(tiny_backbone.vit.state_dict()["blocks.0.mlp.fc1.weight"], before)
+
+
 def test_a_record_says_under_which_circumstances(
     finished: tuple[Path, list[Run]], tiny_backbone: Backbone
 ) -> None:

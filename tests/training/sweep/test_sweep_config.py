@@ -112,6 +112,7 @@ def test_like_copies_an_entry_but_for_what_it_says(tmp_path: Path) -> None:
         ("epochs = 12", "epoch = 12", "unknown key train.epoch; .*nearest: epochs"),
         ("epochs = 12", "seed = 1", "train.seed: it is set by seeds and by protocol vtab"),
         ("epochs = 12", 'keep = "best"', "train.keep: it is set by seeds and by protocol vtab"),
+        ("epochs = 12", "early_stop = 3", "train.early_stop: it is set by seeds and by prot"),
         ("epochs = 12", "lr = 0.1", r"lr is in \[train\] and in \[space\]"),
         ("[0.0, 0.01]", "0.01", "space.weight_decay: wanted a list of values, or { low ="),
         ("[0.0, 0.01]", "[]", "space.weight_decay: List should have at least 1 item"),
@@ -148,6 +149,15 @@ def test_a_mistake_is_one_line_that_names_the_key(
         plans_of(tmp_path, GOOD.replace(old, new))
 
     assert len(str(raised.value).splitlines()) == 1
+
+
+def test_the_documented_config_is_good(tmp_path: Path, tiny_backbone: Backbone) -> None:
+    text = (Path(__file__).parents[3] / "docs" / "sweep.md").read_text("utf-8")
+    plans = plans_of(tmp_path, text.split("```toml\n")[1].split("```")[0])
+
+    check_plans(list(plans.values()), tiny_backbone)
+    assert [*plans] == ["vpt-deep", "lspt", "lspt, narrow", "full"]
+    assert plans["lspt, narrow"].options == {"coder_hidden": 48}
 
 
 def test_a_missing_file_is_said() -> None:
