@@ -200,6 +200,15 @@ def test_like_goes_by_the_search_of_its_entry(finished: tuple[Path, list[Run]]) 
     assert (like.val, tuned.val is None) == (None, False)
 
 
+def test_like_takes_no_options_for_another_method(sweep: Do) -> None:
+    entries = [ENTRIES[1], {"method": "linear", "like": "vpt-deep"}]
+
+    tuned, like = sweep(entry=entries, trials=1, seeds=[5])
+
+    assert (like.error, like.options) == (None, {})
+    assert like.train["lr"] == tuned.train["lr"]
+
+
 def test_full_fine_tuning_is_an_entry_too(
     sweep: Do, tiny_backbone: Backbone, tasks: dict[str, Dataset]
 ) -> None:
@@ -237,15 +246,16 @@ def test_the_search_sees_no_test_and_a_final_run_sees_it_once(
         return tune(backbone, dataset, **how)
 
     def watched_predict(model: Any, split: Split, preprocess: Any) -> Any:
-        seen.append(f"look at {len(split)}")
+        seen.append(f"look at {len(split)} as {model.method.name}")
         return predict(model, split, preprocess)
 
     monkeypatch.setattr(TUNE, watched_tune)
     monkeypatch.setattr(PREDICT, watched_predict)
-    sweep()
+    sweep(entry=[{"method": "vfpt"}])
 
-    # 20 in train, 31 in val, 53 in test
-    search, final = ["train on 20", "look at 31"], ["train on 51", "look at 53"]
+    # 20 in train, 31 in val, 53 in test; what is looked at is folded
+    search = ["train on 20", "look at 31 as vpt-deep"]
+    final = ["train on 51", "look at 53 as vpt-deep"]
     assert seen == [*search * 3, *final * 2]
 
 
