@@ -1,4 +1,4 @@
-"""A timm block whose attention has a temperature, and is quick to train on a CPU.
+"""A timm block whose attention has a temperature, is quick to train on a CPU and can be looked at.
 
 B batch, D embed_dim, h heads, d = D / h.
 """
@@ -13,7 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from lspt_serve.errors import BackboneError
 
-__all__ = ["run_block"]
+__all__ = ["attention_weights", "run_block"]
 
 
 def run_block(block: Block, x: Tensor, temperature: Tensor | None = None) -> Tensor:
@@ -37,24 +37,50 @@ def run_block(block: Block, x: Tensor, temperature: Tensor | None = None) -> Ten
     return x + block.ls2(block.mlp(block.norm2(x)))  # type: ignore[no-any-return]
 
 
+def attention_weights(block: Block, x: Tensor, temperature: Tensor | None = None) -> Tensor:
+    """What `run_block` weighs the values by, which a fused kernel does not show.
+
+    softmax(q k^T / sqrt(d) / tau) for tokens x (B x tokens x D) that enter the block: B x h x
+    tokens x tokens, queries before keys, so that the last axis sums to 1.
+
+    Raises:
+        BackboneError: a block that is not timm's plain one.
+    """
+    if not _is_plain(block):
+        raise BackboneError(
+            f"attention weights need timm's plain Block without gates, got {type(block).__name__}"
+        )
+    attn: Any = block.attn
+    q, k, _ = _project(attn, block.norm1(x), temperature)
+    return _weigh(attn, q, k)
+
+
 def _is_plain(block: Block) -> bool:
     return type(block) is Block and type(block.attn) is Attention and block.attn.gate is None
 
 
 def _attend(attn: Attention, x: Tensor, temperature: Tensor | None) -> Tensor:
     """timm's Attention.forward in eval mode, q divided by the temperature."""
+    q, k, v = _project(attn, x, temperature)
+    heads = _weigh(attn, q, k) @ v if _fused_is_slow(x) else scaled_dot_product_attention(q, k, v)
+    x = attn.norm(heads.transpose(1, 2).flatten(start_dim=2))  # B x tokens x D
+    return attn.proj(x)  # type: ignore[no-any-return]
+
+
+def _project(
+    attn: Attention, x: Tensor, temperature: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q (divided by the temperature), k and v of normed tokens, each B x h x tokens x d."""
     b, n, _ = x.shape
     qkv = attn.qkv(x).reshape(b, n, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
-    q, k, v = qkv.unbind(0)  # B x h x tokens x d
+    q, k, v = qkv.unbind(0)
     q, k = attn.q_norm(q), attn.k_norm(k)
-    if temperature is not None:
-        q = q / temperature
-    if _fused_is_slow(x):
-        x = (q * attn.scale @ k.transpose(-2, -1)).softmax(dim=-1) @ v
-    else:
-        x = scaled_dot_product_attention(q, k, v)
-    x = attn.norm(x.transpose(1, 2).reshape(b, n, attn.attn_dim))
-    return attn.proj(x)  # type: ignore[no-any-return]
+    return (q if temperature is None else q / temperature), k, v
+
+
+def _weigh(attn: Attention, q: Tensor, k: Tensor) -> Tensor:
+    logits: Tensor = q * attn.scale @ k.transpose(-2, -1)
+    return logits.softmax(dim=-1)
 
 
 def _fused_is_slow(x: Tensor) -> bool:

@@ -10,7 +10,7 @@ from torch.nn.functional import layer_norm, linear
 
 from lspt_serve.errors import BackboneError
 from lspt_serve.models import Backbone, create_prompted_vit
-from lspt_serve.models.attention import run_block
+from lspt_serve.models.attention import attention_weights, run_block
 from lspt_serve.models.methods import Shape, create_method
 
 
@@ -138,3 +138,31 @@ def test_gated_attention_runs_but_takes_no_temperature(temperature: Tensor | Non
     else:
         with pytest.raises(BackboneError, match="without gates"):
             run_block(block, x, temperature)
+
+
+@pytest.mark.parametrize("temperature", [None, 0.3, 4.0])
+@pytest.mark.parametrize(
+    "architecture", [{}, {"init_values": 0.5}, {"qk_norm": True}, {"scale_attn_norm": True}]
+)
+def test_values_weighed_by_the_attention_weights_are_the_blocks_output(
+    make_backbone: Callable[..., Backbone], architecture: dict[str, Any], temperature: float | None
+) -> None:
+    block: Any = make_backbone(**architecture).vit.blocks[1]
+    attn, x = block.attn, torch.randn(2, 7, 24)
+    tau = None if temperature is None else torch.tensor(temperature)
+
+    weights = attention_weights(block, x, tau)
+
+    assert weights.shape == (2, 2, 7, 7)
+    torch.testing.assert_close(weights.sum(dim=-1), torch.ones(2, 2, 7))
+    v = attn.qkv(block.norm1(x))[..., 48:]  # B x tokens x D, head by head
+    heads = [weights[:, h] @ v[..., 12 * h : 12 * (h + 1)] for h in range(2)]
+    attended = x + block.ls1(attn.proj(attn.norm(torch.cat(heads, dim=-1))))
+    wanted = attended + block.ls2(block.mlp(block.norm2(attended)))
+    torch.testing.assert_close(run_block(block, x, tau), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_a_block_that_is_not_timms_plain_one_shows_no_weights() -> None:
+    block: Any = ParallelScalingBlock(24, num_heads=2)
+    with pytest.raises(BackboneError, match="plain Block without gates, got ParallelScalingBlock"):
+        attention_weights(block, torch.randn(1, 4, 24))
