@@ -9,7 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-__all__ = ["MAX_TEMPERATURE", "calibration_error", "fit_temperature", "scale_head"]
+__all__ = [
+    "MAX_TEMPERATURE",
+    "calibration_error",
+    "confidence_bins",
+    "fit_temperature",
+    "scale_head",
+]
 
 MAX_TEMPERATURE = 20.0  # and its inverse is the least
 GOLDEN = (math.sqrt(5) - 1) / 2
@@ -39,11 +45,22 @@ def calibration_error(logits: Tensor, targets: Tensor, *, num_bins: int = 15) ->
 
     Bins are weighted by how many images they hold; logits are N x K, targets N.
     """
-    confidence, predicted = logits.softmax(dim=-1).max(dim=-1)  # N
-    right = (predicted == targets).to(confidence)
+    _, confidence, right = confidence_bins(logits, targets, num_bins=num_bins).unbind(dim=1)
+    return ((right - confidence).abs().sum() / len(targets)).item()
+
+
+def confidence_bins(logits: Tensor, targets: Tensor, *, num_bins: int = 15) -> Tensor:
+    """Images by how sure the model is of its answer, in equal bins of (0, 1].
+
+    Returns:
+        num_bins x 3, float64: how many images a bin holds, the sum of their confidences, and how
+        many of them are right.
+    """
+    confidence, predicted = logits.double().softmax(dim=-1).max(dim=-1)  # N
     bins = (confidence * num_bins).ceil().long().clamp(1, num_bins) - 1
-    gaps = torch.zeros(num_bins).to(confidence).index_add_(0, bins, right - confidence)
-    return (gaps.abs().sum() / len(targets)).item()
+    right = (predicted == targets).to(confidence)
+    each = torch.stack([torch.ones_like(right), confidence, right], dim=1)
+    return each.new_zeros(num_bins, 3).index_add_(0, bins, each)
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 from lspt_serve.training.calibration import (
     MAX_TEMPERATURE,
     calibration_error,
+    confidence_bins,
     fit_temperature,
     scale_head,
 )
@@ -50,6 +51,14 @@ def test_the_calibration_error_worked_by_hand() -> None:
     probabilities = torch.tensor([[0.9, 0.1]] * 4 + [[0.4, 0.6]] * 2)
     targets = torch.tensor([0, 0, 1, 1, 1, 1])
     assert calibration_error(probabilities.log(), targets) == pytest.approx(0.4, abs=1e-6)
+
+
+def test_the_bins_of_confidence_worked_by_hand() -> None:
+    """In quarters: 0.9 and 1.0 in the last, 0.5 in the second, whose upper edge it is."""
+    probabilities = torch.tensor([[0.9, 0.1], [0.0, 1.0], [0.5, 0.5], [0.1, 0.9]])
+    bins = confidence_bins(probabilities.log(), torch.tensor([0, 0, 0, 1]), num_bins=4)
+    wanted = torch.tensor([[0, 0, 0], [1, 0.5, 1], [0, 0, 0], [3, 2.8, 2]], dtype=torch.float64)
+    torch.testing.assert_close(bins, wanted, atol=1e-6, rtol=0)
 
 
 def test_scores_that_are_always_right_and_sure_have_no_error() -> None:
