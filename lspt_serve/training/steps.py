@@ -65,6 +65,12 @@ class Steps:
                 )
         return sum(x * len(rows) for x, rows in zip(losses, batches, strict=True)) / len(order)
 
+    @property
+    def lr(self) -> float:
+        """The learning rate of the last step."""
+        rate: float = self.optimizer.param_groups[0]["lr"]
+        return rate
+
     def _rate(self, step: int) -> float:
         total = self.per_epoch * self.settings.epochs
         warmup = round(self.per_epoch * self.settings.warmup_epochs)

@@ -25,7 +25,8 @@ __all__ = ["Epoch", "accuracy", "evaluate", "fit", "predict"]
 class Epoch:
     """What one epoch gave; `number` starts at 1, accuracies are in [0, 1].
 
-    Of the time on train, `data_s` went into inputs, `step_s` into all else.
+    Of the time on train, `data_s` went into inputs, `step_s` into all else; `lr` is that of the
+    last step.
     """
 
     number: int
@@ -34,6 +35,7 @@ class Epoch:
     val_accuracy: float
     data_s: float = 0.0
     step_s: float = 0.0
+    lr: float = 0.0
 
     def better_than(self, other: "Epoch | None") -> bool:
         """Higher accuracy on val, of two equal ones the lower loss; never one that diverged."""
@@ -81,7 +83,7 @@ def fit(
         data_s += train.data_s
         step_s = time.perf_counter() - started - data_s
         measured = _measure(val, settings.batch_size, dtype)
-        epoch = Epoch(number, loss, *measured, data_s=data_s, step_s=step_s)
+        epoch = Epoch(number, loss, *measured, data_s=data_s, step_s=step_s, lr=steps.lr)
         if epoch.better_than(None if settings.keep == "last" else kept):
             kept = epoch
             kept_tensors = {name: t.clone() for name, t in model.task_tensors().items()}

@@ -201,6 +201,18 @@ def test_every_step_has_its_own_learning_rate(
     assert rates == [learning_rate(n, total=6, warmup=2, base=lr) for n in range(6)]
 
 
+def test_an_epoch_says_the_learning_rate_of_its_last_step(
+    tiny_backbone: Backbone, colours: Dataset
+) -> None:
+    history: list[Epoch] = []
+    model = fresh(tiny_backbone, "linear")
+    fit(model, colours, tiny_backbone.preprocess, SHORT, on_epoch=history.append)
+
+    # as above: steps 2 and 5 of 6
+    rates = [learning_rate(step, total=6, warmup=2, base=SHORT.lr) for step in (2, 5)]
+    assert [epoch.lr for epoch in history] == rates
+
+
 def test_prompts_are_dropped_in_training_only(tiny_backbone: Backbone, colours: Dataset) -> None:
     model = fresh(tiny_backbone, prompt_dropout=0.9)
     train_loss = loss_by_hand(model, colours.train, tiny_backbone)
