@@ -81,6 +81,19 @@ def free_port() -> int:
     return port
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_training_leaves_a_report_beside_the_bundle(built: Built, task: str) -> None:
+    metrics = built.bundles[task].manifest.metrics
+    assert metrics is not None
+    folder = built.folder / "bundles" / f"{task}.run" / "report"
+    report = json.loads((folder / "report.json").read_text("utf-8"))
+    assert report["metrics"] == metrics.model_dump()
+    assert len(report["epochs"]) == 10
+    page = (folder / "index.html").read_text("utf-8")
+    assert f"{metrics.test_accuracy:.1%}" in page
+    assert (folder / "attention.png").is_file()
+
+
 def wait_until_ready(client: httpx.Client, server: "subprocess.Popen[str]", log: Path) -> None:
     end = time.monotonic() + 90
     while time.monotonic() < end:

@@ -157,6 +157,7 @@ def train(
     check_task_name(out.name)
     check_output(out, overwrite=overwrite, marker=BASELINE if full else MANIFEST)
     options = parse_options(option)
+    run = out.with_name(f"{out.name}.run")
     with stoppable():
         from lspt_serve.models import create_prompted_vit, load_backbone  # torch: takes seconds
         from lspt_serve.training import (
@@ -230,6 +231,8 @@ def train(
                     dtype=dtype,
                     version=version,
                     license=license,
+                    run=run,
+                    on_bundle=lambda bundle: save_bundle(bundle, out) if is_first else None,
                     **tuning,
                 )
                 record = bundle.manifest
@@ -240,8 +243,6 @@ def train(
             save_baseline(baseline, out)
             if baseline.record.weights is None:
                 _note("weights are not kept: no VisionTransformer of timm answers the same")
-        else:
-            save_bundle(bundle, out)
     metrics = record.metrics
     assert metrics is not None
     if as_json:
@@ -254,8 +255,11 @@ def train(
     )
     if full:
         print(f"ECE {metrics.test_ece:.3f} on test, {baseline.record.num_bytes:,} bytes of weights")
-    elif rounding := explain_rounding(metrics):
+        return
+    if rounding := explain_rounding(metrics):
         print(rounding)
+    if (page := run / "report" / "index.html").is_file():
+        print(f"report: {page}")
 
 
 def _note(text: str) -> None:

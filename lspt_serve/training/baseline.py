@@ -66,7 +66,7 @@ def train_baseline(
     """
     tuned = tune(backbone, dataset, method="full", settings=settings, **tuning)
     model = tuned.model
-    metrics = measure(model, tuned, dataset, seed=settings.seed)
+    metrics, _ = measure(model, tuned, dataset, seed=settings.seed)
     architecture = describe_in_timm(model)
     record = BaselineRecord(
         name=name,

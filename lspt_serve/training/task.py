@@ -1,15 +1,20 @@
 """From a task's images to a bundle: the whole of `lspt train`."""
 
+import logging
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from lspt_serve.bundle import BackboneRef, Bundle, MethodRef, Metrics, Rounding
+from lspt_serve.errors import first_line
 from lspt_serve.models import Backbone, PromptedViT, check_bundled, create_prompted_vit
 from lspt_serve.preprocess import Preprocess
 from lspt_serve.rounding import Dtype, round_tensors
@@ -17,10 +22,13 @@ from lspt_serve.training.calibration import calibration_error, fit_temperature, 
 from lspt_serve.training.data import Dataset
 from lspt_serve.training.distributed import rank
 from lspt_serve.training.init import Init, initialise_prompts
+from lspt_serve.training.report import write_report
 from lspt_serve.training.settings import TrainSettings, pick_device
 from lspt_serve.training.trainer import Epoch, accuracy, fit, predict
 
 __all__ = ["Tuned", "create_bundle", "measure", "train_task", "tune"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,9 @@ def train_task(
     dtype: Dtype = "float32",
     version: int = 1,
     license: str | None = None,
+    run: Path | None = None,
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    on_bundle: Callable[[Bundle], None] = lambda bundle: None,
     **tuning: Any,
 ) -> Bundle:
     """Tune a task and make its bundle; test is looked at once, at the end.
@@ -86,6 +97,9 @@ def train_task(
 
     Args:
         dtype: what the bundle's tensors are stored in.
+        run: a folder in which to leave a report; None leaves none. A report that cannot be made is
+            a warning in the log.
+        on_bundle: called with the bundle before the report is begun, to save it.
         tuning: the other arguments of `tune`, and its errors.
 
     Raises:
@@ -93,10 +107,16 @@ def train_task(
         BundleError: a name that a bundle may not have, or tensors that `dtype` does not hold.
     """
     check_bundled(tuning.get("method", ""))
-    tuned = tune(backbone, dataset, settings=settings, **tuning)
+    history: list[Epoch] = []
+
+    def keep_epoch(epoch: Epoch) -> None:
+        history.append(epoch)
+        on_epoch(epoch)
+
+    tuned = tune(backbone, dataset, settings=settings, on_epoch=keep_epoch, **tuning)
     served = tuned.model.fold()
-    metrics = measure(served, tuned, dataset, seed=settings.seed, dtype=dtype)
-    return create_bundle(
+    metrics, test = measure(served, tuned, dataset, seed=settings.seed, dtype=dtype)
+    bundle = create_bundle(
         served,
         backbone,
         trained_as=_method_ref(tuned.model) if served is not tuned.model else None,
@@ -108,11 +128,19 @@ def train_task(
         metrics=metrics,
         license=license,
     )
+    on_bundle(bundle)
+    if run is not None and rank() == 0:
+        try:
+            write_report(run / "report", served, bundle.manifest, dataset, history, logits=test)
+        except (Exception, KeyboardInterrupt) as error:  # the bundle is made whatever comes now
+            shutil.rmtree(run / "report", ignore_errors=True)  # an earlier run's
+            logger.warning("%s: no report was written: %s", run, first_line(error))
+    return bundle
 
 
 def measure(
     model: PromptedViT, tuned: Tuned, dataset: Dataset, *, seed: int, dtype: Dtype = "float32"
-) -> Metrics:
+) -> tuple[Metrics, Tensor]:
     """Calibrate a model, round its tensors to `dtype`, both in place, and measure what results.
 
     A temperature fitted on val is folded into the head, so that scores are as often right as they
@@ -120,6 +148,9 @@ def measure(
 
     Args:
         model: that of `tuned`, folded.
+
+    Returns:
+        The metrics, and the logits of test as the model now gives them, N x K.
 
     Raises:
         BundleError: tensors that `dtype` does not hold.
@@ -138,7 +169,7 @@ def measure(
         lost = accuracy(exact, test_targets) - accuracy(test, test_targets)
         changed = (exact.argmax(dim=-1) != test.argmax(dim=-1)).sum()
         rounding = Rounding(points_lost=round(100 * lost, 4), answers_changed=int(changed))
-    return Metrics(
+    metrics = Metrics(
         val_accuracy=accuracy(val, val_targets),
         test_accuracy=accuracy(test, test_targets),
         temperature=temperature,
@@ -150,6 +181,7 @@ def measure(
         split=dataset.sizes,
         train_s=round(tuned.train_s, 2),
     )
+    return metrics, test
 
 
 def create_bundle(model: PromptedViT, backbone: Backbone, **fields: Any) -> Bundle:

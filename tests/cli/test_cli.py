@@ -63,9 +63,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def write_page_only(folder: Path, *_: object, **__: object) -> None:
+    """A second less for every training; end to end the whole report is written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "index.html").touch()
+
+
 @pytest.fixture
-def quick(tiny_backbone: Backbone, data: Path) -> list[str]:
+def quick(tiny_backbone: Backbone, data: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """lspt train, all but --out."""
+    monkeypatch.setattr("lspt_serve.training.task.write_report", write_page_only)
     words = ["train", "--backbone", tiny_backbone.source, "--data", str(data), "--epochs", "2"]
     return [*words, "--device", "cpu"]
 
@@ -139,7 +146,8 @@ def test_train_writes_a_bundle_and_says_so(run: Run, quick: list[str], tmp_path:
     manifest = load_bundle(out).manifest
     assert (manifest.name, manifest.labels, manifest.license) == ("colour", [*LABELS], "CC0-1.0")
     assert manifest.tensors["method.prompts"] == [3, 24]
-    assert [path.name for path in out.parent.iterdir()] == ["colour"]
+    assert {path.name for path in out.parent.iterdir()} == {"colour", "colour.run"}
+    assert ended.out.splitlines()[1:] == [f"report: {out}.run/report/index.html"]
 
 
 def test_train_json_is_one_object_on_stdout(run: Run, quick: list[str], tmp_path: Path) -> None:
@@ -235,6 +243,23 @@ def test_baselines_and_bundles_do_not_replace_each_other(
     ended = run(*quick, "--method", method, "--out", out, "--overwrite")
 
     check_error(ended, "it is not replaced")
+
+
+def test_train_saves_its_bundle_before_a_report_that_fails(
+    run: Run, quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "colour"
+
+    def fail(folder: Path, *_: object, **__: object) -> None:
+        assert load_bundle(out).manifest.name == "colour"
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("lspt_serve.training.task.write_report", fail)
+    ended = run(*quick, "--out", out, "--method", "linear")
+
+    assert ended.code == 0
+    assert len(ended.out.splitlines()) == 1
+    assert load_bundle(out).manifest.name == "colour"
 
 
 @pytest.mark.parametrize("init", ["tokens", "kmeans"])
@@ -480,7 +505,7 @@ def test_existing_bundle_is_replaced_with_overwrite(
 
     assert ended.code == 0
     assert load_bundle(bundle).manifest.method.name == "linear"
-    assert [path.name for path in bundle.parent.iterdir()] == ["colour"]
+    assert {path.name for path in bundle.parent.iterdir()} == {"colour", "colour.run"}
 
 
 def test_folder_that_is_no_bundle_is_kept_even_with_overwrite(

@@ -88,5 +88,6 @@ def test_two_processes_train_the_tensors_of_one(trained: Trained, name: str) -> 
 def test_only_the_first_process_prints(trained: Trained) -> None:
     ended = trained[0]
 
-    assert len(ended.stdout.splitlines()) == len(RUNS)
+    assert len(ended.stdout.splitlines()) == 2 * len(RUNS)
+    assert ended.stdout.count("report: ") == len(RUNS)
     assert all(ended.stderr.count(f"{name} ") <= 1 for name in RUNS)
