@@ -1,5 +1,8 @@
 """Write whole or not at all: to a temporary name beside the target, then renamed."""
 
+import fcntl
+import glob
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -8,7 +11,7 @@ from pathlib import Path
 
 from lspt_serve.errors import OutputError
 
-__all__ = ["atomic_file", "atomic_folder", "check_output"]
+__all__ = ["atomic_file", "atomic_folder", "check_output", "locked", "remove_leftovers"]
 
 
 def check_output(path: Path, *, overwrite: bool, marker: str | None = None) -> None:
@@ -74,3 +77,57 @@ def _temporary(path: Path) -> Iterator[Path]:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Delete the temporaries that killed writers of `path` left; nobody may be writing it now.
+
+    A folder that had been put aside for its successor, which then never came, is put back.
+    """
+    for folder in path.parent.glob(f".{glob.escape(path.name)}-{'?' * 8}"):
+        old = folder / "old"
+        if old.exists() and not path.exists():
+            old.rename(path)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Be the only process that writes `path`; the end of the process, however it comes, frees it.
+
+    Raises:
+        OutputError: another process is writing it; its id is named.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        while (handle := _take(lock, path)) is None:
+            pass
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _take(lock: Path, path: Path) -> int | None:
+    """The lock, open and ours, with our process id in it; None where its holder just deleted it."""
+    handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(handle), lock.stat()):
+            os.truncate(handle, 0)
+            os.write(handle, str(os.getpid()).encode())
+            return handle
+    except BlockingIOError:
+        holder = os.pread(handle, 20, 0).decode() or "unknown"
+        os.close(handle)
+        raise OutputError(
+            f"{path} is being written by process {holder}; wait for its end or give another place"
+        ) from None
+    except FileNotFoundError:
+        pass
+    os.close(handle)
+    return None

@@ -1,4 +1,6 @@
 import errno
+import fcntl
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -6,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from lspt_serve.errors import OutputError
-from lspt_serve.files import atomic_file, atomic_folder, check_output
+from lspt_serve.files import (
+    atomic_file,
+    atomic_folder,
+    check_output,
+    locked,
+    remove_leftovers,
+)
 
 Atomic = Callable[[Path], AbstractContextManager[Path]]
 
@@ -148,3 +156,68 @@ def test_a_folder_of_ours_and_a_file_may_be_overwritten(tmp_path: Path) -> None:
     (tmp_path / "ours.json").touch()
     check_output(tmp_path, overwrite=True, marker="ours.json")
     check_output(tmp_path / "ours.json", overwrite=True)
+
+
+def test_leftovers_are_those_of_the_path_alone(tmp_path: Path) -> None:
+    others = [".a.b-12345678-12345678", ".a.c-12345678", ".axb-12345678", "a.b-12345678", ".a.b"]
+    for name in [".a.b-12345678", ".a.b-abcd_efg", *others]:
+        (tmp_path / name / "new").mkdir(parents=True)
+
+    remove_leftovers(tmp_path / "a.b")
+
+    assert {path.name for path in tmp_path.iterdir()} == {*others}
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_what_was_put_aside_for_what_never_came_is_put_back(target: Path, there: bool) -> None:
+    aside = target.parent / ".target-12345678" / "old"
+    aside.mkdir(parents=True)
+    (aside / "file").write_text("old")
+    if there:
+        target.mkdir()
+        (target / "file").write_text("new")
+
+    remove_leftovers(target)
+
+    assert read(target) == ("new" if there else "old")
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_lock_is_refused_while_it_is_held_and_leaves_nothing(target: Path) -> None:
+    with locked(target):
+        with pytest.raises(OutputError, match=f"is being written by process {os.getpid()};"):
+            locked(target).__enter__()
+        with locked(target.with_name("another")):
+            pass
+    with locked(target):
+        pass
+
+    assert list(target.parent.iterdir()) == []
+
+
+def test_lock_of_nobody_is_taken(target: Path) -> None:
+    target.parent.mkdir()
+    (target.parent / ".target.lock").write_text("999999999")
+
+    with locked(target), pytest.raises(OutputError, match=f"process {os.getpid()};"):
+        locked(target).__enter__()
+
+
+def test_lock_that_its_holder_deletes_meanwhile_is_taken_anew(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between our opening the file and locking it, its holder deletes it, another one comes."""
+    lock, flock = target.parent / ".target.lock", fcntl.flock
+    calls: list[int] = []
+
+    def late(handle: int, how: int) -> None:
+        if not calls:
+            lock.unlink()
+            lock.touch()
+        calls.append(handle)
+        flock(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with locked(target):
+        assert len(calls) == 2
+        assert lock.read_text() == str(os.getpid())
