@@ -1,12 +1,15 @@
 """What the commands share: stderr for people, stdout for results, and how options are read."""
 
 import json
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from lspt_serve.bundle import Metrics
 from lspt_serve.errors import MethodError
@@ -21,6 +24,7 @@ __all__ = [
     "explain_rounding",
     "parse_options",
     "print_json",
+    "print_note",
     "stoppable",
 ]
 
@@ -67,11 +71,27 @@ def parse_options(options: list[str] | None) -> dict[str, Any]:
     return parsed
 
 
+def print_note(note: str) -> None:
+    """What a person should know, on stderr."""
+    console.print(f"[yellow]note:[/] {escape(note)}", highlight=False)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: what `kill` and batch systems send."""
+
+
 @contextmanager
-def stoppable(message: str = "stopped; nothing was written") -> Iterator[None]:
-    """Ctrl-C ends the command with one line and exit code 130."""
+def stoppable(what_is_left: Callable[[], str] = lambda: "nothing was written") -> Iterator[None]:
+    """Ctrl-C or SIGTERM ends the command with one line and exit code 130 or 143."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
-    except KeyboardInterrupt:
-        console.print(message)
-        raise typer.Exit(130) from None
+    except KeyboardInterrupt as stop:
+        console.print(f"stopped; {what_is_left()}", soft_wrap=True, highlight=False)
+        raise typer.Exit(143 if isinstance(stop, _Terminated) else 130) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -60,7 +60,7 @@ def sweep(
     out = out or storage.with_suffix(".json")
     check_runs_output(out)
     tasks = _name_tasks(data)
-    with stoppable("stopped; the same command goes on from here"):
+    with stoppable(lambda: "the same command goes on from here"):
         from lspt_serve.models import load_backbone  # torch: takes seconds
         from lspt_serve.training.sweep import Sweep, check_plans, load_config, make_plans
 
