@@ -8,6 +8,7 @@ LSPTError (a ValueError: the caller can mend it)
 ├── GraphError          an exported graph that is missing, broken or fails its parity check
 ├── SweepError          a sweep's configuration, storage or results that cannot be used
 ├── OutputError         a result that could not be written
+├── RunError            an unfinished run that cannot be gone on with
 ├── AddressError        an address that cannot be listened at
 ├── UnknownTaskError    a task that the server does not hold
 └── ImageError          an image that cannot be classified
@@ -32,6 +33,7 @@ __all__ = [
     "LSPTError",
     "MethodError",
     "OutputError",
+    "RunError",
     "SweepError",
     "TooLargeError",
     "UndecodableError",
@@ -73,6 +75,10 @@ class SweepError(LSPTError):
 
 class OutputError(LSPTError):
     """A result that could not be written."""
+
+
+class RunError(LSPTError):
+    """An unfinished run that cannot be gone on with."""
 
 
 class AddressError(LSPTError):

@@ -17,7 +17,9 @@ from lspt_serve.errors import LSPTError
 
 __all__ = ["app", "main"]
 
-TRAIN_PACKAGES = {"onnx", "onnxscript", "optuna", "timm", "torch", "torchvision"}
+TRAIN_PACKAGES = {
+    *("onnx", "onnxscript", "optuna", "tensorboard", "timm", "torch", "torchvision"),
+}
 INSTALL_TRAIN = "install it with: pip install 'lspt-serve[train]'"
 
 app = typer.Typer(

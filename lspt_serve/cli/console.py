@@ -1,6 +1,7 @@
 """What the commands share: stderr for people, stdout for results, and how options are read."""
 
 import json
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -82,12 +83,17 @@ class _Terminated(KeyboardInterrupt):
 
 @contextmanager
 def stoppable(what_is_left: Callable[[], str] = lambda: "nothing was written") -> Iterator[None]:
-    """Ctrl-C or SIGTERM ends the command with one line and exit code 130 or 143."""
+    """Ctrl-C or SIGTERM ends the command with one line and exit code 130 or 143.
+
+    Not SIGTERM under torchrun, which sends it to processes that wait for one another in C.
+    """
 
     def terminate(number: int, frame: FrameType | None) -> None:
         raise _Terminated
 
-    before = signal.signal(signal.SIGTERM, terminate)
+    before = signal.getsignal(signal.SIGTERM)
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        signal.signal(signal.SIGTERM, terminate)
     try:
         yield
     except KeyboardInterrupt as stop:

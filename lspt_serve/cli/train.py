@@ -1,12 +1,11 @@
 """lspt train: images to a bundle."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -26,9 +25,11 @@ from lspt_serve.cli.console import (
     explain_rounding,
     parse_options,
     print_json,
+    print_note,
     stoppable,
 )
-from lspt_serve.files import check_output
+from lspt_serve.errors import OutputError
+from lspt_serve.files import check_output, locked, remove_leftovers
 
 if TYPE_CHECKING:
     from lspt_serve.training import BaselineRecord, Epoch
@@ -121,6 +122,16 @@ def train(
     cache: Annotated[
         Path | None, typer.Option(help="Keep decoded images in this folder for the next run.")
     ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of state and logs (TensorBoard's too); OUT.run unless given. The same "
+            "command again goes on where it was stopped."
+        ),
+    ] = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Begin anew where a run was stopped.")
+    ] = False,
     dtype: Annotated[
         Literal["float32", "float16"],
         typer.Option(help="Of the bundle's tensors: float16 is half the bytes."),
@@ -155,14 +166,19 @@ def train(
     if full and (dtype, version, license) != ("float32", 1, None):
         raise typer.BadParameter("--dtype, --version and --license are those of a bundle")
     check_task_name(out.name)
-    check_output(out, overwrite=overwrite, marker=BASELINE if full else MANIFEST)
+    marker = BASELINE if full else MANIFEST
+    check_output(out, overwrite=overwrite, marker=marker)
+    run = run or out.with_name(f"{out.name}.run")
+    _check_apart(run, out)
     options = parse_options(option)
-    run = out.with_name(f"{out.name}.run")
-    with stoppable():
+    with stoppable(), ExitStack() as held:
         from lspt_serve.models import create_prompted_vit, load_backbone  # torch: takes seconds
         from lspt_serve.training import (
             TrainSettings,
             check_init,
+            check_run,
+            finish_run,
+            is_unfinished,
             join_processes,
             leave_processes,
             load_dataset,
@@ -192,7 +208,11 @@ def train(
             compile=compile,
         )
         join_processes(pick_device(device))
-        is_first = rank() == 0
+        if is_first := rank() == 0:
+            held.enter_context(locked(out))
+            remove_leftovers(out)
+            check_output(out, overwrite=overwrite, marker=marker)  # one may have been put back
+            check_run(run, overwrite=overwrite or restart)
         vit = load_backbone(backbone, img_size=img_size, normalisation=normalisation)
         # say what is wrong with the method before minutes of decoding
         check_init(
@@ -209,40 +229,47 @@ def train(
                 on_image=lambda done, total: bar.update(row, completed=done, total=total),
             )
         for note in dataset.notes if is_first else []:
-            _note(note)
-        with _bar(out.name, shown=is_first) as (bar, row):
-            tuning: dict[str, Any] = {
-                "name": out.name,
-                "options": options,
-                "pool": pool,
-                "init": init,
-                "settings": settings,
-                "on_epoch": _report(bar, row, epochs),
-            }
-            record: Manifest | BaselineRecord
+            print_note(note)
+        again = "the same command without --restart" if restart else "the same command"
+        with stoppable(lambda: f"{again} goes on" if is_unfinished(run) else "no epoch was done"):
+            with _bar(out.name, shown=is_first) as (bar, row):
+                tuning: dict[str, Any] = {
+                    "name": out.name,
+                    "options": options,
+                    "pool": pool,
+                    "init": init,
+                    "settings": settings,
+                    "on_epoch": _report(bar, row, epochs),
+                    "run": run,
+                    "restart": restart,
+                    "on_note": print_note,
+                }
+                record: Manifest | BaselineRecord
+                if full:
+                    baseline = train_baseline(vit, dataset, **tuning)
+                    record = baseline.record
+                else:
+                    bundle = train_task(
+                        vit,
+                        dataset,
+                        method=method,
+                        dtype=dtype,
+                        version=version,
+                        license=license,
+                        on_bundle=lambda bundle: save_bundle(bundle, out) if is_first else None,
+                        **tuning,
+                    )
+                    record = bundle.manifest
+            leave_processes()
+            if not is_first:
+                return
             if full:
-                baseline = train_baseline(vit, dataset, **tuning)
-                record = baseline.record
-            else:
-                bundle = train_task(
-                    vit,
-                    dataset,
-                    method=method,
-                    dtype=dtype,
-                    version=version,
-                    license=license,
-                    run=run,
-                    on_bundle=lambda bundle: save_bundle(bundle, out) if is_first else None,
-                    **tuning,
-                )
-                record = bundle.manifest
-        leave_processes()
-        if not is_first:
-            return
-        if full:
-            save_baseline(baseline, out)
-            if baseline.record.weights is None:
-                _note("weights are not kept: no VisionTransformer of timm answers the same")
+                save_baseline(baseline, out)
+                if baseline.record.weights is None:
+                    print_note(
+                        "weights are not kept: no VisionTransformer of timm answers the same"
+                    )
+            finish_run(run)
     metrics = record.metrics
     assert metrics is not None
     if as_json:
@@ -262,8 +289,9 @@ def train(
         print(f"report: {page}")
 
 
-def _note(text: str) -> None:
-    console.print(f"[yellow]note:[/] {escape(text)}", highlight=False)
+def _check_apart(run: Path, out: Path) -> None:
+    if out.resolve() in (run.resolve(), *run.resolve().parents):
+        raise OutputError(f"{run} lies in {out}, which is replaced as a whole; give another --run")
 
 
 @contextmanager

@@ -10,6 +10,7 @@ Outside of torchrun there is one process, and nothing here does anything.
 import os
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,10 +21,12 @@ from lspt_serve.errors import DataError
 __all__ = [
     "add_up",
     "copy_from_first",
+    "gather",
     "join_processes",
     "leave_processes",
     "own_device",
     "rank",
+    "share_from_first",
     "sum_gradients",
     "world_size",
 ]
@@ -105,3 +108,20 @@ def copy_from_first(tensors: Iterable[Tensor]) -> None:
     if world_size() > 1:
         for tensor in tensors:
             dist.broadcast(tensor, src=0)
+
+
+def share_from_first(value: Any) -> Any:
+    """The value that process 0 has, in every process; it is pickled on the way."""
+    if world_size() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def gather(value: Any) -> list[Any]:
+    """The values of all processes, in each; they are pickled on the way."""
+    values = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(values, value)
+    return values

@@ -5,6 +5,7 @@ B images in a global batch, K classes.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,6 +71,20 @@ class Steps:
         """The learning rate of the last step."""
         rate: float = self.optimizer.param_groups[0]["lr"]
         return rate
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a step changes outside of the model; not copies."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Stand where `state_dict` stood, of the same model and settings."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.generator.set_state(state["generator"])
 
     def _rate(self, step: int) -> float:
         total = self.per_epoch * self.settings.epochs

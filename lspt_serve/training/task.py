@@ -4,6 +4,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from lspt_serve.rounding import Dtype, round_tensors
 from lspt_serve.training.calibration import calibration_error, fit_temperature, scale_head
 from lspt_serve.training.data import Dataset
 from lspt_serve.training.distributed import rank
-from lspt_serve.training.init import Init, initialise_prompts
+from lspt_serve.training.init import Init, check_init, initialise_prompts
 from lspt_serve.training.report import write_report
+from lspt_serve.training.run import Run, describe_run, open_run
 from lspt_serve.training.settings import TrainSettings, pick_device
 from lspt_serve.training.trainer import Epoch, accuracy, fit, predict
 
@@ -33,11 +35,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Tuned:
-    """A model after training; `train_s` is what that took."""
+    """A model after training; `train_s` is what that took, over all sessions."""
 
     model: PromptedViT
     preprocess: Preprocess
     best: Epoch  # whose tensors the model holds
+    epochs: list[Epoch]
     train_s: float
 
 
@@ -51,6 +54,9 @@ def tune(
     init: Init = "uniform",
     settings: TrainSettings = TrainSettings(),  # noqa: B008  frozen
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    run: Path | None = None,
+    restart: bool = False,
+    on_note: Callable[[str], None] = lambda note: None,
 ) -> Tuned:
     """Train the tensors of a task on a frozen backbone; test is not looked at.
 
@@ -58,10 +64,15 @@ def tune(
 
     Args:
         init: where the learned prompts start, see lspt_serve/training/init.py.
+        run: a folder for state and logs; called again, an interrupted run goes on from there. The
+            state stays until `finish_run`, for when the result is in place. None writes nothing.
+        restart: begin anew even so.
+        on_note: called with what a person should know of the run.
 
     Raises:
         MethodError: unknown method, option, pool or init, or an init without prompts.
         DataError: a setting out of range, or training that diverged.
+        OutputError, RunError: see `open_run`.
     """
     started = time.perf_counter()
     torch.manual_seed(settings.seed)  # prompts, coder, head and prompt dropout
@@ -70,11 +81,26 @@ def tune(
     )
     model.to(pick_device(settings.device))
     preprocess = replace(backbone.preprocess, crop_pct=dataset.crop_pct)
-    initialise_prompts(model, dataset.train, preprocess, init, seed=settings.seed)
-    if rank():
-        torch.manual_seed(settings.seed + rank())  # processes drop prompts each in its own way
-    best = fit(model, dataset, preprocess, settings, on_epoch=on_epoch)
-    return Tuned(model, preprocess, best, train_s=time.perf_counter() - started)
+    check_init(model.method, init)
+    opened: AbstractContextManager[Run | None] = nullcontext()
+    if run is not None:
+        config = describe_run(model, backbone, dataset, preprocess, init=init, settings=settings)
+        opened = open_run(run, config, restart=restart, on_note=on_note)
+    epochs: list[Epoch] = []
+
+    def keep_epoch(epoch: Epoch) -> None:
+        epochs.append(epoch)
+        on_epoch(epoch)
+
+    with opened as folder:
+        initialise_prompts(model, dataset.train, preprocess, init, seed=settings.seed)
+        if rank():
+            torch.manual_seed(settings.seed + rank())  # processes drop prompts each in its own way
+        best = fit(model, dataset, preprocess, settings, on_epoch=keep_epoch, run=folder)
+    train_s = time.perf_counter() - started
+    if folder is not None:
+        epochs, train_s = folder.earlier + epochs, folder.earlier_s + train_s
+    return Tuned(model, preprocess, best, epochs, train_s)
 
 
 def train_task(
@@ -87,7 +113,6 @@ def train_task(
     version: int = 1,
     license: str | None = None,
     run: Path | None = None,
-    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
     on_bundle: Callable[[Bundle], None] = lambda bundle: None,
     **tuning: Any,
 ) -> Bundle:
@@ -97,8 +122,8 @@ def train_task(
 
     Args:
         dtype: what the bundle's tensors are stored in.
-        run: a folder in which to leave a report; None leaves none. A report that cannot be made is
-            a warning in the log.
+        run: as in `tune`, and a report is left in it. A report that cannot be made is a warning in
+            the log.
         on_bundle: called with the bundle before the report is begun, to save it.
         tuning: the other arguments of `tune`, and its errors.
 
@@ -107,13 +132,7 @@ def train_task(
         BundleError: a name that a bundle may not have, or tensors that `dtype` does not hold.
     """
     check_bundled(tuning.get("method", ""))
-    history: list[Epoch] = []
-
-    def keep_epoch(epoch: Epoch) -> None:
-        history.append(epoch)
-        on_epoch(epoch)
-
-    tuned = tune(backbone, dataset, settings=settings, on_epoch=keep_epoch, **tuning)
+    tuned = tune(backbone, dataset, settings=settings, run=run, **tuning)
     served = tuned.model.fold()
     metrics, test = measure(served, tuned, dataset, seed=settings.seed, dtype=dtype)
     bundle = create_bundle(
@@ -131,7 +150,8 @@ def train_task(
     on_bundle(bundle)
     if run is not None and rank() == 0:
         try:
-            write_report(run / "report", served, bundle.manifest, dataset, history, logits=test)
+            report, manifest = run / "report", bundle.manifest
+            write_report(report, served, manifest, dataset, tuned.epochs, logits=test)
         except (Exception, KeyboardInterrupt) as error:  # the bundle is made whatever comes now
             shutil.rmtree(run / "report", ignore_errors=True)  # an earlier run's
             logger.warning("%s: no report was written: %s", run, first_line(error))

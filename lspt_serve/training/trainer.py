@@ -1,9 +1,7 @@
 """The training loop: AdamW, cosine with warm-up, the best epoch chosen on val."""
 
-import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,36 +13,12 @@ from lspt_serve.preprocess import Preprocess
 from lspt_serve.training.batches import Batches
 from lspt_serve.training.data import Dataset, Split
 from lspt_serve.training.distributed import copy_from_first
+from lspt_serve.training.progress import Epoch, Progress
+from lspt_serve.training.run import Run
 from lspt_serve.training.settings import TrainSettings, pick_precision
 from lspt_serve.training.steps import Steps, compile_forward
 
 __all__ = ["Epoch", "accuracy", "evaluate", "fit", "predict"]
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """What one epoch gave; `number` starts at 1, accuracies are in [0, 1].
-
-    Of the time on train, `data_s` went into inputs, `step_s` into all else; `lr` is that of the
-    last step.
-    """
-
-    number: int
-    loss: float
-    val_loss: float
-    val_accuracy: float
-    data_s: float = 0.0
-    step_s: float = 0.0
-    lr: float = 0.0
-
-    def better_than(self, other: "Epoch | None") -> bool:
-        """Higher accuracy on val, of two equal ones the lower loss; never one that diverged."""
-        if not math.isfinite(self.val_loss):
-            return False
-        return other is None or (self.val_accuracy, -self.val_loss) > (
-            other.val_accuracy,
-            -other.val_loss,
-        )
 
 
 def fit(
@@ -54,11 +28,16 @@ def fit(
     settings: TrainSettings,
     *,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    run: Run | None = None,
 ) -> Epoch:
     """Train the task's tensors in place; they end as they were after the epoch to keep.
 
-    On a CPU the same seed, settings and thread count give the same tensors, bit for bit. Processes
-    that torchrun started train together, see distributed.py; all end with the same tensors.
+    On a CPU the same seed, settings and thread count give the same tensors, bit for bit, in one go
+    or interrupted. Processes that torchrun started train together, see distributed.py; all end with
+    the same tensors.
+
+    Args:
+        run: keeps the state after every epoch, and has that of an unfinished run to go on from.
 
     Returns:
         The epoch that was kept: the best on val, or the last that did not diverge.
@@ -74,31 +53,27 @@ def fit(
     train = Batches(dataset.train, preprocess, model, varied=varied, forward=forward)
     val = Batches(dataset.val, preprocess, model, forward=forward)
     steps = Steps(train, settings, dtype)
-    best: Epoch | None = None  # on val
-    kept: Epoch | None = None
-    kept_tensors = model.task_tensors()
-    for number in range(1, settings.epochs + 1):
+    progress = Progress(model, steps, settings)
+    if run is not None:
+        run.restore(progress)
+    while not progress.done:
+        number = len(progress.epochs) + 1
         started, data_s = time.perf_counter(), -train.data_s
         loss = steps.run_epoch(number)
         data_s += train.data_s
         step_s = time.perf_counter() - started - data_s
         measured = _measure(val, settings.batch_size, dtype)
         epoch = Epoch(number, loss, *measured, data_s=data_s, step_s=step_s, lr=steps.lr)
-        if epoch.better_than(None if settings.keep == "last" else kept):
-            kept = epoch
-            kept_tensors = {name: t.clone() for name, t in model.task_tensors().items()}
-        if epoch.better_than(best):
-            best = epoch
+        progress.add(epoch)
+        if run is not None:
+            run.save(progress)
         on_epoch(epoch)
-        waited = number - (best.number if best else 0)
-        if settings.early_stop is not None and waited >= settings.early_stop:
-            break
-    if kept is None:
+    if progress.kept is None:
         raise DataError(
             f"training diverged: no epoch has a finite loss on val; lower lr {settings.lr}"
         )
-    model.load_task_tensors(kept_tensors)
-    return kept
+    model.load_task_tensors(progress.kept_tensors)
+    return progress.kept
 
 
 def accuracy(logits: Tensor, targets: Tensor) -> float:

@@ -2,12 +2,10 @@ import json
 import os
 import re
 import runpy
-import signal
 import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from inspect import signature
 from pathlib import Path
@@ -544,40 +542,6 @@ def start(words: list[str], **environment: str) -> "subprocess.Popen[str]":
         env={**os.environ, **environment},
         start_new_session=True,
     )
-
-
-@pytest.fixture
-def training(quick: list[str], tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
-    """A process that has come to its first epochs and would go on for long."""
-    words = [*quick, "--out", str(tmp_path / "bundles" / "colour"), "--epochs", "1000000"]
-    process = start(words, FORCE_COLOR="1", TERM="xterm", OMP_NUM_THREADS="1")
-    too_late = threading.Timer(60, process.kill)
-    too_late.start()
-    try:
-        assert process.stderr is not None
-        printed = ""
-        while "val accuracy" not in printed:
-            character = process.stderr.read(1)
-            assert character, printed
-            printed += character
-        yield process
-    finally:
-        too_late.cancel()
-        process.kill()
-        process.communicate(timeout=30)
-
-
-def test_ctrl_c_ends_training_with_130_and_leaves_no_file(
-    training: "subprocess.Popen[str]", tmp_path: Path
-) -> None:
-    training.send_signal(signal.SIGINT)
-    out, err = training.communicate(timeout=30)
-
-    assert training.returncode == 130
-    assert out == ""
-    assert "stopped; nothing was written" in err
-    assert "Traceback" not in err
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_real_process_gives_its_error_to_the_shell() -> None:

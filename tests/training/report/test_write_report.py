@@ -316,10 +316,13 @@ def test_a_report_that_fails_costs_no_bundle(
         assert len(saved) == 1  # before the report is begun
         raise trouble
 
+    def save(bundle: Bundle) -> None:
+        saved.append(bundle)
+        stale.parent.mkdir()
+        stale.write_text("of an earlier session")
+
     monkeypatch.setattr("lspt_serve.training.task.write_report", fail)
     stale = tmp_path / "run" / "report" / "index.html"
-    stale.parent.mkdir(parents=True)
-    stale.write_text("of an earlier run")
 
     with caplog.at_level(logging.WARNING):
         bundle = train_task(
@@ -329,7 +332,7 @@ def test_a_report_that_fails_costs_no_bundle(
             method="linear",
             settings=SHORT,
             run=tmp_path / "run",
-            on_bundle=saved.append,
+            on_bundle=save,
         )
 
     assert saved == [bundle]
