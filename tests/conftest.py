@@ -76,7 +76,10 @@ def tiny_backbone(make_backbone: Callable[..., Backbone]) -> Backbone:
 
 @pytest.fixture(scope="session")
 def make_bundle(tiny_backbone: Backbone) -> Callable[..., Bundle]:
-    """make_bundle(method, **options): an untrained task, as training would hand it on."""
+    """make_bundle(method, **options): an untrained task, as training would hand it on.
+
+    What starts at 0, and would hide what comes before it, is filled with noise.
+    """
 
     def make(
         method: str = "lspt",
@@ -94,6 +97,9 @@ def make_bundle(tiny_backbone: Backbone) -> Callable[..., Bundle]:
             model = create_prompted_vit(
                 backbone, method, num_classes=len(labels), pool=pool, **options
             ).fold()
+            for tensor in model.method.parameters():
+                if not tensor.any():
+                    torch.nn.init.normal_(tensor)
         return create_bundle(model, backbone, name=name, version=version, labels=list(labels))
 
     return make

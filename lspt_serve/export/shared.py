@@ -19,6 +19,7 @@ from lspt_serve.models import Backbone, PromptedViT, create_prompted_vit
 __all__ = ["export_graph"]
 
 NUM_PROMPTS = "num_prompts"  # the option, and the name of the axis that it sizes
+NOISE = 0.1
 NUM_CLASSES = 10  # of a freshly initialised task; its head stays outside the graph
 
 
@@ -68,12 +69,16 @@ def export_graph(backbone: Backbone, out: Path, *, like: Bundle | None = None) -
 
 
 def _fresh(backbone: Backbone, method: MethodRef, *, pool: str | None = None) -> PromptedViT:
-    """A task as it is before training."""
+    """A task as it is before training, without zeros, which would hide what comes before them."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return create_prompted_vit(
+        model = create_prompted_vit(
             backbone, method.name, num_classes=NUM_CLASSES, pool=pool, **method.options
         )
+        for tensor in model.method.parameters():
+            if not tensor.any():
+                torch.nn.init.trunc_normal_(tensor, std=NOISE)
+    return model
 
 
 def _with_one_more_prompt(method: MethodRef) -> MethodRef:

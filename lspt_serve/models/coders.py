@@ -69,16 +69,25 @@ def ema_step(x: Tensor, state: State, decay: Tensor) -> State:
 
 
 class PromptCoder(nn.Module, ABC):
-    """A cell of width H, behind linear maps D -> H and H -> D where it is narrowed (ours)."""
+    """A cell of width H, behind linear maps D -> H and H -> D where it is narrowed (ours).
+
+    Args:
+        starts_at_zero: what comes out passes a linear map H -> D whose weights start at 0 (ours).
+    """
 
     num_states = 1
 
-    def __init__(self, embed_dim: int, hidden: int | None = None) -> None:
+    def __init__(
+        self, embed_dim: int, hidden: int | None = None, *, starts_at_zero: bool = False
+    ) -> None:
         super().__init__()
         self.width = hidden or embed_dim
         narrow = self.width != embed_dim
         self.down = nn.Linear(embed_dim, self.width) if narrow else nn.Identity()
-        self.up = nn.Linear(self.width, embed_dim) if narrow else nn.Identity()
+        self.up = nn.Linear(self.width, embed_dim) if narrow or starts_at_zero else nn.Identity()
+        if starts_at_zero:
+            for tensor in self.up.parameters():
+                nn.init.zeros_(tensor)
 
     def start(self, prompts: Tensor) -> State:
         """h_0 = c_0 = 0 (ours: the paper does not say), each B x P x H."""
@@ -100,8 +109,10 @@ class _GatedCoder(PromptCoder):
 
     gates: int
 
-    def __init__(self, embed_dim: int, hidden: int | None = None) -> None:
-        super().__init__(embed_dim, hidden)
+    def __init__(
+        self, embed_dim: int, hidden: int | None = None, *, starts_at_zero: bool = False
+    ) -> None:
+        super().__init__(embed_dim, hidden, starts_at_zero=starts_at_zero)
         bound, rows = 1 / math.sqrt(self.width), self.gates * self.width
         self.weight_ih = nn.Parameter(torch.empty(rows, self.width).uniform_(-bound, bound))
         self.weight_hh = nn.Parameter(torch.empty(rows, self.width).uniform_(-bound, bound))
@@ -139,8 +150,10 @@ class GRUCoder(_GatedCoder):
 class EMACoder(PromptCoder):
     """A learned exponential moving average in the LSTM's place (ours, for the ablation)."""
 
-    def __init__(self, embed_dim: int, hidden: int | None = None) -> None:
-        super().__init__(embed_dim, hidden)
+    def __init__(
+        self, embed_dim: int, hidden: int | None = None, *, starts_at_zero: bool = False
+    ) -> None:
+        super().__init__(embed_dim, hidden, starts_at_zero=starts_at_zero)
         self.decay = nn.Parameter(torch.zeros(self.width))
 
     def cell(self, x: Tensor, state: State) -> State:

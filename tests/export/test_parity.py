@@ -11,6 +11,7 @@ from torch import Tensor
 from toys import corrupt, export_once, random_bundle
 
 import lspt_serve.export.shared
+from lspt_serve.bundle import Bundle
 from lspt_serve.errors import GraphError
 from lspt_serve.export import create_model, export_graph
 from lspt_serve.export.parity import check_parity
@@ -117,3 +118,26 @@ def test_graph_that_disagrees_is_not_written(
         export_graph(tiny_backbone, tmp_path / "graph")
 
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_zeros_hide_a_part_of_the_graph_from_the_check(
+    tiny_backbone: Backbone,
+    make_bundle: Callable[..., Bundle],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    checked: dict[str, PromptedViT] = {}
+
+    def remember(predict: object, models: dict[str, PromptedViT], img_size: int) -> list[object]:
+        checked.update(models)
+        return []
+
+    monkeypatch.setattr(lspt_serve.export.shared, "check_parity", remember)
+    for name in ("write_onnx", "_predictor"):
+        monkeypatch.setattr(lspt_serve.export.shared, name, lambda *args, **settings: None)
+
+    export_graph(tiny_backbone, tmp_path / "graph", like=make_bundle(deep=True))
+
+    fresh = checked["fresh, one more prompt"].method
+    assert [name for name, tensor in fresh.named_parameters() if not tensor.any()] == []
+    assert isinstance(fresh.get_submodule("coder.up"), torch.nn.Linear)

@@ -40,6 +40,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("lspt", {"coder": "ema", "gspc": False, "pool": "cls+prompt_mean"}, {}),
     ("lspt", {"coder_hidden": 7, "pool": "patch_mean"}, REGISTERS),
     ("lspt", {"input_norm": True, "forget_bias": 1.0}, {}),
+    ("lspt", {"deep": True, "coder_hidden": 7, "input_norm": True}, {}),
     ("lspt", {"lpc": False}, {}),
 ]
 

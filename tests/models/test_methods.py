@@ -102,6 +102,29 @@ def test_residual_adds_what_the_coder_saw(coder: str) -> None:
     torch.testing.assert_close(z, spatial_prompt_coding(left, PATCHES) + h)
 
 
+@pytest.mark.parametrize("hidden", [None, 6])
+@pytest.mark.parametrize("coder", ["lstm", "gru", "ema"])
+def test_deep_adds_what_the_coder_says_to_the_prompts_of_the_block(
+    coder: str, hidden: int | None
+) -> None:
+    method = create_method("lspt", VIT, deep=True, coder=coder, coder_hidden=hidden)
+    for name, tensor in method.named_parameters():
+        if name.startswith("coder.up."):
+            assert not tensor.any()  # it starts as VPT-deep
+            torch.nn.init.normal_(tensor)
+    left = torch.randn(2, 8, 24)
+    entered, state = method.start(PATCHES)
+    own = method.get_parameter("prompts")
+    assert own.shape == (3, 8, 24)
+    assert torch.equal(entered, own[0].expand(2, -1, -1))
+    prompts, after = method.advance(1, entered, left, PATCHES, state)
+    s = spatial_prompt_coding(left, PATCHES)
+    h, wanted_state = method.get_submodule("coder")(s, state)
+    torch.testing.assert_close(prompts, own[1] + h)
+    assert all(map(torch.equal, after, wanted_state))
+    assert h.abs().max() > 0.1
+
+
 def test_normalise_input_on_numbers_worked_by_hand() -> None:
     s = torch.tensor([[[1.0, 3.0], [-5.0, 15.0]]])  # means 2 and 5, deviations 1 and 10
     wanted = torch.tensor([[[-1.0, 1.0], [-1.0, 1.0]]])
@@ -129,7 +152,11 @@ def test_forget_bias_shifts_the_forget_gate_alone(hidden: int | None) -> None:
         ({"coder": "gru"}, 8 * 24 + 6 * 24**2 + 6 * 24),
         ({"coder": "ema"}, 8 * 24 + 24),
         ({"coder_hidden": 6}, 8 * 24 + (8 * 6**2 + 8 * 6) + (24 * 6 + 6) + (6 * 24 + 24)),
+        ({"deep": True}, 3 * 8 * 24 + (8 * 24**2 + 8 * 24) + (24 * 24 + 24)),
+        ({"deep": True, "coder_hidden": 6}, 3 * 8 * 24 + 336 + (24 * 6 + 6) + (6 * 24 + 24)),
+        ({"deep": True, "coder": "ema"}, 3 * 8 * 24 + 24 + (24 * 24 + 24)),
         ({"lpc": False}, 8 * 24),
+        ({"lpc": False, "deep": True}, 8 * 24),
         ({"num_prompts": 3, "lpc": False}, 3 * 24),
     ],
 )
@@ -154,6 +181,7 @@ def test_the_coder_shapes_the_graph() -> None:
         "coder_hidden": 6,
         "residual": False,
         "input_norm": False,
+        "deep": False,
     }
 
 
@@ -179,6 +207,7 @@ def test_options_may_be_the_strings_of_a_command_line() -> None:
         ("lspt", {"coder": "lsmt"}, "^unknown coder 'lsmt'.*nearest: lstm"),
         ("lspt", {"coder": 3}, "^coder: "),
         ("lspt", {"coder_hidden": 0}, "^coder_hidden must be at least 1, got 0$"),
+        ("lspt", {"deep": True, "residual": True}, "^deep and residual are two ways"),
         ("lspt", {"forget_bias": math.inf}, "^forget_bias must be finite, got inf$"),
         ("lspt", {"forget_bias": 1, "coder": "gru"}, "^forget_bias needs coder 'lstm', got 'gru'$"),
         ("lspt", {"forget_bias": 1, "lpc": False}, "^forget_bias needs coder 'lstm', got 'none'$"),

@@ -13,7 +13,7 @@ from torch.nn.functional import layer_norm
 
 from lspt_serve.errors import MethodError, nearest
 from lspt_serve.models.coders import CODERS, LSTMCoder
-from lspt_serve.models.methods.base import Shape, State
+from lspt_serve.models.methods.base import Shape, State, uniform_prompts
 from lspt_serve.models.methods.vpt import VPTSettings, VPTShallow
 
 __all__ = ["LSPT", "LSPTSettings", "normalise_input", "spatial_prompt_coding"]
@@ -32,6 +32,9 @@ class LSPTSettings(VPTSettings):
         coder_hidden: width of the cell, None for embed_dim; else behind linear maps (ours).
         residual: Z_l = S_l + h_l in place of Z_l = h_l (ours).
         input_norm: the coder sees LayerNorm(S_l) in place of S_l (ours).
+        deep: every block has prompts P_l of its own, as in VPT-deep, and the coder adds to them, at
+            the start nothing: Z_l = P_l + U h_l with U = 0 (ours). Part of the coder: without lpc
+            there is none of it.
         forget_bias: added to the initial bias of the LSTM's forget gate (ours).
     """
 
@@ -41,6 +44,7 @@ class LSPTSettings(VPTSettings):
     coder_hidden: int | None = None
     residual: bool = False
     input_norm: bool = False
+    deep: bool = False
     forget_bias: float | None = None
 
     training_only = frozenset({"prompt_dropout", "forget_bias"})
@@ -54,6 +58,8 @@ class LSPTSettings(VPTSettings):
             )
         if self.coder_hidden is not None and self.coder_hidden < 1:
             raise MethodError(f"coder_hidden must be at least 1, got {self.coder_hidden}")
+        if self.deep and self.residual:
+            raise MethodError("deep and residual are two ways to use the coder; choose one")
         if self.forget_bias is not None:
             self._check_forget_bias(self.forget_bias)
 
@@ -80,7 +86,10 @@ def normalise_input(s: Tensor) -> Tensor:
 
 
 class LSPT(VPTShallow):
-    """S_l = Z_l + mean(X_l), then (h_l, c_l) = cell(S_l, h_{l-1}, c_{l-1}) and Z_l := h_l."""
+    """S_l = Z_l + mean(X_l), then (h_l, c_l) = cell(S_l, h_{l-1}, c_{l-1}) and Z_l := h_l.
+
+    With `deep` (ours) Z_l := P_l + U h_l: it starts as VPT-deep, and learns what to carry along.
+    """
 
     name = "lspt"
     settings_type = LSPTSettings
@@ -88,13 +97,19 @@ class LSPT(VPTShallow):
 
     def __init__(self, settings: LSPTSettings, vit: Shape) -> None:
         super().__init__(settings, vit)
+        self.deep = settings.lpc and settings.deep
+        if self.deep:
+            shape = (vit.depth, settings.num_prompts, vit.embed_dim)
+            self.prompts = uniform_prompts(shape, vit)  # L x P x D
         if settings.lpc:
-            self.coder = CODERS[settings.coder](vit.embed_dim, settings.coder_hidden)
+            self.coder = CODERS[settings.coder](
+                vit.embed_dim, settings.coder_hidden, starts_at_zero=settings.deep
+            )
             if settings.forget_bias is not None and isinstance(self.coder, LSTMCoder):
                 self.coder.add_forget_bias(settings.forget_bias)
 
     def start(self, patches: Tensor) -> tuple[Tensor, State]:
-        prompts, _ = super().start(patches)
+        prompts = self._expand(self.prompts[0] if self.deep else self.prompts, patches)
         return prompts, self.coder.start(prompts) if self.settings.lpc else ()
 
     def advance(
@@ -104,4 +119,6 @@ class LSPT(VPTShallow):
         if not self.settings.lpc:
             return s, state
         h, state = self.coder(normalise_input(s) if self.settings.input_norm else s, state)
+        if self.deep:
+            return self._expand(self.prompts[block], patches) + h, state
         return (s + h if self.settings.residual else h), state

@@ -38,7 +38,12 @@ class VPTShallow(PromptMethod):
         self.dropout = nn.Dropout(settings.prompt_dropout)
 
     def start(self, patches: Tensor) -> tuple[Tensor, State]:
-        return self.dropout(self.prompts.expand(patches.shape[0], -1, -1)), ()
+        return self._expand(self.prompts, patches), ()
+
+    def _expand(self, prompts: Tensor, patches: Tensor) -> Tensor:
+        """P x D to B x P x D, with dropout."""
+        expanded: Tensor = self.dropout(prompts.expand(patches.shape[0], -1, -1))
+        return expanded
 
 
 class VPTDeep(PromptMethod):
