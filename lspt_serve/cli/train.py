@@ -74,6 +74,9 @@ def train(
     lr: Annotated[
         float, typer.Option(help="Peak learning rate of AdamW; full wants 1e-5 to 1e-4.")
     ] = 3e-3,
+    prompt_lr_scale: Annotated[
+        float, typer.Option(help="Learning rate of the prompts, in multiples of --lr.")
+    ] = 1.0,
     weight_decay: Annotated[float, typer.Option(help="Weight decay of AdamW.")] = 0.01,
     warmup_epochs: Annotated[float, typer.Option(help="Epochs before the cosine.")] = 3.0,
     augment: Annotated[
@@ -193,6 +196,7 @@ def train(
             epochs=epochs,
             batch_size=batch_size,
             lr=lr,
+            prompt_lr_scale=prompt_lr_scale,
             weight_decay=weight_decay,
             warmup_epochs=warmup_epochs,
             augment=augment,

@@ -38,7 +38,10 @@ class Steps:
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.parameters = [p for p in train.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=settings.lr, weight_decay=settings.weight_decay, fused=True
+            _param_groups(train.model, settings),
+            lr=settings.lr,
+            weight_decay=settings.weight_decay,
+            fused=True,
         )
         self.scaler = torch.amp.GradScaler(train.device.type, enabled=dtype == torch.float16)
         self.per_epoch = math.ceil(len(train) / settings.batch_size)
@@ -68,8 +71,8 @@ class Steps:
 
     @property
     def lr(self) -> float:
-        """The learning rate of the last step."""
-        rate: float = self.optimizer.param_groups[0]["lr"]
+        """The learning rate of the last step, that of the head."""
+        rate: float = self.optimizer.param_groups[-1]["lr"]
         return rate
 
     def state_dict(self) -> dict[str, Any]:
@@ -102,7 +105,7 @@ class Steps:
     def _step(self, step: int, batch: Picks) -> Tensor:
         """Step 0, 1, ... of all epochs; returns the share of this process in the batch's loss."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self._rate(step)
+            group["lr"] = self._rate(step) * group["lr_scale"]
         self.optimizer.zero_grad()
         summed = torch.zeros((), device=self.train.device)
         for picks in batch.cut(world_size())[rank()].cut(self.settings.accumulate):
@@ -123,6 +126,16 @@ class Steps:
         loss = mixed_loss(logits.float(), picks, self.train.targets, self.settings.label_smoothing)
         extra = self.train.model.method.regularisation()
         return loss if extra is None else loss + extra
+
+
+def _param_groups(model: PromptedViT, settings: TrainSettings) -> list[dict[str, Any]]:
+    """The prompts, where there are any, and all else that is trained."""
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    prompts = trained.pop("method.prompts", None)
+    groups = [{"params": list(trained.values()), "lr_scale": 1.0}]
+    if prompts is None:
+        return groups
+    return [{"params": [prompts], "lr_scale": settings.prompt_lr_scale}, *groups]
 
 
 def mixed_loss(logits: Tensor, picks: Picks, targets: Tensor, label_smoothing: float) -> Tensor:

@@ -49,6 +49,8 @@ def test_learning_rate_is_never_0_and_never_above_its_base(total: int, warmup: i
         ("lr", 0.0),
         ("lr", -1.0),
         ("lr", math.nan),
+        ("prompt_lr_scale", 0.0),
+        ("prompt_lr_scale", math.nan),
         ("weight_decay", -0.1),
         ("weight_decay", math.nan),
         ("warmup_epochs", -1.0),

@@ -412,3 +412,20 @@ def test_compiler_that_there_is_not_is_one_line(
         pytest.raises(DataError, match=r"^torch.compile failed: .*no-such-compiler.*; train with"),
     ):
         trained(make_backbone(depth=1), colours, replace(SHORT, compile=True), "vpt-shallow")
+
+
+@pytest.mark.parametrize("method", ["vpt-shallow", "vpt-deep", "vfpt", "v2apt", "gated", "lspt"])
+def test_prompts_have_a_learning_rate_of_their_own(
+    tiny_backbone: Backbone, colours: Dataset, method: str
+) -> None:
+    one_step = replace(SHORT, epochs=1, batch_size=24, warmup_epochs=0, weight_decay=0, lr=1e-3)
+    settings = replace(one_step, prompt_lr_scale=4.0, keep="last")
+    before = {k: v.clone() for k, v in fresh(tiny_backbone, method).task_tensors().items()}
+
+    epoch, after = trained(tiny_backbone, colours, settings, method)
+
+    # AdamW's first step moves what has a gradient by the learning rate
+    moved = {name: (after[name] - before[name]).abs().max().item() for name in before}
+    assert moved.pop("method.prompts") == pytest.approx(4e-3, rel=1e-2)
+    assert max(moved.values()) == pytest.approx(1e-3, rel=1e-2)
+    assert epoch.lr == pytest.approx(1e-3)
