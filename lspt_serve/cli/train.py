@@ -1,38 +1,26 @@
 """lspt train: images to a bundle."""
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
 
-from lspt_serve.bundle import BASELINE, MANIFEST, Manifest, check_task_name, save_bundle
+from lspt_serve.bundle import BASELINE, MANIFEST, Manifest, check_task_name
 from lspt_serve.cli.console import (
     ImgSize,
     Json,
     NormaliseBy,
     Overwrite,
-    console,
     explain_rounding,
     parse_options,
     print_json,
-    print_note,
     stoppable,
 )
 from lspt_serve.errors import OutputError
-from lspt_serve.files import check_output, locked, remove_leftovers
+from lspt_serve.files import check_output
 
 if TYPE_CHECKING:
-    from lspt_serve.training import BaselineRecord, Epoch
+    from lspt_serve.training import BaselineRecord
 
 __all__ = ["train"]
 
@@ -174,25 +162,10 @@ def train(
     run = run or out.with_name(f"{out.name}.run")
     _check_apart(run, out)
     options = parse_options(option)
-    with stoppable(), ExitStack() as held:
-        from lspt_serve.models import create_prompted_vit, load_backbone  # torch: takes seconds
-        from lspt_serve.training import (
-            TrainSettings,
-            check_init,
-            check_run,
-            finish_run,
-            is_unfinished,
-            join_processes,
-            leave_processes,
-            load_dataset,
-            pick_device,
-            rank,
-            save_baseline,
-            train_baseline,
-            train_task,
-        )
+    with stoppable():
+        from lspt_serve.cli import training  # torch: takes seconds
 
-        settings = TrainSettings(
+        settings = training.TrainSettings(
             epochs=epochs,
             batch_size=batch_size,
             lr=lr,
@@ -211,86 +184,34 @@ def train(
             device=device,
             compile=compile,
         )
-        join_processes(pick_device(device))
-        if is_first := rank() == 0:
-            held.enter_context(locked(out))
-            remove_leftovers(out)
-            check_output(out, overwrite=overwrite, marker=marker)  # one may have been put back
-            check_run(run, overwrite=overwrite or restart)
-        vit = load_backbone(backbone, img_size=img_size, normalisation=normalisation)
-        # say what is wrong with the method before minutes of decoding
-        check_init(
-            create_prompted_vit(vit, method, num_classes=2, pool=pool, **options).method, init
-        )
-        with _bar("decoding", shown=is_first) as (bar, row):
-            dataset = load_dataset(
-                data,
-                vit.preprocess.img_size,
-                crop_pct=crop_pct,
-                seed=seed,
-                cache=cache,
-                on_bad_image=on_bad_image,
-                on_image=lambda done, total: bar.update(row, completed=done, total=total),
+        training.join_processes(training.pick_device(device))
+        with training.hold(out, run, marker=marker, overwrite=overwrite, restart=restart):
+            vit = training.load_backbone(backbone, img_size=img_size, normalisation=normalisation)
+            # say what is wrong with the method before minutes of decoding
+            training.check_method(vit, method, pool=pool, init=init, options=options)
+            dataset = training.decode(
+                data, vit, crop_pct=crop_pct, seed=seed, cache=cache, on_bad_image=on_bad_image
             )
-        for note in dataset.notes if is_first else []:
-            print_note(note)
-        again = "the same command without --restart" if restart else "the same command"
-        with stoppable(lambda: f"{again} goes on" if is_unfinished(run) else "no epoch was done"):
-            with _bar(out.name, shown=is_first) as (bar, row):
-                tuning: dict[str, Any] = {
-                    "name": out.name,
-                    "options": options,
-                    "pool": pool,
-                    "init": init,
-                    "settings": settings,
-                    "on_epoch": _report(bar, row, epochs),
-                    "run": run,
-                    "restart": restart,
-                    "on_note": print_note,
-                }
-                record: Manifest | BaselineRecord
-                if full:
-                    baseline = train_baseline(vit, dataset, **tuning)
-                    record = baseline.record
-                else:
-                    bundle = train_task(
-                        vit,
-                        dataset,
-                        method=method,
-                        dtype=dtype,
-                        version=version,
-                        license=license,
-                        on_bundle=lambda bundle: save_bundle(bundle, out) if is_first else None,
-                        **tuning,
-                    )
-                    record = bundle.manifest
-            leave_processes()
-            if not is_first:
-                return
-            if full:
-                save_baseline(baseline, out)
-                if baseline.record.weights is None:
-                    print_note(
-                        "weights are not kept: no VisionTransformer of timm answers the same"
-                    )
-            finish_run(run)
-    metrics = record.metrics
-    assert metrics is not None
+            record = training.tune_and_save(
+                vit,
+                dataset,
+                out,
+                run,
+                restart=restart,
+                of_bundle=None
+                if full
+                else {"method": method, "dtype": dtype, "version": version, "license": license},
+                options=options,
+                pool=pool,
+                init=init,
+                settings=settings,
+            )
+    if record is None:  # torchrun's other processes
+        return
     if as_json:
         print_json({"baseline" if full else "bundle": str(out), **record.model_dump(mode="json")})
-        return
-    print(
-        f"{out}: {method}, {len(record.labels)} labels, val accuracy "
-        f"{metrics.val_accuracy:.1%} (epoch {metrics.best_epoch}), test accuracy "
-        f"{metrics.test_accuracy:.1%}, {metrics.train_s:.0f} s"
-    )
-    if full:
-        print(f"ECE {metrics.test_ece:.3f} on test, {baseline.record.num_bytes:,} bytes of weights")
-        return
-    if rounding := explain_rounding(metrics):
-        print(rounding)
-    if (page := run / "report" / "index.html").is_file():
-        print(f"report: {page}")
+    else:
+        _print(out, run, record)
 
 
 def _check_apart(run: Path, out: Path) -> None:
@@ -298,23 +219,19 @@ def _check_apart(run: Path, out: Path) -> None:
         raise OutputError(f"{run} lies in {out}, which is replaced as a whole; give another --run")
 
 
-@contextmanager
-def _bar(description: str, *, shown: bool) -> Iterator[tuple[Progress, TaskID]]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[status]}"),
-        TimeRemainingColumn(),
+def _print(out: Path, run: Path, record: "Manifest | BaselineRecord") -> None:
+    metrics = record.metrics
+    assert metrics is not None
+    method = record.method if (origin := getattr(record, "trained_as", None)) is None else origin
+    print(
+        f"{out}: {method.name}, {len(record.labels)} labels, val accuracy "
+        f"{metrics.val_accuracy:.1%} (epoch {metrics.best_epoch}), test accuracy "
+        f"{metrics.test_accuracy:.1%}, {metrics.train_s:.0f} s"
     )
-    with Progress(*columns, console=console, disable=not shown) as bar:
-        yield bar, bar.add_task(description, total=None, status="")
-
-
-def _report(bar: Progress, row: TaskID, epochs: int) -> "Callable[[Epoch], None]":
-    def report(epoch: "Epoch") -> None:
-        waited = epoch.data_s / max(epoch.data_s + epoch.step_s, 1e-9)
-        status = f"loss {epoch.loss:.3f} val accuracy {epoch.val_accuracy:.1%} data {waited:.0%}"
-        bar.update(row, completed=epoch.number, total=epochs, status=status)
-
-    return report
+    if not isinstance(record, Manifest):
+        print(f"ECE {metrics.test_ece:.3f} on test, {record.num_bytes:,} bytes of weights")
+        return
+    if rounding := explain_rounding(metrics):
+        print(rounding)
+    if (page := run / "report" / "index.html").is_file():
+        print(f"report: {page}")

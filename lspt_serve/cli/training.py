@@ -1,0 +1,151 @@
+"""What lspt train does once torch is there; processes that torchrun started do it together."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from lspt_serve.bundle import Manifest, save_bundle
+from lspt_serve.cli.console import console, print_note, stoppable
+from lspt_serve.files import check_output, locked, remove_leftovers
+from lspt_serve.models import Backbone, create_prompted_vit, load_backbone
+from lspt_serve.training import (
+    BaselineRecord,
+    Dataset,
+    Epoch,
+    Init,
+    TrainSettings,
+    check_init,
+    check_run,
+    finish_run,
+    is_unfinished,
+    join_processes,
+    leave_processes,
+    load_dataset,
+    pick_device,
+    rank,
+    save_baseline,
+    train_baseline,
+    train_task,
+)
+
+__all__ = [
+    "TrainSettings",
+    "check_method",
+    "decode",
+    "hold",
+    "join_processes",
+    "load_backbone",
+    "pick_device",
+    "tune_and_save",
+]
+
+
+@contextmanager
+def hold(out: Path, run: Path, *, marker: str, overwrite: bool, restart: bool) -> Iterator[None]:
+    """Be the only run that writes `out`, which may be written; of several processes the first is.
+
+    Raises:
+        OutputError: it may not, see `check_output` and `check_run`, or another process writes it.
+    """
+    if rank():
+        yield
+        return
+    with locked(out):
+        remove_leftovers(out)
+        check_output(out, overwrite=overwrite, marker=marker)  # one may have been put back
+        check_run(run, overwrite=overwrite or restart)
+        yield
+
+
+def check_method(
+    backbone: Backbone, method: str, *, pool: str | None, init: Init, options: dict[str, Any]
+) -> None:
+    """Raises MethodError for what no model can be made of."""
+    model = create_prompted_vit(backbone, method, num_classes=2, pool=pool, **options)
+    check_init(model.method, init)
+
+
+def decode(data: Path, backbone: Backbone, **settings: Any) -> Dataset:
+    """`load_dataset` under a bar, with its notes."""
+    with _bar("decoding") as (bar, row):
+        dataset = load_dataset(
+            data,
+            backbone.preprocess.img_size,
+            on_image=lambda done, total: bar.update(row, completed=done, total=total),
+            **settings,
+        )
+    for note in dataset.notes if rank() == 0 else []:
+        print_note(note)
+    return dataset
+
+
+def tune_and_save(
+    backbone: Backbone,
+    dataset: Dataset,
+    out: Path,
+    run: Path,
+    *,
+    restart: bool,
+    of_bundle: dict[str, Any] | None,
+    **tuning: Any,
+) -> Manifest | BaselineRecord | None:
+    """Train under a bar, write the result to `out`; returns its record, in the first process only.
+
+    Args:
+        of_bundle: what `train_task` takes beside `tuning`; None for full fine-tuning, a baseline.
+    """
+    again = "the same command without --restart" if restart else "the same command"
+    with stoppable(lambda: f"{again} goes on" if is_unfinished(run) else "no epoch was done"):
+        with _bar(out.name) as (bar, row):
+            tuning |= {"run": run, "restart": restart, "on_note": print_note, "name": out.name}
+            tuning |= {"on_epoch": _report(bar, row, tuning["settings"].epochs)}
+            record: Manifest | BaselineRecord
+            if of_bundle is None:
+                baseline = train_baseline(backbone, dataset, **tuning)
+                record = baseline.record
+            else:
+                # saved before its report is made
+                tuning["on_bundle"] = lambda b: None if rank() else save_bundle(b, out)
+                record = train_task(backbone, dataset, **of_bundle, **tuning).manifest
+        is_first = rank() == 0
+        leave_processes()
+        if not is_first:
+            return None
+        if isinstance(record, BaselineRecord):
+            save_baseline(baseline, out)
+            if record.weights is None:
+                print_note("weights are not kept: no VisionTransformer of timm answers the same")
+        finish_run(run)
+    return record
+
+
+@contextmanager
+def _bar(description: str) -> Iterator[tuple[Progress, TaskID]]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[status]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=rank() > 0) as bar:
+        yield bar, bar.add_task(description, total=None, status="")
+
+
+def _report(bar: Progress, row: TaskID, epochs: int) -> Callable[[Epoch], None]:
+    def report(epoch: Epoch) -> None:
+        waited = epoch.data_s / max(epoch.data_s + epoch.step_s, 1e-9)
+        status = f"loss {epoch.loss:.3f} val accuracy {epoch.val_accuracy:.1%} data {waited:.0%}"
+        bar.update(row, completed=epoch.number, total=epochs, status=status)
+
+    return report
