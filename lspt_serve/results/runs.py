@@ -31,7 +31,7 @@ class Run(BaseModel):
     pool: str | None = None  # None: the backbone's
     init: str = "uniform"
     train: dict[str, Any] = {}
-    img_size: int
+    image_size: int
     crop_pct: float = 1.0
     protocol: str
     trials: int | None = None  # of the search; None: there was none
@@ -103,7 +103,7 @@ def _run_of_bundle(bundle: Bundle) -> Run:
         method=method.name,
         options=method.options,
         pool=manifest.pool,
-        img_size=manifest.preprocess.img_size,
+        image_size=manifest.preprocess.img_size,
         crop_pct=manifest.preprocess.crop_pct,
         protocol="plain",
         seed=metrics.seed,

@@ -16,7 +16,7 @@ from lspt_serve.results.statistics import Figure, mean_over_tasks, summarise
 __all__ = ["Comparison", "Grid", "Row", "Text", "compare", "comparison_grid"]
 
 T = TypeVar("T")
-Circumstances = tuple[str, int, float, str]  # protocol, img_size, crop_pct, backbone
+Circumstances = tuple[str, int, float, str]  # protocol, image_size, crop_pct, backbone
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def compare(runs: Sequence[Run]) -> list[Comparison]:
     """
     grouped: dict[Circumstances, dict[tuple[str, str, int], Run]] = {}
     for run in runs:
-        group = grouped.setdefault((run.protocol, run.img_size, run.crop_pct, run.backbone), {})
+        group = grouped.setdefault((run.protocol, run.image_size, run.crop_pct, run.backbone), {})
         known = group.setdefault((run.name, run.task, run.seed), run)
         if known != run:
             raise SweepError(
@@ -90,7 +90,7 @@ def _caption(runs: list[Run]) -> str:
     crop = f", crop_pct {first.crop_pct}" if first.crop_pct != 1 else ""
     parts = [
         f"Test accuracy in %, mean ± standard deviation of {seeds} seed(s)",
-        f"protocol {first.protocol}, {first.img_size} px{crop}, backbone {first.backbone}",
+        f"protocol {first.protocol}, {first.image_size} px{crop}, backbone {first.backbone}",
     ]
     if trials := [run.trials for run in runs if run.trials]:
         parts.append(f"{_span(trials)} trial(s) of each entry on each task")

@@ -10,7 +10,7 @@ from lspt_serve.results import Run, check_runs_output, load_runs, runs_of, save_
 
 RUN = Run(
     task="a", name="lspt D/4", method="lspt", options={"coder_hidden": 48}, train={"lr": 0.01},
-    img_size=32, protocol="vtab", trials=6, seed=3, val=0.75, test=0.5, task_bytes=12,
+    image_size=32, protocol="vtab", trials=6, seed=3, val=0.75, test=0.5, task_bytes=12,
     train_s=1.5, backbone="0123456789ab", lspt_serve="0.1.0",
 )  # fmt: skip
 
@@ -67,7 +67,7 @@ def test_a_bundle_is_a_run(tmp_path: Path, make_bundle: Callable[..., Bundle]) -
     manifest = bundle.manifest
     assert (run.task, run.name, run.method) == ("birds", "vpt-deep", "vpt-deep")
     assert (run.val, run.test, run.seed, run.train_s) == (0.5, 0.25, 7, 2.5)
-    assert (run.img_size, run.protocol, run.lspt_serve) == (32, "plain", "0.1.0")
+    assert (run.image_size, run.protocol, run.lspt_serve) == (32, "plain", "0.1.0")
     assert run.backbone == manifest.backbone.sha256[:12]
     # prompts of 3 blocks, 3 x 24 each, and a head of 3 labels on 24 features
     assert run.task_bytes == 4 * (3 * 3 * 24 + 3 * 24 + 3)

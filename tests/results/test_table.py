@@ -13,7 +13,7 @@ def run(
 ) -> Run:
     known: dict[str, Any] = {
         "method": "lspt",
-        "img_size": 32,
+        "image_size": 32,
         "protocol": "vtab",
         "trials": 6,
         "val": 0.9,
@@ -81,7 +81,7 @@ def test_a_single_task_needs_no_mean() -> None:
 
 
 @pytest.mark.parametrize(
-    "other", [{"protocol": "plain"}, {"img_size": 48}, {"crop_pct": 0.9}, {"backbone": "ff" * 6}]
+    "other", [{"protocol": "plain"}, {"image_size": 48}, {"crop_pct": 0.9}, {"backbone": "ff" * 6}]
 )
 def test_what_is_not_comparable_stands_in_another_table(other: dict[str, Any]) -> None:
     first, second = compare([run(test=0.1), run(test=0.2, **other)])

@@ -113,7 +113,7 @@ def run_final(
         options=job.options,
         pool=job.plan.pool,
         init=job.plan.init,
-        img_size=backbone.preprocess.img_size,
+        image_size=backbone.preprocess.img_size,
         crop_pct=dataset.crop_pct,
         protocol=job.protocol,
         trials=trials,

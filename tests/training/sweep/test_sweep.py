@@ -227,7 +227,7 @@ def test_a_record_says_under_which_circumstances(
 ) -> None:
     run = finished[1][0]
 
-    assert (run.img_size, run.crop_pct, run.protocol, run.trials) == (32, 1.0, "vtab", 3)
+    assert (run.image_size, run.crop_pct, run.protocol, run.trials) == (32, 1.0, "vtab", 3)
     assert run.backbone == tiny_backbone.sha256[:12]
     assert run.torch == torch.__version__
     assert run.machine is not None
