@@ -44,9 +44,10 @@ class Batches:
         forward: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         side = preprocess.resized_side
-        if split.images.shape[1:] != (side, side, 3):
+        if split.images.dtype != np.uint8 or split.images.shape[1:] != (side, side, 3):
+            got = f"{split.images.dtype} {list(split.images.shape[1:])}"
             raise DataError(
-                f"images are {list(split.images.shape[1:])}, wanted {[side, side, 3]} for img_size "
+                f"images are {got}, wanted uint8 {[side, side, 3]} for img_size "
                 f"{preprocess.img_size} and crop_pct {preprocess.crop_pct}; load them so"
             )
         self.device = next(model.parameters()).device

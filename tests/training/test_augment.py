@@ -1,5 +1,5 @@
 from dataclasses import replace
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -175,5 +175,12 @@ def test_inputs_of_images_with_margin_are_what_serving_sees(tiny_backbone: Backb
 def test_images_of_another_preprocessing_are_refused(
     tiny_backbone: Backbone, side: int, crop_pct: float
 ) -> None:
-    with pytest.raises(DataError, match=rf"images are \[{side}, {side}, 3\], wanted"):
+    with pytest.raises(DataError, match=rf"images are uint8 \[{side}, {side}, 3\], wanted"):
         Batches(split_of(noise(2, side)), Preprocess(32, crop_pct=crop_pct), linear(tiny_backbone))
+
+
+def test_images_that_are_no_bytes_are_refused(tiny_backbone: Backbone) -> None:
+    split = split_of(noise(2, 32))
+    nan: Any = np.full(split.images.shape, np.nan, np.float32)
+    with pytest.raises(DataError, match=r"images are float32 \[32, 32, 3\], wanted uint8"):
+        Batches(replace(split, images=nan), tiny_backbone.preprocess, linear(tiny_backbone))
