@@ -16,7 +16,7 @@ from PIL import Image
 from lspt_serve.bundle import Bundle
 from lspt_serve.export import export_graph
 from lspt_serve.models import Backbone, create_prompted_vit
-from lspt_serve.training import create_bundle
+from lspt_serve.training import Dataset, Split, create_bundle
 
 COLOURS = {"blue": (40, 60, 200), "green": (50, 190, 60), "red": (210, 50, 40)}
 
@@ -68,6 +68,24 @@ def coloured(label: str, rng: np.random.Generator, *, side: int = 32) -> NDArray
     """A noisy square (H x W x 3) whose colour is its label."""
     grains = rng.integers(-30, 30, (side, side, 3))
     return np.clip(np.array(COLOURS[label]) + grains, 0, 255).astype(np.uint8)
+
+
+def coloured_split(count: int, seed: int) -> Split:
+    """`count` coloured squares for each label, label by label."""
+    rng = np.random.default_rng(seed)
+    images = [coloured(label, rng) for label in COLOURS for _ in range(count)]
+    return Split(np.stack(images), np.repeat(np.arange(len(COLOURS)), count))
+
+
+def coloured_dataset(train: int, val: int, test: int) -> Dataset:
+    """So many squares for each label in the splits."""
+    return Dataset(
+        labels=list(COLOURS),
+        train=coloured_split(train, 0),
+        val=coloured_split(val, 1),
+        test=coloured_split(test, 2),
+        notes=[],
+    )
 
 
 def encoded(pixels: NDArray[np.uint8], file_format: str = "PNG") -> bytes:

@@ -6,14 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from toys import COLOURS, coloured, random_bundle
+from toys import COLOURS, coloured_dataset, random_bundle
 
 from lspt_serve.bundle import BASELINE, MANIFEST, MethodRef, load_bundle
 from lspt_serve.errors import BundleError, MethodError, OutputError
@@ -49,15 +48,9 @@ ARCHITECTURE: dict[str, Any] = {
 }
 
 
-def make_split(count: int, seed: int) -> Split:
-    rng = np.random.default_rng(seed)
-    images = [coloured(label, rng) for label in LABELS for _ in range(count)]
-    return Split(np.stack(images), np.repeat(np.arange(len(LABELS)), count))
-
-
 @pytest.fixture(scope="module")
 def colours() -> Dataset:
-    return Dataset(LABELS, make_split(8, 0), make_split(3, 1), make_split(4, 2), notes=[])
+    return coloured_dataset(8, 3, 4)
 
 
 def fresh(backbone: Backbone) -> PromptedViT:

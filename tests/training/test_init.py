@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from toys import COLOURS, coloured
+from toys import COLOURS, coloured_split
 
 from lspt_serve.errors import DataError, MethodError
 from lspt_serve.models import METHODS, Backbone, PromptedViT, create_prompted_vit
 from lspt_serve.preprocess import normalise
-from lspt_serve.training import Dataset, Init, Split, TrainSettings, init, train_task
+from lspt_serve.training import Dataset, Init, TrainSettings, init, train_task
 from lspt_serve.training.init import collect_tokens, initialise_prompts, kmeans, random_tokens
 
 PROMPTED = sorted(METHODS.keys() - {"linear"})
@@ -24,13 +24,7 @@ SHORT = TrainSettings(epochs=1, batch_size=8, warmup_epochs=0.5, precision="fp32
 N, D, DEPTH = 16, 24, 3
 
 
-def make_split(count: int, seed: int) -> Split:
-    rng = np.random.default_rng(seed)
-    images = [coloured(label, rng) for label in COLOURS for _ in range(count)]
-    return Split(np.stack(images), np.repeat(np.arange(len(COLOURS)), count))
-
-
-TRAIN = make_split(4, 0)  # 12 images
+TRAIN = coloured_split(4, 0)  # 12 images
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -184,7 +178,7 @@ def test_an_unknown_init_is_refused(tiny_backbone: Backbone) -> None:
 @pytest.mark.parametrize("how", ["tokens", "kmeans"])
 @pytest.mark.parametrize("method", PROMPTED)
 def test_every_method_learns_from_them(tiny_backbone: Backbone, method: str, how: Init) -> None:
-    dataset = Dataset(list(COLOURS), TRAIN, make_split(3, 1), make_split(3, 2), notes=[])
+    dataset = Dataset(list(COLOURS), TRAIN, coloured_split(3, 1), coloured_split(3, 2), notes=[])
     bundle = train_task(
         tiny_backbone,
         dataset,

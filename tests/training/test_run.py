@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from toys import COLOURS, coloured
+from toys import COLOURS, coloured_dataset
 
 from lspt_serve import __version__
 from lspt_serve.errors import OutputError, RunError
@@ -16,7 +16,6 @@ from lspt_serve.models import Backbone
 from lspt_serve.training import (
     Dataset,
     Epoch,
-    Split,
     TrainSettings,
     check_run,
     finish_run,
@@ -34,15 +33,9 @@ class StoppedError(Exception):
     """In place of a kill, of which tests/cli/test_resume.py has the real ones."""
 
 
-def make_split(seed: int) -> Split:
-    rng = np.random.default_rng(seed)
-    images = [coloured(label, rng) for label in LABELS for _ in range(4)]
-    return Split(np.stack(images), np.repeat(np.arange(len(LABELS)), 4))
-
-
 @pytest.fixture(scope="module")
 def dataset() -> Dataset:
-    return Dataset(LABELS, make_split(0), make_split(1), make_split(2), notes=[])
+    return coloured_dataset(4, 4, 4)
 
 
 @pytest.fixture

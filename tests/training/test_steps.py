@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
-from toys import COLOURS, coloured
+from toys import COLOURS, coloured_dataset, coloured_split
 
 from lspt_serve.errors import DataError
 from lspt_serve.models import METHODS, Backbone, PromptedViT, create_prompted_vit
@@ -36,15 +36,9 @@ DEVICES = [
 ]
 
 
-def make_split(count: int, seed: int) -> Split:
-    rng = np.random.default_rng(seed)
-    images = [coloured(label, rng) for label in LABELS for _ in range(count)]
-    return Split(np.stack(images), np.repeat(np.arange(len(LABELS)), count))
-
-
 @pytest.fixture(scope="module")
 def colours() -> Dataset:
-    return Dataset(LABELS, make_split(8, 0), make_split(3, 1), make_split(3, 2), notes=[])
+    return coloured_dataset(8, 3, 3)
 
 
 def fresh(backbone: Backbone, method: str = "lspt") -> PromptedViT:
@@ -388,7 +382,7 @@ def test_compiled_training_has_the_losses_of_eager_and_one_graph_for_all_sizes(
     backbone, graphs = make_backbone(depth=1), counters["stats"]["unique_graphs"]
     # micro-batches of 4, 3 and 2; augmentation, or only the head would run, as it does on val
     settings = replace(SHORT, batch_size=7, accumulate=2, augment="flip")
-    varied = replace(colours, train=make_split(9, 0))
+    varied = replace(colours, train=coloured_split(9, 0))
 
     (eager, first), (compiled, second) = (
         trained(backbone, varied, replace(settings, compile=on), "linear") for on in (False, True)

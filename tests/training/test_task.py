@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from toys import COLOURS, coloured
+from toys import COLOURS, coloured_dataset
 
 from lspt_serve.bundle import Bundle, Metrics
 from lspt_serve.errors import BundleError
@@ -22,15 +22,9 @@ LABELS = list(COLOURS)
 SHORT = TrainSettings(epochs=1, batch_size=8, warmup_epochs=0, precision="fp32", device="cpu")
 
 
-def make_split(count: int, seed: int) -> Split:
-    rng = np.random.default_rng(seed)
-    images = [coloured(label, rng) for label in LABELS for _ in range(count)]
-    return Split(np.stack(images), np.repeat(np.arange(len(LABELS)), count))
-
-
 @pytest.fixture(scope="module")
 def colours() -> Dataset:
-    return Dataset(LABELS, make_split(4, 0), make_split(5, 1), make_split(7, 2), notes=[])
+    return coloured_dataset(4, 5, 7)
 
 
 def metrics_of(bundle: Bundle) -> Metrics:

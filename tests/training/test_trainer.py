@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from toys import COLOURS, coloured
+from toys import COLOURS, coloured, coloured_dataset, coloured_split
 
 from lspt_serve.bundle import Bundle, MethodRef
 from lspt_serve.errors import LSPTError
@@ -30,16 +30,9 @@ LABELS = list(COLOURS)
 SHORT = TrainSettings(epochs=2, batch_size=8, warmup_epochs=0.5, precision="fp32", device="cpu")
 
 
-def make_split(count: int, seed: int) -> Split:
-    """`count` coloured squares for each label."""
-    rng = np.random.default_rng(seed)
-    images = [coloured(label, rng) for label in LABELS for _ in range(count)]
-    return Split(np.stack(images), np.repeat(np.arange(len(LABELS)), count))
-
-
 @pytest.fixture(scope="module")
 def colours() -> Dataset:
-    return Dataset(LABELS, make_split(8, 0), make_split(3, 1), make_split(3, 2), notes=[])
+    return coloured_dataset(8, 3, 3)
 
 
 def fresh(backbone: Backbone, method: str = "lspt", **options: Any) -> PromptedViT:
@@ -319,7 +312,7 @@ def test_test_accuracy_is_that_of_the_test_split(tiny_backbone: Backbone, colour
 
 
 def test_training_does_not_depend_on_test(tiny_backbone: Backbone, colours: Dataset) -> None:
-    other_test = replace(colours, test=make_split(2, 77))
+    other_test = replace(colours, test=coloured_split(2, 77))
 
     first, second = (
         train_task(tiny_backbone, dataset, name="colour", settings=SHORT)
