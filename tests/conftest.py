@@ -41,7 +41,7 @@ def seed() -> None:
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder of real weights, tasks and difficult images; too large for the repository."""
-    folder = Path(os.environ.get("LSPT_TEST_DATA", TEST_DATA))
+    folder = Path(os.environ.get("LSPT_TEST_DATA") or TEST_DATA)
     if not folder.is_dir():
         pytest.skip(f"no test material in {folder}; set LSPT_TEST_DATA to its folder")
     return folder
