@@ -141,14 +141,14 @@ class Run:
         self.folder = folder
         self.config = config
         self.on_note = on_note
-        self.earlier: list[Epoch] = []  # before this session
+        self.earlier: list[Epoch] = []  # of before an interruption
         self.earlier_s = 0.0
         self.started = time.perf_counter()
         self.logs: Logs | None = None
 
     @property
     def train_s(self) -> float:
-        """Seconds of training so far, of all sessions."""
+        """Seconds of training so far, interruptions left out."""
         return self.earlier_s + time.perf_counter() - self.started
 
     def restore(self, progress: Progress) -> None:

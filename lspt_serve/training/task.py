@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Tuned:
-    """A model after training; `train_s` is what that took, over all sessions."""
+    """A model after training; `train_s` is what that took, interruptions left out."""
 
     model: PromptedViT
     preprocess: Preprocess

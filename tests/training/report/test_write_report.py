@@ -319,7 +319,7 @@ def test_a_report_that_fails_costs_no_bundle(
     def save(bundle: Bundle) -> None:
         saved.append(bundle)
         stale.parent.mkdir()
-        stale.write_text("of an earlier session")
+        stale.write_text("of an earlier run")
 
     monkeypatch.setattr("lspt_serve.training.task.write_report", fail)
     stale = tmp_path / "run" / "report" / "index.html"
