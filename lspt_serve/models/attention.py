@@ -84,7 +84,7 @@ def _weigh(attn: Attention, q: Tensor, k: Tensor) -> Tensor:
 
 
 def _fused_is_slow(x: Tensor) -> bool:
-    """In bf16 on a CPU the gradient of the fused kernel is half of a step (torch 2.15)."""
+    """In bf16 on a CPU the gradient of the fused kernel takes longer than the plain products."""
     return (
         x.device.type == "cpu"
         and torch.is_grad_enabled()
