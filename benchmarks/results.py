@@ -31,7 +31,6 @@ from lspt_serve.results import (
     compare,
     comparison_grid,
     load_runs,
-    published_grid,
 )
 from lspt_serve.results.table import Text
 from lspt_serve.runtime import OnnxEngine
@@ -156,8 +155,9 @@ def to_page(runs: Sequence[Run], plans: Sequence[Plan], latencies: dict[str, flo
         "Each trained with what was tuned for `lspt`, without a search of its own.",
         to_table(ablation, latencies),
         "## Published",
-        published_grid("mae").to_markdown(),
-        published_grid("mocov3").to_markdown(),
+        "Beside figures that others published, of another backbone and other tasks:",
+        "    lspt results docs/results.json --published mae\n"
+        "    lspt results docs/results.json --published mocov3",
     ]
     return "\n\n".join(parts) + "\n"
 

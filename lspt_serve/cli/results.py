@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -10,10 +10,10 @@ from rich.console import Console
 from lspt_serve.cli.console import Json, print_json
 from lspt_serve.results import (
     PUBLISHED,
+    Pretraining,
     check_runs_output,
     compare,
     comparison_grid,
-    published_grid,
     runs_of,
     runs_of_storage,
     save_runs,
@@ -25,15 +25,15 @@ __all__ = ["results"]
 def results(
     paths: Annotated[
         list[Path] | None,
-        typer.Argument(help="Files that lspt sweep wrote, bundles and folders of bundles."),
+        typer.Argument(help="Files that lspt sweep wrote, bundles, baselines and folders of them."),
     ] = None,
     storage: Annotated[
         Path | None, typer.Option(help="Also what a sweep has finished by now, from its storage.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write all these runs to one file.")] = None,
     published: Annotated[
-        Literal["mae", "mocov3"] | None,
-        typer.Option(help="Also published accuracies, of a ViT-B/16 pretrained so."),
+        Pretraining | None,
+        typer.Option(help="Also columns of published accuracies, of a ViT-B/16 pretrained so."),
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Tables in Markdown.")] = False,
     as_json: Json = False,
@@ -63,8 +63,7 @@ def results(
         record = {"comparisons": [asdict(comparison) for comparison in comparisons]}
         print_json(record | ({"published": PUBLISHED[published]} if published else {}))
         return
-    grids = [comparison_grid(comparison) for comparison in comparisons]
-    grids += [published_grid(published)] if published else []
+    grids = [comparison_grid(comparison, published) for comparison in comparisons]
     if not runs:
         print("no run is finished yet")
     for grid in grids:

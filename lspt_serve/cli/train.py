@@ -1,10 +1,11 @@
 """lspt train: images to a bundle."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
+from lspt_serve.baseline import BaselineRecord
 from lspt_serve.bundle import BASELINE, MANIFEST, Manifest, check_task_name
 from lspt_serve.cli.console import (
     ImgSize,
@@ -18,9 +19,6 @@ from lspt_serve.cli.console import (
 )
 from lspt_serve.errors import OutputError
 from lspt_serve.files import check_output
-
-if TYPE_CHECKING:
-    from lspt_serve.training import BaselineRecord
 
 __all__ = ["train"]
 
@@ -219,7 +217,7 @@ def _check_apart(run: Path, out: Path) -> None:
         raise OutputError(f"{run} lies in {out}, which is replaced as a whole; give another --run")
 
 
-def _print(out: Path, run: Path, record: "Manifest | BaselineRecord") -> None:
+def _print(out: Path, run: Path, record: Manifest | BaselineRecord) -> None:
     metrics = record.metrics
     assert metrics is not None
     method = record.method if (origin := getattr(record, "trained_as", None)) is None else origin

@@ -14,12 +14,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from lspt_serve.baseline import BaselineRecord
 from lspt_serve.bundle import Manifest, save_bundle
 from lspt_serve.cli.console import console, print_note, stoppable
 from lspt_serve.files import check_output, locked, remove_leftovers
 from lspt_serve.models import Backbone, create_prompted_vit, load_backbone
 from lspt_serve.training import (
-    BaselineRecord,
     Dataset,
     Epoch,
     Init,

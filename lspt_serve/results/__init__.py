@@ -1,6 +1,6 @@
 """What runs gave: their records, statistics and tables. Needs no torch."""
 
-from lspt_serve.results.published import PUBLISHED, published_grid
+from lspt_serve.results.published import PUBLISHED, Pretraining
 from lspt_serve.results.runs import Run, check_runs_output, load_runs, runs_of, save_runs
 from lspt_serve.results.statistics import Figure, mean_over_tasks, summarise
 from lspt_serve.results.storage import runs_of_storage
@@ -11,6 +11,7 @@ __all__ = [
     "Comparison",
     "Figure",
     "Grid",
+    "Pretraining",
     "Row",
     "Run",
     "check_runs_output",
@@ -18,7 +19,6 @@ __all__ = [
     "comparison_grid",
     "load_runs",
     "mean_over_tasks",
-    "published_grid",
     "runs_of",
     "runs_of_storage",
     "save_runs",

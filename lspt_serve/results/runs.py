@@ -1,11 +1,12 @@
-"""The record of a run, results.json (a list of them), and what bundles say of theirs."""
+"""The record of a run, results.json (a list of them), and what bundles or baselines say of it."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from lspt_serve.bundle import MANIFEST, Bundle, load_bundle
+from lspt_serve.baseline import BaselineRecord, load_baseline
+from lspt_serve.bundle import BASELINE, MANIFEST, Manifest, MethodRef, Metrics, load_bundle
 from lspt_serve.errors import SweepError
 from lspt_serve.files import atomic_file
 
@@ -77,40 +78,56 @@ def check_runs_output(path: Path) -> None:
 
 
 def runs_of(path: Path) -> list[Run]:
-    """The runs of a results.json, of a bundle or of a folder of bundles; in order of their names.
+    """The runs of a results.json, of a bundle or baseline, or of a folder of them, by name.
 
     Raises:
         SweepError: nothing there, or nothing that says how accurate it is.
-        BundleError: a bundle that is broken.
+        BundleError: a bundle or baseline that is broken.
     """
     if not path.is_dir():
         return load_runs(path)
-    folders = [path] if (path / MANIFEST).is_file() else sorted(path.iterdir())
-    bundles = [load_bundle(folder) for folder in folders if (folder / MANIFEST).is_file()]
-    runs = [_run_of_bundle(bundle) for bundle in bundles if bundle.manifest.metrics]
+    own = _run_of_folder(path)
+    found = [own] if own else [_run_of_folder(p) for p in sorted(path.iterdir()) if p.is_dir()]
+    runs = [run for run in found if run]
     if not runs:
-        raise SweepError(f"{path} holds no bundle that says how accurate it is; see lspt train")
+        raise SweepError(
+            f"{path} holds no bundle or baseline that says how accurate it is; see lspt train"
+        )
     return runs
 
 
-def _run_of_bundle(bundle: Bundle) -> Run:
-    manifest, metrics = bundle.manifest, bundle.manifest.metrics
-    assert metrics is not None
+def _run_of_folder(folder: Path) -> Run | None:
+    if (folder / BASELINE).is_file():
+        record = load_baseline(folder)
+        return _run_of(record, record.method, record.metrics, record.num_bytes)
+    if not (folder / MANIFEST).is_file():
+        return None
+    bundle = load_bundle(folder)
+    manifest = bundle.manifest
+    if manifest.metrics is None:
+        return None
+    task_bytes = sum(4 * tensor.size for tensor in bundle.tensors.values())
     method = manifest.trained_as or manifest.method
+    return _run_of(manifest, method, manifest.metrics, task_bytes)
+
+
+def _run_of(
+    record: Manifest | BaselineRecord, method: MethodRef, metrics: Metrics, task_bytes: int
+) -> Run:
     return Run(
-        task=manifest.name,
+        task=record.name,
         name=method.name,
         method=method.name,
         options=method.options,
-        pool=manifest.pool,
-        image_size=manifest.preprocess.img_size,
-        crop_pct=manifest.preprocess.crop_pct,
+        pool=record.pool,
+        image_size=record.preprocess.img_size,
+        crop_pct=record.preprocess.crop_pct,
         protocol="plain",
         seed=metrics.seed,
         val=metrics.val_accuracy,
         test=metrics.test_accuracy,
-        task_bytes=sum(4 * tensor.size for tensor in bundle.tensors.values()),
+        task_bytes=task_bytes,
         train_s=metrics.train_s,
-        backbone=manifest.backbone.sha256[:12],
-        lspt_serve=manifest.created_with.removeprefix("lspt-serve "),
+        backbone=record.backbone.sha256[:12],
+        lspt_serve=record.created_with.removeprefix("lspt-serve "),
     )

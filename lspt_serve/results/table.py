@@ -10,6 +10,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from lspt_serve.errors import SweepError
+from lspt_serve.results.published import (
+    PUBLISHED,
+    PUBLISHED_COLUMNS,
+    Pretraining,
+    published_note,
+)
 from lspt_serve.results.runs import Run
 from lspt_serve.results.statistics import Figure, mean_over_tasks, summarise
 
@@ -24,6 +30,7 @@ class Row:
     """An entry: test accuracies in [0, 1] by task; a task whose every run failed is missing."""
 
     name: str
+    method: str
     tasks: dict[str, Figure]
     mean: Figure | None  # over tasks; None unless all tasks of the comparison are there
     task_bytes: float | None  # mean over tasks
@@ -77,6 +84,7 @@ def _row(name: str, runs: list[Run], tasks: list[str]) -> Row:
     times = [run.train_s for run in runs if run.train_s is not None]
     return Row(
         name,
+        runs[0].method,
         {task: summarise(list(tests[task].values())) for task in tasks if task in tests},
         mean_over_tasks(list(tests.values())) if tests.keys() == set(tasks) else None,
         fmean(sizes.values()) if sizes else None,
@@ -154,8 +162,12 @@ class Grid:
         return "\n".join(lines)
 
 
-def comparison_grid(comparison: Comparison) -> Grid:
-    """Accuracies in percent, the best of each column bold; the mean where there are more tasks."""
+def comparison_grid(comparison: Comparison, published: Pretraining | None = None) -> Grid:
+    """Accuracies in percent, the best of each column bold; the mean where there are more tasks.
+
+    Args:
+        published: also columns of published figures of the methods, marked so.
+    """
     tasks, rows = comparison.tasks, comparison.rows
     columns = [[row.tasks.get(task) for row in rows] for task in tasks]
     header = ["entry", *tasks]
@@ -165,15 +177,27 @@ def comparison_grid(comparison: Comparison) -> Grid:
     cells = [_column(column) for column in columns]
     sizes = [Text("-" if row.task_bytes is None else f"{row.task_bytes:,.0f}") for row in rows]
     times = [Text("-" if row.train_s is None else f"{row.train_s:.1f}") for row in rows]
+    header += ["bytes a task", "train s"]
+    notes = [f"failed: {failure}" for failure in comparison.failures]
+    if published:
+        header += [f"published: {column}" for column in PUBLISHED_COLUMNS]
+        notes.append(published_note(published))
     return Grid(
         comparison.caption,
-        [*header, "bytes a task", "train s"],
+        header,
         [
-            [Text(row.name), *figures]
+            [Text(row.name), *figures, *(_published(row.method, published) if published else [])]
             for row, *figures in zip(rows, *cells, sizes, times, strict=True)
         ],
-        [f"failed: {failure}" for failure in comparison.failures],
+        notes,
     )
+
+
+def _published(method: str, pretraining: Pretraining) -> list[Text]:
+    figures = PUBLISHED[pretraining].get(method)
+    if figures is None:
+        return [Text("-")] * len(PUBLISHED_COLUMNS)
+    return [Text(f"{figure:.2f}") for figure in figures]
 
 
 def _column(figures: Sequence[Figure | None]) -> list[Text]:

@@ -1,6 +1,6 @@
 """Tune the tensors of one task on a frozen backbone and hand them on as a bundle."""
 
-from lspt_serve.training.baseline import Baseline, BaselineRecord, save_baseline, train_baseline
+from lspt_serve.training.baseline import Baseline, save_baseline, train_baseline
 from lspt_serve.training.data import Dataset, Split, load_dataset
 from lspt_serve.training.distributed import join_processes, leave_processes, rank
 from lspt_serve.training.init import Init, check_init
@@ -11,7 +11,6 @@ from lspt_serve.training.trainer import Epoch, fit
 
 __all__ = [
     "Baseline",
-    "BaselineRecord",
     "Dataset",
     "Epoch",
     "Init",

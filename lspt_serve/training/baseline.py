@@ -8,38 +8,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
-from lspt_serve import __version__
-from lspt_serve.bundle import BASELINE, BackboneRef, MethodRef, Metrics
+from lspt_serve.baseline import BaselineRecord
+from lspt_serve.bundle import BASELINE, BackboneRef, MethodRef
 from lspt_serve.files import atomic_folder
 from lspt_serve.models import Backbone, PromptedViT
 from lspt_serve.models.timm_file import describe_in_timm, save_in_timm
-from lspt_serve.preprocess import Preprocess
 from lspt_serve.training.data import Dataset
 from lspt_serve.training.settings import TrainSettings
 from lspt_serve.training.task import measure, tune
 
-__all__ = ["Baseline", "BaselineRecord", "save_baseline", "train_baseline"]
+__all__ = ["Baseline", "save_baseline", "train_baseline"]
 
 WEIGHTS = "model.safetensors"
-
-
-class BaselineRecord(BaseModel):
-    """baseline.json; what a bundle has too is called as there."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str
-    labels: list[str]
-    method: MethodRef
-    backbone: BackboneRef  # that training started from
-    preprocess: Preprocess
-    pool: str
-    num_bytes: int  # of all weights, float32
-    weights: str | None  # their file; None where timm has no such model
-    metrics: Metrics
-    created_with: str = f"lspt-serve {__version__}"
 
 
 @dataclass(frozen=True)

@@ -164,7 +164,7 @@ def test_mistakes_in_config_and_data_are_said(
     [
         (["nowhere.json"], r"nowhere\.json cannot be read: No such file"),
         (["--storage", "nowhere.db"], r"nowhere\.db: no such file"),
-        (["."], "holds no bundle that says how accurate it is"),
+        (["."], "holds no bundle or baseline that says"),
     ],
 )
 def test_mistake_in_results_is_one_line_and_exit_code_2(

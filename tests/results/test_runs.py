@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from lspt_serve.bundle import Bundle, MethodRef, Metrics, save_bundle
-from lspt_serve.errors import SweepError
+from lspt_serve.baseline import BaselineRecord
+from lspt_serve.bundle import BASELINE, Bundle, MethodRef, Metrics, save_bundle
+from lspt_serve.errors import BundleError, SweepError
 from lspt_serve.results import Run, check_runs_output, load_runs, runs_of, save_runs
 
 RUN = Run(
@@ -97,10 +98,49 @@ def test_a_folder_of_bundles_is_a_run_each(
     assert [run.task for run in runs_of(tmp_path)] == ["a", "b"]
 
 
+def test_a_baseline_is_a_run_beside_bundles(
+    tmp_path: Path, make_bundle: Callable[..., Bundle]
+) -> None:
+    manifest = measured(make_bundle(name="birds")).manifest
+    assert manifest.metrics is not None
+    record = BaselineRecord(
+        name="birds",
+        labels=manifest.labels,
+        method=MethodRef(name="full"),
+        backbone=manifest.backbone,
+        preprocess=manifest.preprocess,
+        pool=manifest.pool,
+        num_bytes=1000,
+        weights=None,
+        metrics=manifest.metrics,
+    )
+    save_bundle(measured(make_bundle(name="birds"), test_accuracy=0.5), tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / BASELINE).write_text(record.model_dump_json())
+
+    bundle, baseline = runs_of(tmp_path)
+
+    assert runs_of(tmp_path / "b") == [baseline]
+    assert (baseline.name, baseline.task, baseline.test) == ("full", "birds", 0.25)
+    assert (baseline.task_bytes, baseline.seed, baseline.train_s) == (1000, 7, 2.5)
+    assert (bundle.name, bundle.test) == ("lspt", 0.5)
+    assert bundle.backbone == baseline.backbone
+
+
+@pytest.mark.parametrize("text", ["{}", "[", '{"name": 3}'])
+def test_a_broken_baseline_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / BASELINE).write_text(text)
+
+    with pytest.raises(BundleError, match=r"baseline\.json: "):
+        runs_of(tmp_path)
+
+
 def test_a_folder_without_a_measured_bundle_is_refused(
     tmp_path: Path, make_bundle: Callable[..., Bundle]
 ) -> None:
     save_bundle(make_bundle(), tmp_path / "untrained")
 
-    with pytest.raises(SweepError, match="holds no bundle that says how accurate it is"):
+    with pytest.raises(
+        SweepError, match="holds no bundle or baseline that says how accurate it is"
+    ):
         runs_of(tmp_path)

@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from lspt_serve.errors import SweepError
-from lspt_serve.results import Run, compare, comparison_grid, published_grid
+from lspt_serve.results import Run, compare, comparison_grid
 
 
 def run(
@@ -60,7 +60,7 @@ def test_markdown_of_hand_worked_figures() -> None:
 
 def test_terminal_shows_the_same_figures() -> None:
     printed = io.StringIO()
-    Console(file=printed, width=200).print(comparison_grid(*compare(RUNS)).to_rich())
+    Console(file=printed, width=200).print(comparison_grid(compare(RUNS)[0]).to_rich())
 
     words = printed.getvalue().split()
     for line in MARKDOWN.replace("*", "").replace("\\", "").splitlines()[4:6]:
@@ -77,7 +77,7 @@ def test_a_task_that_an_entry_lacks_is_a_gap_and_no_mean() -> None:
 
 
 def test_a_single_task_needs_no_mean() -> None:
-    assert comparison_grid(*compare([run()])).header == ["entry", "a", "bytes a task", "train s"]
+    assert comparison_grid(compare([run()])[0]).header == ["entry", "a", "bytes a task", "train s"]
 
 
 @pytest.mark.parametrize(
@@ -105,17 +105,26 @@ def test_nothing_compares_to_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pretraining", "line"),
+    ("pretraining", "method", "figures"),
     [
-        ("mae", "| gated | 47.61 | 76.86 | 36.80 | 73.39 |"),
-        ("mae", "| VPT-deep | 36.02 | 60.61 | 26.57 | 72.02 |"),
-        ("mocov3", "| gated | **74.84** | 83.38 | 49.10 | 83.00 |"),
-        ("mocov3", "| VPT-shallow | 67.34 | 82.26 | 37.55 | 79.26 |"),
+        ("mae", "gated", "| 47.61 | 76.86 | 36.80 | 73.39 |"),
+        ("mae", "vpt-deep", "| 36.02 | 60.61 | 26.57 | 72.02 |"),
+        ("mocov3", "gated", "| 74.84 | 83.38 | 49.10 | 83.00 |"),
+        ("mocov3", "vpt-shallow", "| 67.34 | 82.26 | 37.55 | 79.26 |"),
+        ("mocov3", "lspt", "| - | - | - | - |"),
     ],
 )
-def test_published_figures_say_where_they_are_from(pretraining: Any, line: str) -> None:
-    lines = published_grid(pretraining).to_markdown().splitlines()
+def test_published_figures_stand_in_columns_of_their_own(
+    pretraining: Any, method: str, figures: str
+) -> None:
+    (comparison,) = compare([run(name="ours", method=method)])
 
-    assert line in lines
-    assert lines[0].startswith("Published, not ours: ViT-B/16")
-    assert "arXiv 2306.05067" in lines[0]
+    lines = comparison_grid(comparison, pretraining).to_markdown().splitlines()
+
+    assert lines[2].endswith(
+        "| train s | published: Natural | published: Specialised | published: Structured "
+        "| published: FGVC |"
+    )
+    assert lines[4] == f"| ours | **50.0** | 1,000 | 2.0 {figures}"
+    assert lines[-1].startswith("- published, not ours: ViT-B/16 pretrained by M")
+    assert "arXiv 2306.05067" in lines[-1]
