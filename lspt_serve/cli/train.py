@@ -226,9 +226,8 @@ def _print(out: Path, run: Path, record: Manifest | BaselineRecord) -> None:
         f"{metrics.val_accuracy:.1%} (epoch {metrics.best_epoch}), test accuracy "
         f"{metrics.test_accuracy:.1%}, {metrics.train_s:.0f} s"
     )
-    if not isinstance(record, Manifest):
+    if isinstance(record, BaselineRecord):
         print(f"ECE {metrics.test_ece:.3f} on test, {record.num_bytes:,} bytes of weights")
-        return
     if rounding := explain_rounding(metrics):
         print(rounding)
     if (page := run / "report" / "index.html").is_file():

@@ -110,21 +110,19 @@ def tune_and_save(
             tuning |= {"run": run, "restart": restart, "on_note": print_note, "name": out.name}
             tuning |= {"on_epoch": _report(bar, row, tuning["settings"].epochs)}
             record: Manifest | BaselineRecord
+            # both are saved before the report is made
             if of_bundle is None:
-                baseline = train_baseline(backbone, dataset, **tuning)
-                record = baseline.record
+                tuning["on_baseline"] = lambda b: None if rank() else save_baseline(b, out)
+                record = train_baseline(backbone, dataset, **tuning).record
             else:
-                # saved before its report is made
                 tuning["on_bundle"] = lambda b: None if rank() else save_bundle(b, out)
                 record = train_task(backbone, dataset, **of_bundle, **tuning).manifest
         is_first = rank() == 0
         leave_processes()
         if not is_first:
             return None
-        if isinstance(record, BaselineRecord):
-            save_baseline(baseline, out)
-            if record.weights is None:
-                print_note("weights are not kept: no VisionTransformer of timm answers the same")
+        if isinstance(record, BaselineRecord) and record.weights is None:
+            print_note("weights are not kept: no VisionTransformer of timm answers the same")
         finish_run(run)
     return record
 

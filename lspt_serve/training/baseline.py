@@ -4,6 +4,7 @@ A folder of `baseline.json`, which says what was trained and how well it does, a
 `model.safetensors`, the weights as timm keeps them; `--backbone` reads that file.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from lspt_serve.models import Backbone, PromptedViT
 from lspt_serve.models.timm_file import describe_in_timm, save_in_timm
 from lspt_serve.training.data import Dataset
 from lspt_serve.training.settings import TrainSettings
-from lspt_serve.training.task import measure, tune
+from lspt_serve.training.task import leave_report, measure, tune
 
 __all__ = ["Baseline", "save_baseline", "train_baseline"]
 
@@ -37,16 +38,20 @@ def train_baseline(
     *,
     name: str,
     settings: TrainSettings = TrainSettings(),  # noqa: B008  frozen
+    run: Path | None = None,
+    on_baseline: Callable[[Baseline], None] = lambda baseline: None,
     **tuning: Any,
 ) -> Baseline:
     """Train a copy of the backbone and a head; measured and calibrated as a bundle is.
 
     Args:
+        run: as in `tune`, and a report is left in it, as by `train_task`.
+        on_baseline: called with the baseline before the report is begun, to save it.
         tuning: the other arguments of `tune`, and its errors.
     """
-    tuned = tune(backbone, dataset, method="full", settings=settings, **tuning)
+    tuned = tune(backbone, dataset, method="full", settings=settings, run=run, **tuning)
     model = tuned.model
-    metrics, _ = measure(model, tuned, dataset, seed=settings.seed)
+    metrics, test = measure(model, tuned, dataset, seed=settings.seed)
     architecture = describe_in_timm(model)
     record = BaselineRecord(
         name=name,
@@ -59,7 +64,10 @@ def train_baseline(
         weights=WEIGHTS if architecture else None,
         metrics=metrics,
     )
-    return Baseline(record, model, architecture)
+    baseline = Baseline(record, model, architecture)
+    on_baseline(baseline)
+    leave_report(run, model, record, dataset, tuned.epochs, logits=test)
+    return baseline
 
 
 def save_baseline(baseline: Baseline, folder: Path) -> None:

@@ -23,12 +23,12 @@ from lspt_serve.training.calibration import calibration_error, fit_temperature, 
 from lspt_serve.training.data import Dataset
 from lspt_serve.training.distributed import rank
 from lspt_serve.training.init import Init, check_init, initialise_prompts
-from lspt_serve.training.report import write_report
+from lspt_serve.training.report import Record, write_report
 from lspt_serve.training.run import Run, describe_run, open_run
 from lspt_serve.training.settings import TrainSettings, pick_device
 from lspt_serve.training.trainer import Epoch, accuracy, fit, predict
 
-__all__ = ["Tuned", "create_bundle", "measure", "train_task", "tune"]
+__all__ = ["Tuned", "create_bundle", "leave_report", "measure", "train_task", "tune"]
 
 logger = logging.getLogger(__name__)
 
@@ -148,14 +148,28 @@ def train_task(
         license=license,
     )
     on_bundle(bundle)
-    if run is not None and rank() == 0:
-        try:
-            report, manifest = run / "report", bundle.manifest
-            write_report(report, served, manifest, dataset, tuned.epochs, logits=test)
-        except (Exception, KeyboardInterrupt) as error:  # the bundle is made whatever comes now
-            shutil.rmtree(run / "report", ignore_errors=True)  # an earlier run's
-            logger.warning("%s: no report was written: %s", run, first_line(error))
+    leave_report(run, served, bundle.manifest, dataset, tuned.epochs, logits=test)
     return bundle
+
+
+def leave_report(
+    run: Path | None,
+    model: PromptedViT,
+    record: Record,
+    dataset: Dataset,
+    history: list[Epoch],
+    *,
+    logits: Tensor,
+) -> None:
+    """`write_report` into a run's folder, if there is one; a failure is a warning in the log."""
+    if run is None or rank():
+        return
+    report = run / "report"
+    try:
+        write_report(report, model, record, dataset, history, logits=logits)
+    except (Exception, KeyboardInterrupt) as error:  # what was trained is in place whatever comes
+        shutil.rmtree(report, ignore_errors=True)  # an earlier run's
+        logger.warning("%s: no report was written: %s", run, first_line(error))
 
 
 def measure(

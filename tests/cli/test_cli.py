@@ -190,6 +190,7 @@ def test_full_fine_tuning_writes_a_baseline_that_is_no_bundle(
     record = json.loads((out / BASELINE).read_text())
     size = f"{record['num_bytes']:,} bytes of weights"
     assert f"ECE {record['metrics']['test_ece']:.3f} on test, {size}" in ended.out
+    assert ended.out.endswith(f"report: {out}.run/report/index.html\n")
     check_error(run(*words, "--out", out), "exists already; .*--overwrite")
     again = json.loads(run(*words, "--out", out, "--overwrite", "--json").out)
     assert again == {"baseline": str(out), **json.loads((out / BASELINE).read_text())}

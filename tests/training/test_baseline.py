@@ -21,6 +21,7 @@ from lspt_serve.models import Backbone, PromptedViT, create_prompted_vit, load_b
 from lspt_serve.models.backbone import sha256_of_tensors
 from lspt_serve.preprocess import normalise
 from lspt_serve.training import (
+    Baseline,
     Dataset,
     Split,
     TrainSettings,
@@ -168,6 +169,33 @@ def test_record_is_what_the_weights_do(
     assert (record["name"], record["labels"], record["pool"]) == ("colour", LABELS, "cls")
     assert metrics["split"] == {"train": 24, "val": 9, "test": 12}
     assert load_backbone(str(weights)).sha256 == sha256_of_tensors(baseline.model.backbone)
+
+
+def test_a_run_leaves_a_report_once_the_baseline_is_saved(
+    tiny_backbone: Backbone, colours: Dataset, tmp_path: Path
+) -> None:
+    report = tmp_path / "run" / "report"
+
+    def save_first(baseline: Baseline) -> None:
+        assert not report.exists()
+        save_baseline(baseline, tmp_path / "colour")
+
+    baseline = train_baseline(
+        tiny_backbone,
+        colours,
+        name="colour",
+        settings=SHORT,
+        run=tmp_path / "run",
+        on_baseline=save_first,
+    )
+
+    record = baseline.record.model_dump(mode="json")
+    assert json.loads((tmp_path / "colour" / BASELINE).read_text()) == record
+    numbers = json.loads((report / "report.json").read_text())
+    assert {key: numbers[key] for key in record} == record
+    assert {gaze["who"] for gaze in numbers["attention"]["gazes"]} == {"CLS"}
+    page = (report / "index.html").read_text()
+    assert f"full on {tiny_backbone.source}, 3 labels" in page
 
 
 def test_weights_that_timm_cannot_hold_are_left_out(

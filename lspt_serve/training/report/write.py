@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from lspt_serve.baseline import BaselineRecord
 from lspt_serve.bundle import Manifest
 from lspt_serve.errors import BackboneError
 from lspt_serve.files import atomic_folder
@@ -36,7 +37,9 @@ from lspt_serve.training.report.sheets import draw_attention, draw_errors
 from lspt_serve.training.report.style import drawing
 from lspt_serve.training.trainer import Epoch
 
-__all__ = ["write_report"]
+__all__ = ["Record", "write_report"]
+
+Record = Manifest | BaselineRecord
 
 PAIRS, ERRORS = 20, 10
 WRONG_ROWS, RIGHT_ROWS = 3, 3  # of the attention picture
@@ -58,7 +61,7 @@ class _Findings:
 def write_report(
     folder: Path,
     model: PromptedViT,
-    manifest: Manifest,
+    record: Record,
     dataset: Dataset,
     history: Sequence[Epoch],
     *,
@@ -68,30 +71,30 @@ def write_report(
 
     Args:
         model: the one that is served, its temperature folded in.
-        manifest: of its bundle, with metrics.
+        record: of its bundle, with metrics, or of a baseline.
         history: all epochs.
         logits: of test, as that model gives them; N x K.
 
     Raises:
         OutputError: the folder cannot be written.
     """
-    findings = _find(model, manifest, dataset, logits.cpu())
-    report = _to_json(findings, manifest, dataset, history)
+    findings = _find(model, record, dataset, logits.cpu())
+    report = _to_json(findings, record, dataset, history)
     with atomic_folder(folder) as temporary:
         with drawing():
-            _draw(temporary, findings, manifest, dataset, history)
+            _draw(temporary, findings, record, dataset, history)
         sizes = {path.name: _size(path) for path in temporary.glob("*.png")}
         (temporary / "index.html").write_text(render_page(report, sizes), "utf-8")
         text = json.dumps(report, allow_nan=False, ensure_ascii=False, indent=1)
         (temporary / "report.json").write_text(text + "\n", "utf-8")
 
 
-def _find(model: PromptedViT, manifest: Manifest, dataset: Dataset, logits: Tensor) -> _Findings:
-    metrics, labels, targets = manifest.metrics, manifest.labels, dataset.test.targets
+def _find(model: PromptedViT, record: Record, dataset: Dataset, logits: Tensor) -> _Findings:
+    metrics, labels, targets = record.metrics, record.labels, dataset.test.targets
     assert metrics is not None
     answers = list_answers(logits.softmax(dim=-1).numpy(), dataset.test, labels)
     examples = pick_examples(answers, wrong=WRONG_ROWS, right=RIGHT_ROWS)
-    gazes, without = _look(model, _pixels(dataset, examples, manifest), manifest)
+    gazes, without = _look(model, _pixels(dataset, examples, record), record)
     return _Findings(
         confusion=confusion_matrix(logits.argmax(dim=-1).numpy(), targets, len(labels)),
         before=list_bins(logits * metrics.temperature, torch.from_numpy(targets)),
@@ -106,31 +109,31 @@ def _find(model: PromptedViT, manifest: Manifest, dataset: Dataset, logits: Tens
 def _draw(
     folder: Path,
     findings: _Findings,
-    manifest: Manifest,
+    record: Record,
     dataset: Dataset,
     history: Sequence[Epoch],
 ) -> None:
-    assert manifest.metrics is not None
-    draw_curves(folder / "curves.png", history, manifest.metrics.best_epoch)
-    draw_confusion(folder / "confusion.png", findings.confusion, manifest.labels)
+    assert record.metrics is not None
+    draw_curves(folder / "curves.png", history, record.metrics.best_epoch)
+    draw_confusion(folder / "confusion.png", findings.confusion, record.labels)
     bins = {"As trained": findings.before, "As served": findings.after}
     draw_calibration(folder / "calibration.png", bins)
     if errors := findings.errors:
-        draw_errors(folder / "errors.png", _pixels(dataset, errors, manifest), errors)
+        draw_errors(folder / "errors.png", _pixels(dataset, errors, record), errors)
     if gazes := findings.gazes:
-        pixels = _pixels(dataset, findings.examples, manifest)
+        pixels = _pixels(dataset, findings.examples, record)
         draw_attention(folder / "attention.png", pixels, findings.examples, gazes)
 
 
 def _to_json(
-    findings: _Findings, manifest: Manifest, dataset: Dataset, history: Sequence[Epoch]
+    findings: _Findings, record: Record, dataset: Dataset, history: Sequence[Epoch]
 ) -> dict[str, Any]:
-    labels, confusion = manifest.labels, findings.confusion
+    labels, confusion = record.labels, findings.confusion
     true, predicted = np.nonzero(confusion)
     cells = zip(true.tolist(), predicted.tolist(), confusion[true, predicted].tolist(), strict=True)
     pairs = confused_pairs(confusion, labels, limit=PAIRS)
     return {
-        **manifest.model_dump(mode="json", exclude={"tensors", "tensors_sha256"}),
+        **record.model_dump(mode="json", exclude={"tensors", "tensors_sha256"}),
         "notes": dataset.notes,
         "epochs": [_finite(asdict(epoch)) for epoch in history],
         "classes": [asdict(row) for row in class_rows(confusion, labels)],
@@ -150,10 +153,10 @@ def _to_json(
 
 
 def _look(
-    model: PromptedViT, pixels: NDArray[np.uint8], manifest: Manifest
+    model: PromptedViT, pixels: NDArray[np.uint8], record: Record
 ) -> tuple[list[Gaze], str | None]:
     """The gazes, or why there are none."""
-    inputs = torch.from_numpy(normalise(pixels, manifest.preprocess))
+    inputs = torch.from_numpy(normalise(pixels, record.preprocess))
     try:
         gazes = find_gazes(model, inputs.to(next(model.parameters()).device))
     except BackboneError as error:
@@ -161,10 +164,10 @@ def _look(
     return gazes, None if gazes else "this model has neither a class token nor prompts"
 
 
-def _pixels(dataset: Dataset, answers: Sequence[Answer], manifest: Manifest) -> NDArray[np.uint8]:
+def _pixels(dataset: Dataset, answers: Sequence[Answer], record: Record) -> NDArray[np.uint8]:
     """Images of test as the model sees them but for the normalisation, B x H x W x C."""
     images = dataset.test.images[[answer.index for answer in answers]]
-    return crop_middle(np.asarray(images), manifest.preprocess.img_size)
+    return crop_middle(np.asarray(images), record.preprocess.img_size)
 
 
 def _size(path: Path) -> tuple[int, int]:
@@ -172,6 +175,6 @@ def _size(path: Path) -> tuple[int, int]:
         return image.size
 
 
-def _finite(record: dict[str, Any]) -> dict[str, Any]:
+def _finite(epoch: dict[str, Any]) -> dict[str, Any]:
     """JSON has no word for what a diverged epoch lost."""
-    return {key: value if math.isfinite(value) else None for key, value in record.items()}
+    return {key: value if math.isfinite(value) else None for key, value in epoch.items()}
