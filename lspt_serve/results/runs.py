@@ -12,6 +12,7 @@ from lspt_serve.files import atomic_file
 
 __all__ = ["RUNS", "Run", "check_runs_output", "load_runs", "runs_of", "save_runs"]
 
+Triple = tuple[float, float, float]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -34,6 +35,8 @@ class Run(BaseModel):
     train: dict[str, Any] = {}
     image_size: int
     crop_pct: float = 1.0
+    mean: Triple = (0.5, 0.5, 0.5)  # what images were normalised with
+    std: Triple = (0.5, 0.5, 0.5)
     protocol: str
     trials: int | None = None  # of the search; None: there was none
     seed: int
@@ -122,6 +125,8 @@ def _run_of(
         pool=record.pool,
         image_size=record.preprocess.img_size,
         crop_pct=record.preprocess.crop_pct,
+        mean=record.preprocess.mean,
+        std=record.preprocess.std,
         protocol="plain",
         seed=metrics.seed,
         val=metrics.val_accuracy,

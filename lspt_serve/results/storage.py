@@ -10,9 +10,10 @@ from pydantic import ValidationError
 from lspt_serve.errors import SweepError, first_line
 from lspt_serve.results.runs import RUNS, Run
 
-__all__ = ["SEEDS", "open_storage", "read_runs", "runs_of_storage"]
+__all__ = ["DONE", "SEEDS", "open_storage", "read_runs", "runs_of_storage"]
 
 SEEDS = "seeds/"  # the studies whose trials are runs; each trial holds its Run
+DONE = ("COMPLETE", "PRUNED")  # Optuna's names of the states of a trial that counts
 BUSY_S = 60  # how long to wait for another process that writes
 
 
@@ -57,7 +58,7 @@ def read_runs(storage: Any, studies: Container[str] | None = None) -> list[Run]:
     for study in storage.get_all_studies():
         if study.study_name.startswith(SEEDS) and (studies is None or study.study_name in studies):
             trials = storage.get_all_trials(study._study_id, deepcopy=False)
-            found = [trial.user_attrs["run"] for trial in trials if "run" in trial.user_attrs]
+            found = [trial.user_attrs["run"] for trial in trials if trial.state.name in DONE]
             runs += sorted(_validate(found), key=lambda run: run.seed)
     return runs
 

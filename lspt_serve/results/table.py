@@ -10,19 +10,21 @@ from rich.markup import escape
 from rich.table import Table
 
 from lspt_serve.errors import SweepError
+from lspt_serve.preprocess import NORMALISATIONS
 from lspt_serve.results.published import (
     PUBLISHED,
     PUBLISHED_COLUMNS,
     Pretraining,
     published_note,
 )
-from lspt_serve.results.runs import Run
+from lspt_serve.results.runs import Run, Triple
 from lspt_serve.results.statistics import Figure, mean_over_tasks, summarise
 
 __all__ = ["Comparison", "Grid", "Row", "Text", "compare", "comparison_grid"]
 
 T = TypeVar("T")
-Circumstances = tuple[str, int, float, str]  # protocol, image_size, crop_pct, backbone
+# protocol, image_size, crop_pct, mean and std, backbone
+Circumstances = tuple[str, int, float, Triple, Triple, str]
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs that may stand in one table: of one backbone, image size and protocol."""
+    """Runs that may stand in one table: of one backbone, protocol and preprocessing."""
 
     caption: str
     tasks: list[str]
@@ -55,7 +57,8 @@ def compare(runs: Sequence[Run]) -> list[Comparison]:
     """
     grouped: dict[Circumstances, dict[tuple[str, str, int], Run]] = {}
     for run in runs:
-        group = grouped.setdefault((run.protocol, run.image_size, run.crop_pct, run.backbone), {})
+        pixels = run.image_size, run.crop_pct, run.mean, run.std
+        group = grouped.setdefault((run.protocol, *pixels, run.backbone), {})
         known = group.setdefault((run.name, run.task, run.seed), run)
         if known != run:
             raise SweepError(
@@ -96,6 +99,8 @@ def _caption(runs: list[Run]) -> str:
     first = runs[0]
     seeds = _span(len({r.seed for r in runs if (r.name, r.task) == key}) for key in _keys(runs))
     crop = f", crop_pct {first.crop_pct}" if first.crop_pct != 1 else ""
+    if (first.mean, first.std) != NORMALISATIONS["half"]:
+        crop += f", mean {_triple(first.mean)}, std {_triple(first.std)}"
     parts = [
         f"Test accuracy in %, mean ± standard deviation of {seeds} seed(s)",
         f"protocol {first.protocol}, {first.image_size} px{crop}, backbone {first.backbone}",
@@ -106,6 +111,10 @@ def _caption(runs: list[Run]) -> str:
     parts += [" and ".join(_unique(f"torch {run.torch}" for run in runs if run.torch))]
     parts += [" and ".join(_unique(run.machine for run in runs if run.machine))]
     return "; ".join(part for part in parts if part) + "."
+
+
+def _triple(values: Triple) -> str:
+    return " ".join(f"{value:g}" for value in values)
 
 
 def _keys(runs: list[Run]) -> list[tuple[str, str]]:

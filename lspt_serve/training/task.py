@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lspt_serve.bundle import BackboneRef, Bundle, MethodRef, Metrics, Rounding
-from lspt_serve.errors import first_line
+from lspt_serve.errors import DataError, first_line
 from lspt_serve.models import Backbone, PromptedViT, check_bundled, create_prompted_vit
 from lspt_serve.preprocess import Preprocess
 from lspt_serve.rounding import Dtype, round_tensors
@@ -71,7 +71,7 @@ def tune(
 
     Raises:
         MethodError: unknown method, option, pool or init, or an init without prompts.
-        DataError: a setting out of range, or training that diverged.
+        DataError: a setting out of range, training that diverged, or too little GPU memory.
         OutputError, RunError: see `open_run`.
     """
     started = time.perf_counter()
@@ -96,7 +96,13 @@ def tune(
         initialise_prompts(model, dataset.train, preprocess, init, seed=settings.seed)
         if rank():
             torch.manual_seed(settings.seed + rank())  # processes drop prompts each in its own way
-        best = fit(model, dataset, preprocess, settings, on_epoch=keep_epoch, run=folder)
+        try:
+            best = fit(model, dataset, preprocess, settings, on_epoch=keep_epoch, run=folder)
+        except torch.OutOfMemoryError as error:
+            raise DataError(
+                f"the GPU has too little memory ({first_line(error)}); lower batch_size "
+                f"{settings.batch_size}, or raise accumulate {settings.accumulate}"
+            ) from error
     train_s = time.perf_counter() - started
     if folder is not None:
         epochs, train_s = folder.earlier + epochs, folder.earlier_s + train_s

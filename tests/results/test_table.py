@@ -81,12 +81,26 @@ def test_a_single_task_needs_no_mean() -> None:
 
 
 @pytest.mark.parametrize(
-    "other", [{"protocol": "plain"}, {"image_size": 48}, {"crop_pct": 0.9}, {"backbone": "ff" * 6}]
+    "other",
+    [
+        {"protocol": "plain"},
+        {"image_size": 48},
+        {"crop_pct": 0.9},
+        {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
+        {"backbone": "ff" * 6},
+    ],
 )
 def test_what_is_not_comparable_stands_in_another_table(other: dict[str, Any]) -> None:
     first, second = compare([run(test=0.1), run(test=0.2, **other)])
 
     assert [table.rows[0].tasks["a"].mean for table in (first, second)] == [0.1, 0.2]
+
+
+def test_another_normalisation_than_half_is_said() -> None:
+    (comparison,) = compare([run(crop_pct=0.9, mean=(0.4, 0.5, 0.6))])
+
+    where = "32 px, crop_pct 0.9, mean 0.4 0.5 0.6, std 0.5 0.5 0.5, backbone"
+    assert where in comparison.caption
 
 
 def test_the_same_run_from_two_files_counts_once() -> None:

@@ -123,6 +123,8 @@ def open_cells(
             "seed of the search": config.seeds[0],
             "img_size": backbone.preprocess.img_size,
             "crop_pct": config.crop_pct,
+            "mean": backbone.preprocess.mean,
+            "std": backbone.preprocess.std,
             "backbone": backbone.sha256[:12],
             "data": fingerprint(dataset),
         }

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from lspt_serve.errors import DataError, LSPTError, SweepError, nearest
 from lspt_serve.models import Backbone, create_prompted_vit
 from lspt_serve.training.init import Init, check_init
-from lspt_serve.training.settings import TrainSettings
+from lspt_serve.training.settings import TrainSettings, pick_device
 from lspt_serve.training.sweep.config import (
     OPTIONS,
     Entry,
@@ -192,13 +192,14 @@ def check_plans(plans: list[Plan], backbone: Backbone) -> None:
     """Try every value that a search can reach the ends of, before hours of work.
 
     Raises:
-        SweepError: a setting, method, option, pool or init that will not do; its entry is named.
+        SweepError: a setting, method, option, pool, init or device that will not do; its entry is
+            named.
     """
     for plan in plans:
         for params in _corners(plan.space):
             train, options = split_params(params)
             try:
-                train_settings(plan.train | train, seed=0)
+                pick_device(train_settings(plan.train | train, seed=0).device)
                 model = create_prompted_vit(
                     backbone, plan.method, num_classes=2, pool=plan.pool, **plan.options | options
                 )

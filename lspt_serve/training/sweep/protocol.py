@@ -115,6 +115,8 @@ def run_final(
         init=job.plan.init,
         image_size=backbone.preprocess.img_size,
         crop_pct=dataset.crop_pct,
+        mean=backbone.preprocess.mean,
+        std=backbone.preprocess.std,
         protocol=job.protocol,
         trials=trials,
         seed=job.seed,

@@ -22,6 +22,7 @@ from optuna.samplers import BaseSampler, PartialFixedSampler, RandomSampler, TPE
 from optuna.trial import FrozenTrial, TrialState
 
 from lspt_serve.errors import SweepError, name_some
+from lspt_serve.results.storage import DONE
 from lspt_serve.training.sweep.config import Range, Sampler, Space
 from lspt_serve.training.sweep.plan import grid_points
 
@@ -35,8 +36,6 @@ __all__ = [
     "to_distributions",
     "why_all_failed",
 ]
-
-DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 def open_study(storage: Any, name: str, setup: Mapping[str, Any]) -> optuna.Study:
@@ -78,7 +77,8 @@ def _flat(setup: Mapping[str, Any]) -> dict[str, Any]:
 
 def done(study: optuna.Study) -> dict[int, FrozenTrial]:
     """The finished items, by their numbers."""
-    return {t.user_attrs["item"]: t for t in study.get_trials(deepcopy=False, states=DONE)}
+    states = [TrialState[name] for name in DONE]
+    return {t.user_attrs["item"]: t for t in study.get_trials(deepcopy=False, states=states)}
 
 
 def begin(study: optuna.Study, item: int, space: Space) -> optuna.Trial:

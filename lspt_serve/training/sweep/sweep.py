@@ -85,7 +85,9 @@ class Sweep:
             try:
                 self._perform(item, trial, status, on_status)
             finally:
-                self._locks.release(item.place)
+                # not while another looks: it may have read that the item is open
+                with self._locks.exclusively():
+                    self._locks.release(item.place)
         on_status(status)
         return read_runs(self._storage, {cell.finals.study_name for cell in self._cells})
 

@@ -20,11 +20,11 @@ from torch.nn.functional import cross_entropy
 
 from lspt_serve.errors import DataError, SweepError
 from lspt_serve.models import Backbone
-from lspt_serve.preprocess import normalise
+from lspt_serve.preprocess import NORMALISATIONS, normalise
 from lspt_serve.results import Run, runs_of_storage
 from lspt_serve.training import Dataset, Split, TrainSettings, Tuned, tune
 from lspt_serve.training.sweep import Status, Sweep, SweepConfig, make_plans
-from lspt_serve.training.sweep.study import to_distributions
+from lspt_serve.training.sweep.study import finish, to_distributions
 from lspt_serve.training.trainer import predict
 
 TUNE, PREDICT = (f"lspt_serve.training.sweep.protocol.{name}" for name in ("tune", "predict"))
@@ -449,6 +449,18 @@ def test_other_images_on_the_same_storage_are_refused(go_on: Do, tasks: dict[str
         go_on(tasks={"one": replace(one, test=Split(images, one.test.targets))})
 
 
+def test_another_normalisation_on_the_same_storage_is_refused(
+    tiny_backbone: Backbone, tasks: dict[str, Dataset], tmp_path: Path
+) -> None:
+    storage, one = tmp_path / "sweep.db", {"one": tasks["one"]}
+    run_sweep(tiny_backbone, one, storage)
+    mean, std = NORMALISATIONS["imagenet"]
+    other = replace(tiny_backbone.preprocess, mean=mean, std=std)
+
+    with pytest.raises(SweepError, match=r"mean was \[0.5, 0.5, 0.5\], is \[0.485, .*, std was"):
+        run_sweep(replace(tiny_backbone, preprocess=other), one, storage)
+
+
 def test_a_file_of_something_else_is_refused(sweep: Do, tmp_path: Path) -> None:
     (tmp_path / "sweep.db").write_text("a thesis")
 
@@ -468,6 +480,26 @@ def test_runs_are_read_from_the_storage_at_any_time(sweep: Do, tmp_path: Path) -
     runs = sweep(on_status=look)
 
     assert partial == [0, 0, 0, 0, 1, 2]  # three trials, two seeds, the end
+    assert runs_of_storage(tmp_path / "sweep.db") == runs
+
+
+def test_a_run_counts_once_though_the_process_ended_before_it_was_told(
+    sweep: Do, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stops(study: optuna.Study, trial: optuna.Trial, value: float | None) -> None:
+        if study.study_name.startswith("seeds/"):
+            raise KeyboardInterrupt
+        finish(study, trial, value)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("lspt_serve.training.sweep.sweep.finish", stops)
+        with pytest.raises(KeyboardInterrupt):
+            sweep()
+    assert runs_of_storage(tmp_path / "sweep.db") == []
+
+    runs = sweep()
+
+    assert [run.seed for run in runs] == [5, 6]
     assert runs_of_storage(tmp_path / "sweep.db") == runs
 
 

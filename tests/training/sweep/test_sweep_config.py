@@ -176,6 +176,7 @@ def test_good_plans_pass(tmp_path: Path, tiny_backbone: Backbone) -> None:
         ("num_prompts", "num_promts", "entry 'vpt-deep': unknown option 'num_promts'"),
         ("epochs = 12", "epochs = 0", "entry 'vpt-deep': epochs must be above 0, got 0"),
         ("epochs = 12", 'epochs = "many"', "entry 'vpt-deep': epochs: Input should be a valid int"),
+        ("epochs = 12", 'epochs = 12\ndevice = "gpu"', "entry 'vpt-deep': unknown device 'gpu'"),
         ("log = true", "log = false", "lr must be above 0, got -1"),
         ("[0.0, 0.01]", "[0.0, 0.1, -0.1]", "weight_decay must not be negative, got -0.1"),
         ("8 }", "8 }\npool = 'clss'", "unknown pool 'clss'"),
