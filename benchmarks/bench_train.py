@@ -2,9 +2,10 @@
 
     python benchmarks/bench_train.py --out benchmarks/train_cpu.json
 
-Three arms for each ViT, each in a process of its own, that take turns within one run:
+Arms for each ViT, each in a process of its own, that take turns within one run:
 
 - ours: `fit` as `lspt train` calls it, at precision auto;
+- fused: the same with torch's fused attention, which ours does without in bf16 on a CPU;
 - reference: the same model in fp32, eager, attention not fused, the backbone's weights without
   gradients, as VPT's and gated prompt tuning's code trains;
 - full: fine-tuning of all weights of timm's own model in fp32, attention fused.
@@ -36,7 +37,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
-from lspt_serve.models import Backbone, create_prompted_vit
+from lspt_serve.models import Backbone, attention, create_prompted_vit
 from lspt_serve.preprocess import Preprocess
 from lspt_serve.training import Dataset, Split, TrainSettings, fit
 from lspt_serve.training.settings import pick_device, pick_precision
@@ -66,6 +67,11 @@ def ours(name: str, batch_size: int, device: torch.device) -> Turn:
     return turn
 
 
+def fused(name: str, batch_size: int, device: torch.device) -> Turn:
+    attention._fused_is_slow = lambda x: False
+    return ours(name, batch_size, device)
+
+
 def reference(name: str, batch_size: int, device: torch.device) -> Turn:
     model = create_prompted_vit(create_backbone(name), "lspt", num_classes=NUM_CLASSES).to(device)
     for block in model.backbone.blocks:
@@ -78,7 +84,7 @@ def full(name: str, batch_size: int, device: torch.device) -> Turn:
     return partial(plain_turn, model.train(), *random_batch(batch_size, device))
 
 
-ARMS = {"ours": ours, "reference": reference, "full": full}
+ARMS = {"ours": ours, "fused": fused, "reference": reference, "full": full}
 
 
 def plain_turn(model: Any, images: Tensor, targets: Tensor) -> float:
@@ -189,6 +195,7 @@ def main() -> None:
         row |= {
             "precision": str(dtype).removeprefix("torch."),
             "speed_ratio": speed / arms["reference"]["images_per_s"],
+            "fused_ratio": speed / arms["fused"]["images_per_s"],
             "memory_ratio": arms["ours"]["peak_mb"] / arms["reference"]["peak_mb"],
             "gflop_per_image": flops / 1e9,
             "ceiling_tflop_per_s": best / 1e12,

@@ -1,4 +1,4 @@
-"""lspt train under torchrun, with two processes on the CPU."""
+"""lspt train under torchrun, with two processes: on the CPU (gloo) and on two GPUs (NCCL)."""
 
 import shlex
 import subprocess
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from toys import COLOURS, write_coloured
 from typer.testing import CliRunner
 
@@ -34,7 +35,7 @@ for line in open(sys.argv[1]).read().splitlines():
 leave()
 """
 # 31 images of train: batches of 7, 6, 6, 6, 6 between two processes, each in two micro-batches
-COMMON = "--epochs 3 --batch-size 7 --warmup-epochs 1 --lr 0.01 --precision fp32 --device cpu"
+COMMON = "--epochs 3 --batch-size 7 --warmup-epochs 1 --lr 0.01 --precision fp32"
 RUNS = {
     "lspt": "--method lspt --augment crop+flip --mixup 0.3 --accumulate 2 --sampling balanced",
     "linear": "--method linear --augment crop+flip --accumulate 2 --label-smoothing 0.1",
@@ -43,12 +44,29 @@ RUNS = {
 }
 
 
-@pytest.fixture(scope="module")
-def trained(tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=[
+            pytest.mark.gpu,
+            pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs"),
+        ],
+    ),
+]
+
+
+@pytest.fixture(scope="module", params=DEVICES)
+def trained(
+    request: pytest.FixtureRequest,
+    tiny_backbone: Backbone,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Trained:
     """What two processes printed, the folder of their bundles and that of those of one."""
     folder = tmp_path_factory.mktemp("torchrun")
     write_coloured(folder / "data", list(COLOURS), count=15)
     common = ["train", "--backbone", tiny_backbone.source, "--data", str(folder / "data")]
+    common += ["--device", request.param]
     commands: dict[str, list[list[str]]] = {
         out: [
             [*common, "--out", str(folder / out / name), *COMMON.split(), *words.split()]
