@@ -61,6 +61,18 @@ def same(first: Dataset, second: Dataset) -> bool:
     )
 
 
+def test_what_a_killed_decode_left_is_deleted_by_the_next(load: Loader) -> None:
+    load()
+    (made,) = load.folder.iterdir()
+    left = load.folder / f".{made.name}-abcd1234"
+    made.rename(left)  # as it was before it was put in place
+
+    load()
+
+    assert load.decoded == 3 * 2 * 3
+    assert list(load.folder.iterdir()) == [made]
+
+
 def test_second_run_decodes_nothing_and_gives_the_same(load: Loader) -> None:
     first = load()
     assert load.decoded == 18

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import sys
 import tarfile
 from collections.abc import Callable
@@ -247,7 +248,6 @@ def spoil_fgvc(folder: Path, text: str) -> Path:
     [
         (spoil_vtab, "images/5.png 1\nalone\n", r"val200\.txt: line 2: 'alone'; wanted \"path"),
         (spoil_vtab, "", "the val split is empty"),
-        (spoil_vtab, "images/5.png 7\n", "val has labels that train lacks: 7"),
         (spoil_fgvc, "{", r"val\.json: not JSON"),
         (spoil_fgvc, "[1]", r'val\.json: list; wanted \{"path": label\}'),
         (spoil_fgvc, '{"5.png": null}', r"val\.json: 5\.png: label None; wanted a name"),
@@ -261,6 +261,31 @@ def test_list_that_makes_no_sense_is_refused(
 ) -> None:
     with pytest.raises(DataError, match=message):
         load_dataset(spoil(tmp_path, text), 4)
+
+
+def test_vtab_has_labels_that_its_draw_for_train_lacks(tmp_path: Path) -> None:
+    dataset = load_dataset(spoil_vtab(tmp_path, "images/5.png 7\nimages/b/4.png 1\n"), 4)
+
+    assert dataset.labels == ["0", "1", "2", "7"]
+    assert dataset.val.targets.tolist() == [3, 1]
+    assert dataset.merged().train.targets.tolist() == [0, 1, 2, 0, 3, 1]
+    assert dataset.notes == [
+        "train has no image of 1 label(s): 7",
+        "val has no image of 2 label(s): 0, 2",
+        "test has no image of 1 label(s): 7",
+    ]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text elsewhere")
+def test_label_that_is_no_utf8_is_refused_before_decoding(tmp_path: Path) -> None:
+    for label in (b"caf\xe9", b"tea"):
+        folder = tmp_path / os.fsdecode(label)
+        folder.mkdir()
+        for number in range(3):
+            (folder / f"{number}.png").write_bytes(b"not looked at")
+
+    with pytest.raises(DataError, match=r"label 'caf\\udce9' is no UTF-8; rename it"):
+        load_dataset(tmp_path, 4)
 
 
 @pytest.mark.parametrize("write", [write_vtab, write_fgvc])

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from lspt_serve import __version__
 from lspt_serve.errors import OutputError
-from lspt_serve.files import atomic_folder
+from lspt_serve.files import atomic_folder, remove_leftovers
 from lspt_serve.preprocess import Preprocess
 from lspt_serve.training.data.decode import Decoded, OnBadImage, OnImage, decode_source
 from lspt_serve.training.data.source import Source
@@ -60,6 +60,7 @@ def decode_cached(
     folder = cache / f"{name}-{key[:16]}"
     notes: list[str] = []
     with _one_at_a_time(cache):
+        remove_leftovers(folder)  # gigabytes
         if folder.exists():
             try:
                 return _load(folder, key, source, preprocess), notes

@@ -113,7 +113,7 @@ def load_dataset(
             on_image=on_image,
         )
     splits = _to_splits(source, decoded)
-    notes += [*_notes_of(decoded), *_check_splits(path, source.labels, splits)]
+    notes += [*_notes_of(decoded), *_check_splits(path, source, splits)]
     return Dataset(source.labels, **splits, notes=notes, crop_pct=crop_pct)
 
 
@@ -138,15 +138,15 @@ def _notes_of(decoded: Decoded) -> list[str]:
     return notes
 
 
-def _check_splits(path: Path, labels: list[str], splits: dict[str, Split]) -> list[str]:
-    """Notes on the labels that a split lacks; raises DataError for those that train lacks."""
+def _check_splits(path: Path, source: Source, splits: dict[str, Split]) -> list[str]:
+    """Notes on the labels that a split lacks; raises DataError for those that train may not."""
     notes = []
     for name in SPLITS:
         if not len(splits[name]):
             raise DataError(f"{path}: the {name} split is empty; put images in it")
         there = set(splits[name].targets.tolist())
-        lacking = [label for index, label in enumerate(labels) if index not in there]
-        if lacking and name == "train":
+        lacking = [label for index, label in enumerate(source.labels) if index not in there]
+        if lacking and name == "train" and not source.train_may_lack:
             raise DataError(f"{path}: train has no image of: {name_some(lacking)}")
         if lacking:
             notes.append(f"{name} has no image of {len(lacking)} label(s): {name_some(lacking)}")

@@ -22,17 +22,17 @@ FGVC_FILES = {name: f"{name}.json" for name in SPLITS}
 def read_vtab(folder: Path) -> Source:
     """TASK/{train800,val200,test}.txt; paths are relative to TASK.
 
-    train800val200.txt is not read: `Dataset.merged` is the same images.
+    train800val200.txt is not read: `Dataset.merged` is the same images. Its 1,000 images do not
+    have all labels of every task (Sun397 has 397), so that those of all splits count.
     """
-    return _to_source({name: _read_lines(folder, file) for name, file in VTAB_FILES.items()})
+    splits = {name: _read_lines(folder, file) for name, file in VTAB_FILES.items()}
+    labels = in_order(sample.label for samples in splits.values() for sample in samples)
+    return Source(labels, splits, train_may_lack=True)
 
 
 def read_fgvc(folder: Path) -> Source:
     """DIR/{train,val,test}.json: {"path": label}; paths are relative to DIR or to DIR/images."""
-    return _to_source({name: _read_object(folder, file) for name, file in FGVC_FILES.items()})
-
-
-def _to_source(splits: dict[str, list[Sample]]) -> Source:
+    splits = {name: _read_object(folder, file) for name, file in FGVC_FILES.items()}
     return Source(in_order(sample.label for sample in splits["train"]), splits)
 
 

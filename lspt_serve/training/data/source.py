@@ -40,10 +40,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class Source:
-    """A task's samples by split; `labels`, those of train, are in the order of the head's rows."""
+    """A task's samples by split; `labels` are in the order of the head's rows.
+
+    They are those of train, unless `train_may_lack` some that val or test have.
+    """
 
     labels: list[str]
     splits: dict[str, list[Sample]]
+    train_may_lack: bool = False
 
 
 def file_sample(path: Path, label: str) -> Sample:
@@ -91,8 +95,13 @@ def split_by_seed(
 
 
 def check_source(where: Path, source: Source) -> None:
-    """Raises DataError for fewer than two labels, an empty split, labels that train lacks."""
+    """Raises DataError for labels that are too few, no text or not in train, and an empty split."""
     labels = source.labels
+    for label in labels:
+        try:
+            label.encode()
+        except UnicodeEncodeError as error:  # a folder's name, say
+            raise DataError(f"{where}: label {label!a} is no UTF-8; rename it") from error
     if len(labels) < 2:
         raise DataError(
             f"{where}: train has {len(labels)} label(s) ({name_some(labels)}); wanted at least 2"
