@@ -40,7 +40,7 @@ def results(
 ) -> None:
     """Print the test accuracies of runs, a row for each entry and a column for each task.
 
-    Runs of another backbone, image size or protocol get a table of their own.
+    Runs of another backbone, preprocessing or protocol get a table of their own.
 
     Example:  lspt results build/sweep.json
 

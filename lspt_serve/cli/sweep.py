@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from lspt_serve.cli.console import Json, NormaliseBy, console, print_json, stoppable
+from lspt_serve.cli.console import Json, NormaliseBy, console, print_json, print_note, stoppable
 from lspt_serve.errors import SweepError
 from lspt_serve.results import (
     check_runs_output,
@@ -58,6 +58,8 @@ def sweep(
     --data signdigits10.tar --storage build/sweep.db --cache build/cache
     """
     out = out or storage.with_suffix(".json")
+    if out.resolve() == storage.resolve():
+        raise SweepError(f"--storage {storage} would be replaced by the runs; give another --out")
     check_runs_output(out)
     tasks = _name_tasks(data)
     with stoppable(lambda: "the same command goes on from here"):
@@ -118,7 +120,7 @@ def _load(
             on_bad_image=on_bad_image,
         )
     for note in dataset.notes:
-        console.print(f"[yellow]note:[/] {escape(f'{path}: {note}')}", highlight=False)
+        print_note(f"{path}: {note}")
     return dataset
 
 

@@ -23,6 +23,7 @@ from lspt_serve.results.statistics import Figure, mean_over_tasks, summarise
 __all__ = ["Comparison", "Grid", "Row", "Text", "compare", "comparison_grid"]
 
 T = TypeVar("T")
+APART = "compare them one file or folder at a time, or name their entries differently"
 # protocol, image_size, crop_pct, mean and std, backbone
 Circumstances = tuple[str, int, float, Triple, Triple, str]
 
@@ -53,7 +54,8 @@ def compare(runs: Sequence[Run]) -> list[Comparison]:
     """Group runs by their circumstances; rows and tasks stay in the order that they come in.
 
     Raises:
-        SweepError: two different runs of one entry, task and seed.
+        SweepError: two different runs of one entry, task and seed; or runs of one entry and task
+            that were trained otherwise.
     """
     grouped: dict[Circumstances, dict[tuple[str, str, int], Run]] = {}
     for run in runs:
@@ -63,9 +65,26 @@ def compare(runs: Sequence[Run]) -> list[Comparison]:
         if known != run:
             raise SweepError(
                 f"two different runs of {run.name!r} on task {run.task!r} with seed {run.seed}; "
-                "compare them one file at a time, or name their entries differently"
+                f"{APART}"
             )
-    return [_compare(list(group.values())) for group in grouped.values()]
+    comparable = [list(group.values()) for group in grouped.values()]
+    for own in comparable:
+        _check_alike(own)
+    return [_compare(own) for own in comparable]
+
+
+def _check_alike(runs: list[Run]) -> None:
+    """Raises SweepError where runs are no seeds of the same."""
+    firsts: dict[tuple[str, str], Run] = {}
+    for run in runs:
+        if run.error is not None:
+            continue
+        first = firsts.setdefault((run.name, run.task), run)
+        for name in ("method", "options", "pool", "init", "train"):
+            if getattr(run, name) != getattr(first, name):
+                raise SweepError(
+                    f"runs of {run.name!r} on task {run.task!r} differ in {name}; {APART}"
+                )
 
 
 def _compare(runs: list[Run]) -> Comparison:

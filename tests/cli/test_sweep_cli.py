@@ -132,6 +132,7 @@ def test_results_of_files_and_bundles_side_by_side(
     [
         (["--data", "nowhere"], "--data nowhere: no such file or folder"),
         (["--backbone", "nowhere.pth"], "no such file"),
+        (["--storage", "sweep.json"], "--storage sweep.json would be replaced by the runs; give"),
         (["--out", "sweep.toml"], "sweep.toml is no list of runs as lspt sweep writes it"),
         (["--storage", "sweep.toml"], "sweep.toml is no storage of a sweep"),
     ],

@@ -114,6 +114,23 @@ def test_two_different_runs_of_one_seed_are_refused() -> None:
         compare([run(test=0.1), run(test=0.2)])
 
 
+@pytest.mark.parametrize(
+    ("field", "other"),
+    [
+        ("method", {"method": "gated"}),
+        ("options", {"options": {"coder_hidden": 48}}),
+        ("pool", {"pool": "patch_mean"}),
+        ("init", {"init": "kmeans"}),
+        ("train", {"train": {"lr": 0.1}}),
+    ],
+)
+def test_seeds_of_different_settings_are_no_entry(field: str, other: dict[str, Any]) -> None:
+    with pytest.raises(SweepError, match=f"runs of 'lspt' on task 'a' differ in {field}; compare"):
+        compare([run(seed=0), run(seed=1, **other)])
+    compare([run("a", seed=0), run("b", seed=1, **other)])  # each task has its own choice
+    compare([run(seed=0), run(seed=1, test=None, error="diverged", **other)])
+
+
 def test_nothing_compares_to_nothing() -> None:
     assert compare([]) == []
 
