@@ -64,7 +64,7 @@ def load_backbone(
             network, an image size that is no multiple of the patch size.
     """
     path = WEIGHTS / f"{source}.safetensors" if source in EMBEDDED else Path(source)
-    is_file = path.suffix in SUFFIXES or path.exists()
+    is_file = path.suffix in SUFFIXES or (path.exists() and not timm.is_model(source))
     loaded = _from_file(path) if is_file else _from_timm(source)
     sha256 = sha256_of_tensors(loaded.vit)
     _resize(loaded.vit, source, img_size)
@@ -85,6 +85,8 @@ def sha256_of_tensors(vit: torch.nn.Module) -> str:
 
 
 def _from_file(path: Path) -> _Loaded:
+    if path.is_dir():
+        raise BackboneError(f"{path} is a folder; give the .safetensors or .pth file in it")
     if not path.is_file():
         raise BackboneError(f"{path}: no such file; give a .safetensors or .pth file of a ViT")
     checkpoint = load_checkpoint(path)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lspt_serve.errors import BundleError, MethodError, name_some, nearest
 from lspt_serve.models.attention import run_block
 from lspt_serve.models.backbone import Backbone
-from lspt_serve.models.methods import BASELINES, PromptMethod, Shape, create_method
+from lspt_serve.models.methods import PromptMethod, Shape, create_method
 
 __all__ = ["POOLS", "PromptedViT", "create_prompted_vit", "pool_tokens"]
 
@@ -143,12 +143,12 @@ def create_prompted_vit(
         )
     if "cls" in pool.split("+") and vit.cls_token is None:
         raise MethodError(f"pool {pool!r} needs a class token, and {backbone.source} has none")
-    if "prompt_mean" in pool and method in ("linear", *BASELINES):
-        raise MethodError(f"pool {pool!r} needs prompts, and method {method!r} has none")
     shape = Shape(vit.embed_dim, len(vit.blocks), vit.patch_embed.patch_size[0])
+    created = create_method(method, shape, **options)
+    if "prompt_mean" in pool and not hasattr(created, "prompts"):
+        raise MethodError(f"pool {pool!r} needs prompts, and method {method!r} has none")
     head = nn.Linear(len(pool.split("+")) * vit.embed_dim, num_classes)
     nn.init.trunc_normal_(head.weight, std=0.02)
     nn.init.zeros_(head.bias)
-    created = create_method(method, shape, **options)
     vit = copy.deepcopy(vit) if created.trains_backbone else vit
     return PromptedViT(vit, created, head, pool=pool)

@@ -203,8 +203,21 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
 
 
 def test_a_folder_is_no_backbone(tmp_path: Path) -> None:
-    with pytest.raises(BackboneError, match="no such file"):
+    with pytest.raises(BackboneError, match=r"is a folder; give the \.safetensors or \.pth file in"):
         load_backbone(str(tmp_path))
+
+
+def test_a_folder_does_not_hide_timms_model_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "vit_tiny_patch16_224").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(timm, "create_model", lambda name, **options: asked.append(name))
+    asked: list[str] = []
+
+    with pytest.raises(BackboneError, match="is a NoneType; wanted a VisionTransformer"):
+        load_backbone("vit_tiny_patch16_224")
+    assert asked == ["vit_tiny_patch16_224"]
 
 
 @pytest.mark.parametrize("kept", [0, 4, 100, 5000, -1])
