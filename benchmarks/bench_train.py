@@ -136,7 +136,10 @@ def measure(name: str, batch_size: int, device: torch.device, rounds: int) -> di
     context, pipes = multiprocessing.get_context("spawn"), {}
     for arm in ARMS:
         pipes[arm], theirs = context.Pipe()
-        context.Process(target=worker, args=(arm, name, batch_size, device, theirs)).start()
+        context.Process(
+            target=worker, args=(arm, name, batch_size, device, theirs), daemon=True
+        ).start()
+        theirs.close()  # else a worker's end would not be seen
     seconds: dict[str, list[float]] = {arm: [] for arm in ARMS}
     for number in range(1 + rounds):
         for arm, pipe in pipes.items():

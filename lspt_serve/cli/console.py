@@ -31,7 +31,7 @@ __all__ = [
 
 console = Console(stderr=True)
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
+Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, nothing else.")]
 ImgSize = Annotated[
     int | None,
     typer.Option(help="Side of the images in pixels; the backbone's own unless given.", min=1),
@@ -44,7 +44,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output 
 
 
 def print_json(record: Any) -> None:
-    """One JSON object on stdout."""
+    """JSON on stdout."""
     print(json.dumps(record, indent=2))
 
 

@@ -47,7 +47,10 @@ def train(
         typer.Option(help="Option of the method, e.g. num_prompts=16.", metavar="KEY=VALUE"),
     ] = None,
     pool: Annotated[
-        str | None, typer.Option(help="cls, patch_mean, prompt_mean or two of them joined by +.")
+        str | None,
+        typer.Option(
+            help="cls, patch_mean, prompt_mean or two of them joined by +, in this order."
+        ),
     ] = None,
     img_size: ImgSize = None,
     normalisation: NormaliseBy = None,

@@ -72,10 +72,10 @@ def check_run(folder: Path, *, overwrite: bool) -> None:
 
 
 def _is_ours(folder: Path) -> bool:
-    """A folder that is empty, but for temporaries, or has a config.json of ours."""
+    """A folder that is empty, but for hidden files (locks, temporaries), or has our config.json."""
     if not folder.is_dir():
         return False
-    if all(path.name.startswith(f".{CONFIG}-") for path in folder.iterdir()):
+    if all(path.name.startswith(".") for path in folder.iterdir()):
         return True
     try:
         config = json.loads((folder / CONFIG).read_bytes())

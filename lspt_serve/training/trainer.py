@@ -18,7 +18,7 @@ from lspt_serve.training.run import Run
 from lspt_serve.training.settings import TrainSettings, pick_precision
 from lspt_serve.training.steps import Steps, compile_forward
 
-__all__ = ["Epoch", "accuracy", "evaluate", "fit", "predict"]
+__all__ = ["Epoch", "accuracy", "fit", "predict"]
 
 
 def fit(
@@ -85,11 +85,6 @@ def predict(model: PromptedViT, split: Split, preprocess: Preprocess) -> tuple[T
     """Logits (N x K) and targets (N) of a split, in fp32."""
     batches = Batches(split, preprocess, model)
     return _predict(batches, 64, torch.float32), batches.targets
-
-
-def evaluate(model: PromptedViT, split: Split, preprocess: Preprocess) -> float:
-    """Top-1 accuracy in [0, 1], in fp32."""
-    return accuracy(*predict(model, split, preprocess))
 
 
 def _measure(split: Batches, batch_size: int, dtype: torch.dtype) -> tuple[float, float]:

@@ -12,6 +12,7 @@ from toys import COLOURS, coloured_dataset
 
 from lspt_serve import __version__
 from lspt_serve.errors import OutputError, RunError
+from lspt_serve.files import locked
 from lspt_serve.models import Backbone
 from lspt_serve.training import (
     Dataset,
@@ -260,6 +261,14 @@ def test_folder_of_something_else_is_refused_and_kept(
             train(restart=restart)
 
     assert [path.name for path in (tmp_path / "run").iterdir()] == [name]
+
+
+def test_locks_do_not_make_a_folder_something_else(train: Train, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with locked(tmp_path / "run" / "bundle"):  # as --out RUN/bundle is held
+        train()
+
+    assert (tmp_path / "run" / "epochs.csv").is_file()
 
 
 def test_file_in_the_place_of_the_folder_is_refused(train: Train, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from lspt_serve.training.batches import Batches
 from lspt_serve.training.calibration import calibration_error
 from lspt_serve.training.picks import Picks
 from lspt_serve.training.settings import Augment, learning_rate
-from lspt_serve.training.trainer import evaluate
+from lspt_serve.training.trainer import accuracy, predict
 
 LABELS = list(COLOURS)
 SHORT = TrainSettings(epochs=2, batch_size=8, warmup_epochs=0.5, precision="fp32", device="cpu")
@@ -322,14 +322,15 @@ def test_training_does_not_depend_on_test(tiny_backbone: Backbone, colours: Data
     assert same_tensors(first, second)
 
 
-def test_evaluate_is_the_share_of_right_answers(tiny_backbone: Backbone, colours: Dataset) -> None:
+def test_accuracy_is_the_share_of_right_answers(tiny_backbone: Backbone, colours: Dataset) -> None:
     model = fresh(tiny_backbone)
     with torch.no_grad():
         model.head.weight.normal_()
-    accuracy = accuracy_by_hand(model, colours.train, tiny_backbone)
+    wanted = accuracy_by_hand(model, colours.train, tiny_backbone)
 
-    assert 0 < accuracy < 1
-    assert evaluate(model, colours.train, tiny_backbone.preprocess) == pytest.approx(accuracy)
+    assert 0 < wanted < 1
+    predicted = predict(model, colours.train, tiny_backbone.preprocess)
+    assert accuracy(*predicted) == pytest.approx(wanted)
 
 
 def test_linear_probe_computes_its_features_once_and_loses_nothing(
