@@ -17,10 +17,10 @@ import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from statistics import median
-from typing import Any
+from statistics import fmean, median
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lspt_serve.export import export_graph
 from lspt_serve.graph import check_fits
@@ -39,6 +39,7 @@ from lspt_serve.training.sweep import Plan, load_config, make_plans
 
 CONFIG = Path(__file__).with_suffix(".toml")
 ROUNDS = 31
+Model = tuple[str, str, str | None]  # method, its options as JSON, pool
 TARGETS = {"the best other prompt method": 1.0, "linear": 3.0}  # points of the mean over tasks
 
 
@@ -58,28 +59,43 @@ def sweep(args: argparse.Namespace, out: Path) -> None:
         raise SystemExit("lspt sweep failed; its message is above")
 
 
-def measure_latencies(backbone: Backbone, plans: Sequence[Plan]) -> dict[str, float]:
-    """Median ms of one image by entry: fp32, one thread of ONNX Runtime on the CPU."""
-    size = backbone.preprocess.img_size
-    image = np.random.default_rng(0).standard_normal((1, 3, size, size), np.float32)
-    engines = {}
-    for plan in plans:
-        model = create_prompted_vit(
-            backbone, plan.method, num_classes=2, pool=plan.pool, **plan.options
-        )
-        bundle = create_bundle(model.fold(), backbone, name="task", version=1, labels=["a", "b"])
-        with tempfile.TemporaryDirectory() as folder:
-            export_graph(backbone, Path(folder) / "graph", like=bundle)
-            engine = OnnxEngine(Path(folder) / "graph", device="cpu", num_threads=1)
-        check_fits(bundle, engine.graph)
-        engines[plan.name] = engine, bundle.method_tensors
-    seconds: dict[str, list[float]] = {name: [] for name in engines}
+def measure_latencies(backbone: Backbone, runs: Sequence[Run]) -> dict[str, float]:
+    """Median ms of one image by entry, mean over what was chosen for its tasks.
+
+    fp32, one thread of ONNX Runtime on the CPU.
+    """
+    image = np.random.default_rng(0).standard_normal((1, 3, *[runs[0].image_size] * 2), np.float32)
+    trained = [(run.name, to_model(run)) for run in runs if run.test is not None]
+    engines = {model: create_engine(backbone, model) for _, model in dict.fromkeys(trained)}
+    seconds: dict[Model, list[float]] = {model: [] for model in engines}
     for _ in range(ROUNDS):
-        for name, (engine, tensors) in engines.items():
+        for model, (engine, tensors) in engines.items():
             started = time.perf_counter()
             engine.features(image, tensors)
-            seconds[name].append(time.perf_counter() - started)
-    return {name: round(1000 * median(taken), 3) for name, taken in seconds.items()}
+            seconds[model].append(time.perf_counter() - started)
+    by_name: dict[str, list[float]] = {}
+    for name, model in trained:
+        by_name.setdefault(name, []).append(1000 * median(seconds[model]))
+    return {name: round(fmean(values), 3) for name, values in by_name.items()}
+
+
+def to_model(run: Run) -> Model:
+    """What a latency depends on."""
+    return run.method, json.dumps(run.options, sort_keys=True), run.pool
+
+
+def create_engine(
+    backbone: Backbone, model: Model
+) -> tuple[OnnxEngine, dict[str, NDArray[np.float32]]]:
+    """The shared graph for a model with fresh tensors, and those tensors."""
+    method, options, pool = model
+    created = create_prompted_vit(backbone, method, num_classes=2, pool=pool, **json.loads(options))
+    bundle = create_bundle(created.fold(), backbone, name="task", version=1, labels=["a", "b"])
+    with tempfile.TemporaryDirectory() as folder:
+        export_graph(backbone, Path(folder) / "graph", like=bundle)
+        engine = OnnxEngine(Path(folder) / "graph", device="cpu", num_threads=1)
+    check_fits(bundle, engine.graph)
+    return engine, bundle.method_tensors
 
 
 def to_table(runs: Iterable[Run], latencies: dict[str, float]) -> str:
@@ -87,15 +103,21 @@ def to_table(runs: Iterable[Run], latencies: dict[str, float]) -> str:
     parts = []
     for comparison in compare(list(runs)):
         grid = comparison_grid(comparison)
-        rows = [[*row, Text(f"{latencies[row[0].text]:.1f}")] for row in grid.rows]
+        rows = [[*row, to_cell(latencies.get(row[0].text))] for row in grid.rows]
         parts.append(Grid(grid.caption, [*grid.header, "ms"], rows, grid.notes).to_markdown())
     return "\n\n".join(parts)
+
+
+def to_cell(latency: float | None) -> Text:
+    return Text("-" if latency is None else f"{latency:.1f}")
 
 
 def to_verdict(runs: Sequence[Run]) -> list[str]:
     """LSPT's mean over tasks beside the targets."""
     (comparison,) = compare(runs)
     means = {row.name: 100 * row.mean.mean for row in comparison.rows if row.mean}
+    if not {"lspt", "linear"} <= means.keys():
+        return ["- `lspt` or `linear` failed on a task: nothing to compare."]
     others = {
         name: value for name, value in means.items() if "lspt" not in name and name != "linear"
     }
@@ -114,22 +136,26 @@ def to_verdict(runs: Sequence[Run]) -> list[str]:
     return lines
 
 
-def to_choices(runs: Sequence[Run], searched: Iterable[str]) -> str:
+def to_choices(runs: Sequence[Run], plans: Iterable[Plan]) -> str:
     """What the search has chosen, by entry and task."""
     tasks = list(dict.fromkeys(run.task for run in runs))
-    chosen = {
-        (run.name, run.task): f"{choice(run.train)}, {100 * (run.val or 0):.1f}" for run in runs
-    }
-    rows = [
-        [Text(name), *(Text(chosen.get((name, task), "-")) for task in tasks)] for name in searched
-    ]
-    caption = "What the search chose: lr x prompt_lr_scale, accuracy on val in %."
-    return Grid(caption, ["entry", *tasks], rows).to_markdown()
+    found = {(run.name, run.task): run for run in runs}
+    rows = []
+    for plan in plans:
+        own = [found.get((plan.name, task)) for task in tasks]
+        cells = [choice(run, plan) if run else "-" for run in own]
+        rows.append([Text(plan.name), *map(Text, cells), Text(", ".join(plan.space))])
+    caption = "What the search chose, and its accuracy on val in %."
+    return Grid(caption, ["entry", *tasks, "searched"], rows).to_markdown()
 
 
-def choice(train: dict[str, Any]) -> str:
-    scale = train["prompt_lr_scale"]
-    return f"{train['lr']:g}" + ("" if scale == 1 else f" x {scale:g}")
+def choice(run: Run, plan: Plan) -> str:
+    if run.error or run.val is None:
+        return "failed"
+    chosen = run.train | {f"options.{name}": value for name, value in run.options.items()}
+    values = [chosen[name] for name in plan.space]
+    words = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
+    return f"{', '.join(words)}: {100 * run.val:.1f}"
 
 
 def to_page(runs: Sequence[Run], plans: Sequence[Plan], latencies: dict[str, float]) -> str:
@@ -150,7 +176,7 @@ def to_page(runs: Sequence[Run], plans: Sequence[Plan], latencies: dict[str, flo
         "## Methods",
         to_table(methods, latencies),
         "\n".join(to_verdict(methods)),
-        to_choices(methods, searched),
+        to_choices(methods, [plan for plan in plans if not plan.like]),
         "## What LSPT is without its parts",
         "Each trained with what was tuned for `lspt`, without a search of its own.",
         to_table(ablation, latencies),
@@ -176,9 +202,10 @@ def main() -> None:
     sweep(args, out)
     config = load_config(args.config)
     plans = make_plans(config)
-    latencies = measure_latencies(load_backbone(args.backbone, img_size=config.img_size), plans)
+    runs = load_runs(out)
+    latencies = measure_latencies(load_backbone(args.backbone, img_size=config.img_size), runs)
     (args.docs / "latencies.json").write_text(json.dumps(latencies, indent=1) + "\n")
-    (args.docs / "results.md").write_text(to_page(load_runs(out), plans, latencies))
+    (args.docs / "results.md").write_text(to_page(runs, plans, latencies))
 
 
 if __name__ == "__main__":
