@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lspt_serve import __version__
 from lspt_serve.bundle import BASELINE, BackboneRef, MethodRef, Metrics
-from lspt_serve.errors import BundleError
+from lspt_serve.errors import BundleError, first_mistake
 from lspt_serve.preprocess import Preprocess
 
 __all__ = ["BaselineRecord", "load_baseline"]
@@ -40,6 +40,4 @@ def load_baseline(folder: Path) -> BaselineRecord:
     except OSError as error:
         raise BundleError(f"{path}: cannot be read: {error.strerror}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise BundleError(f"{path}: {where}: {first['msg']}") from error
+        raise BundleError(f"{path}: {first_mistake(error, whole='the file')}") from error

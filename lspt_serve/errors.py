@@ -22,6 +22,10 @@ exits with code 2; the service maps them to 4xx answers.
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 __all__ = [
     "AddressError",
@@ -40,6 +44,7 @@ __all__ = [
     "UnknownTaskError",
     "UnsupportedFormatError",
     "first_line",
+    "first_mistake",
     "name_some",
     "nearest",
 ]
@@ -114,6 +119,14 @@ def nearest(name: str, known: Iterable[str], *, limit: int = 3) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of another library's message; its type where it has none."""
     return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def first_mistake(error: "ValidationError", *, whole: str = "") -> str:
+    """`WHERE: MESSAGE` of the first that pydantic found; `whole` names what has no part."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"])) or whole
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
 
 
 def name_some(names: Iterable[object], *, limit: int = 5) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lspt_serve.bundle import BackboneRef, Bundle, MethodRef
-from lspt_serve.errors import BundleError, GraphError, name_some
+from lspt_serve.errors import BundleError, GraphError, first_mistake, name_some
 from lspt_serve.preprocess import Preprocess
 
 __all__ = [
@@ -68,9 +68,7 @@ def load_graph_spec(folder: Path) -> GraphSpec:
             f"{path}: cannot be read: {error.strerror}; make it with: lspt export --out {folder}"
         ) from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise GraphError(f"{path}: {where}: {first['msg']}") from error
+        raise GraphError(f"{path}: {first_mistake(error, whole='the file')}") from error
     if not (folder / GRAPH_FILE).is_file():
         raise GraphError(f"{folder / GRAPH_FILE}: no such file; export the graph again")
     return spec

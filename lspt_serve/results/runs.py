@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from lspt_serve.baseline import BaselineRecord, load_baseline
 from lspt_serve.bundle import BASELINE, MANIFEST, Manifest, MethodRef, Metrics, load_bundle
-from lspt_serve.errors import SweepError
+from lspt_serve.errors import SweepError, first_mistake
 from lspt_serve.files import atomic_file
 
 __all__ = ["RUNS", "Run", "check_runs_output", "load_runs", "runs_of", "save_runs"]
@@ -67,11 +67,8 @@ def load_runs(path: Path) -> list[Run]:
     except OSError as error:
         raise SweepError(f"{path} cannot be read: {error.strerror}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise SweepError(
-            f"{path} is no list of runs as lspt sweep writes it: {where or 'file'}: {first['msg']}"
-        ) from error
+        mistake = first_mistake(error, whole="file")
+        raise SweepError(f"{path} is no list of runs as lspt sweep writes it: {mistake}") from error
 
 
 def check_runs_output(path: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from lspt_serve.errors import MethodError, nearest
+from lspt_serve.errors import MethodError, first_mistake, nearest
 
 __all__ = ["PromptMethod", "Settings", "Shape", "State", "uniform_prompts"]
 
@@ -51,10 +51,7 @@ class Settings:
         try:
             return TypeAdapter(cls).validate_python(options)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = f"{first['loc'][0]}: " if first["loc"] else ""
-            reason = first["msg"].removeprefix("Value error, ")
-            raise MethodError(f"{where}{reason}") from error
+            raise MethodError(first_mistake(error)) from error
 
     def graph_options(self) -> dict[str, Any]:
         """The options that shape the computation; the number of prompts is free in a graph."""

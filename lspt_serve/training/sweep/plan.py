@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
-from lspt_serve.errors import DataError, LSPTError, SweepError, nearest
+from lspt_serve.errors import DataError, LSPTError, SweepError, first_mistake, nearest
 from lspt_serve.models import Backbone, create_prompted_vit
 from lspt_serve.training.init import Init, check_init
 from lspt_serve.training.settings import TrainSettings, pick_device
@@ -183,9 +183,7 @@ def train_settings(train: Params, *, seed: int) -> TrainSettings:
     try:
         return SETTINGS.validate_python({**train, "seed": seed})
     except ValidationError as error:
-        first = error.errors()[0]
-        where = f"{first['loc'][0]}: " if first["loc"] else ""
-        raise DataError(f"{where}{first['msg'].removeprefix('Value error, ')}") from error
+        raise DataError(first_mistake(error)) from error
 
 
 def check_plans(plans: list[Plan], backbone: Backbone) -> None:
