@@ -30,6 +30,7 @@ from lspt_serve.results import (
     Run,
     compare,
     comparison_grid,
+    draw_comparison,
     load_runs,
 )
 from lspt_serve.results.table import Text
@@ -158,10 +159,15 @@ def choice(run: Run, plan: Plan) -> str:
     return f"{', '.join(words)}: {100 * run.val:.1f}"
 
 
-def to_page(runs: Sequence[Run], plans: Sequence[Plan], latencies: dict[str, float]) -> str:
+def split_runs(runs: Sequence[Run], plans: Sequence[Plan]) -> tuple[list[Run], list[Run]]:
+    """Those of entries with a search of their own, and those of LSPT and what copies it."""
     searched = [plan.name for plan in plans if not plan.like]
     methods = [run for run in runs if run.name in searched]
-    ablation = [run for run in runs if run.name == "lspt" or run.name not in searched]
+    return methods, [run for run in runs if run.name == "lspt" or run.name not in searched]
+
+
+def to_page(runs: Sequence[Run], plans: Sequence[Plan], latencies: dict[str, float]) -> str:
+    methods, ablation = split_runs(runs, plans)
     epochs = sorted({run.train["epochs"] for run in methods if run.method != "linear"})
     hours = sum(run.train_s or 0 for run in runs) / 3600
     parts = [
@@ -174,10 +180,12 @@ def to_page(runs: Sequence[Run], plans: Sequence[Plan], latencies: dict[str, flo
         f"{', '.join(map(str, epochs))} epochs (a linear probe 100). *bytes a task* are fp32; *ms* "
         f"is one image in ONNX Runtime, fp32, one thread, median of {ROUNDS}, all entries in turn.",
         "## Methods",
+        "![Test accuracy of the methods on each task](results.png)",
         to_table(methods, latencies),
         "\n".join(to_verdict(methods)),
         to_choices(methods, [plan for plan in plans if not plan.like]),
         "## What LSPT is without its parts",
+        "![Test accuracy of variants of LSPT on each task](ablation.png)",
         "Each trained with what was tuned for `lspt`, without a search of its own.",
         to_table(ablation, latencies),
         "## Published",
@@ -206,6 +214,10 @@ def main() -> None:
     latencies = measure_latencies(load_backbone(args.backbone, img_size=config.img_size), runs)
     (args.docs / "latencies.json").write_text(json.dumps(latencies, indent=1) + "\n")
     (args.docs / "results.md").write_text(to_page(runs, plans, latencies))
+    methods, ablation = split_runs(runs, plans)
+    for name, part in (("results", methods), ("ablation", ablation)):
+        (comparison,) = compare(part)
+        draw_comparison(args.docs / f"{name}.png", comparison)
 
 
 if __name__ == "__main__":

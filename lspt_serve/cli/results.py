@@ -8,12 +8,15 @@ import typer
 from rich.console import Console
 
 from lspt_serve.cli.console import Json, print_json
+from lspt_serve.errors import SweepError
 from lspt_serve.results import (
     PUBLISHED,
+    Comparison,
     Pretraining,
     check_runs_output,
     compare,
     comparison_grid,
+    draw_comparison,
     runs_of,
     runs_of_storage,
     save_runs,
@@ -35,6 +38,9 @@ def results(
         Pretraining | None,
         typer.Option(help="Also columns of published accuracies, of a ViT-B/16 pretrained so."),
     ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Also draw the table, as a PNG; needs the extra `train`.")
+    ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Tables in Markdown.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -47,6 +53,8 @@ def results(
     Example:  lspt results --storage build/sweep.db --out build/partial.json
 
     Example:  lspt results build/sweep.json bundles --markdown --published mae
+
+    Example:  lspt results build/sweep.json --plot build/sweep.png
     """
     if not paths and storage is None:
         raise typer.BadParameter("give files, folders or --storage")
@@ -57,6 +65,8 @@ def results(
     runs = [run for path in paths or [] for run in runs_of(path)]
     runs += runs_of_storage(storage) if storage else []
     comparisons = compare(runs)
+    if plot is not None:
+        _draw(plot, comparisons)
     if out is not None:
         save_runs(out, runs)
     if as_json:
@@ -71,3 +81,14 @@ def results(
             print(grid.to_markdown(), end="\n\n")
         else:
             Console().print(grid.to_rich(), "")
+
+
+def _draw(plot: Path, comparisons: list[Comparison]) -> None:
+    if plot.suffix.lower() != ".png":
+        raise SweepError(f"--plot {plot}: a {plot.suffix or 'nameless'} file; wanted a .png")
+    if len(comparisons) != 1:
+        raise SweepError(
+            f"--plot draws one table, and these runs make {len(comparisons)}; give it runs of one "
+            "backbone, preprocessing and protocol"
+        )
+    draw_comparison(plot, comparisons[0])

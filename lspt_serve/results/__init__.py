@@ -1,5 +1,6 @@
 """What runs gave: their records, statistics and tables. Needs no torch."""
 
+from lspt_serve.results.plot import draw_comparison
 from lspt_serve.results.published import PUBLISHED, Pretraining
 from lspt_serve.results.runs import Run, check_runs_output, load_runs, runs_of, save_runs
 from lspt_serve.results.statistics import Figure, mean_over_tasks, summarise
@@ -17,6 +18,7 @@ __all__ = [
     "check_runs_output",
     "compare",
     "comparison_grid",
+    "draw_comparison",
     "load_runs",
     "mean_over_tasks",
     "runs_of",

@@ -22,7 +22,7 @@ from toys import random_bundle, write_coloured
 from lspt_serve.bundle import Metrics, save_bundle
 from lspt_serve.cli import main
 from lspt_serve.models import Backbone
-from lspt_serve.results import load_runs, save_runs
+from lspt_serve.results import Run, load_runs, save_runs
 
 CONFIG = """
 trials = 2
@@ -121,6 +121,11 @@ def test_results_of_files_and_bundles_side_by_side(
     assert lines[4] == "| linear | 50.0 | 300 | 2.5 |"  # 24 x 3 and 3 of fp32
     assert lines[5].startswith("| gated | **75.0** | ")
 
+    plot = tmp_path / "plot.png"
+    assert lspt("results", tmp_path / "linear", "--plot", plot).code == 0
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    check_error(lspt("results", tmp_path / "linear", "--plot", "plot.gif"), "a .gif file; wanted a")
+
     answer = json.loads(lspt("results", tmp_path / "linear", "--json", "--published", "mae").out)
     figure = {"mean": 0.5, "std": None, "n": 1}
     assert answer["comparisons"][0]["rows"][0]["tasks"] == {"birds": figure}
@@ -186,6 +191,19 @@ def test_results_says_how_it_is_used(lspt: Command, extra: list[str]) -> None:
 
     assert (ended.code, ended.out) == (2, "")
     assert "give " in ended.err
+
+
+def test_two_tables_are_no_picture(lspt: Command, tmp_path: Path) -> None:
+    run = Run(
+        task="a", name="x", method="lspt", image_size=32, protocol="vtab", seed=0, test=0.5,
+        backbone="0" * 12, lspt_serve="0.1.0",
+    )  # fmt: skip
+    save_runs(tmp_path / "runs.json", [run, run.model_copy(update={"image_size": 48})])
+
+    ended = lspt("results", tmp_path / "runs.json", "--plot", tmp_path / "plot.png")
+
+    check_error(ended, "--plot draws one table, and these runs make 2; give it runs of one")
+    assert not (tmp_path / "plot.png").exists()
 
 
 @pytest.fixture

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lspt_serve.training.report.numbers import Bin
-from lspt_serve.training.report.style import (
+from lspt_serve.pictures import (
     BLUE,
     GREY,
     GRID,
@@ -22,6 +21,7 @@ from lspt_serve.training.report.style import (
     save_figure,
     short,
 )
+from lspt_serve.training.report.numbers import Bin
 from lspt_serve.training.trainer import Epoch
 
 __all__ = [

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from lspt_serve.pictures import DPI, save_figure, short
 from lspt_serve.training.report.attention import Gaze
 from lspt_serve.training.report.numbers import Answer
-from lspt_serve.training.report.style import DPI, save_figure, short
 
 __all__ = ["draw_attention", "draw_errors", "heat_over"]
 

@@ -18,6 +18,7 @@ from lspt_serve.bundle import Manifest
 from lspt_serve.errors import BackboneError
 from lspt_serve.files import atomic_folder
 from lspt_serve.models import PromptedViT
+from lspt_serve.pictures import drawing
 from lspt_serve.preprocess import crop_middle, normalise
 from lspt_serve.training.data import Dataset
 from lspt_serve.training.report.attention import Gaze, find_gazes
@@ -34,7 +35,6 @@ from lspt_serve.training.report.numbers import (
 )
 from lspt_serve.training.report.page import render_page
 from lspt_serve.training.report.sheets import draw_attention, draw_errors
-from lspt_serve.training.report.style import drawing
 from lspt_serve.training.trainer import Epoch
 
 __all__ = ["Record", "write_report"]

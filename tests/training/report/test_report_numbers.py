@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from lspt_serve.pictures import short
 from lspt_serve.training.data import Split
 from lspt_serve.training.report.charts import cell_labels, pool_cells
 from lspt_serve.training.report.numbers import (
@@ -18,7 +19,6 @@ from lspt_serve.training.report.numbers import (
     list_bins,
     pick_examples,
 )
-from lspt_serve.training.report.style import short
 
 LABELS = ["ant", "bee", "cat", "dog"]
 TARGETS = np.array([0, 0, 0, 1, 1, 2])  # no dog
