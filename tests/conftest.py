@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ TINY: dict[str, Any] = {
 }
 TEST_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have background jobs ignore it
 torch.set_num_threads(1)  # on models this small, threads cost more than they give
 
 # The examples are those of every other run: a failure elsewhere is a failure here.
