@@ -140,7 +140,7 @@ def to_verdict(runs: Sequence[Run]) -> list[str]:
 def to_choices(runs: Sequence[Run], plans: Iterable[Plan]) -> str:
     """What the search has chosen, by entry and task."""
     tasks = list(dict.fromkeys(run.task for run in runs))
-    found = {(run.name, run.task): run for run in runs}
+    found = {(run.name, run.task): run for run in sorted(runs, key=lambda run: run.error is None)}
     rows = []
     for plan in plans:
         own = [found.get((plan.name, task)) for task in tasks]
@@ -216,8 +216,8 @@ def main() -> None:
     (args.docs / "results.md").write_text(to_page(runs, plans, latencies))
     methods, ablation = split_runs(runs, plans)
     for name, part in (("results", methods), ("ablation", ablation)):
-        (comparison,) = compare(part)
-        draw_comparison(args.docs / f"{name}.png", comparison)
+        for comparison in compare(part):  # one, or none where nothing copies lspt
+            draw_comparison(args.docs / f"{name}.png", comparison)
 
 
 if __name__ == "__main__":
