@@ -4,6 +4,7 @@ LSPTError (a ValueError: the caller can mend it)
 ├── BackboneError       a backbone that is unknown, unreadable or not a ViT
 ├── MethodError         a prompt method or one of its options that does not exist
 ├── DataError           training data that cannot be learned from
+├── CompileError        a machine on which torch.compile does not work
 ├── BundleError         a bundle that is missing, broken or meant for something else
 ├── GraphError          an exported graph that is missing, broken or fails its parity check
 ├── SweepError          a sweep's configuration, storage or results that cannot be used
@@ -31,6 +32,7 @@ __all__ = [
     "AddressError",
     "BackboneError",
     "BundleError",
+    "CompileError",
     "DataError",
     "GraphError",
     "ImageError",
@@ -64,6 +66,10 @@ class MethodError(LSPTError):
 
 class DataError(LSPTError):
     """Training data that cannot be learned from."""
+
+
+class CompileError(LSPTError):
+    """A machine on which torch.compile does not work."""
 
 
 class BundleError(LSPTError):

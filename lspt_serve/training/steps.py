@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from lspt_serve.errors import DataError, first_line, name_some
+from lspt_serve.errors import CompileError, DataError, first_line, name_some
 from lspt_serve.models import PromptedViT
 from lspt_serve.training.augment import draw_changes
 from lspt_serve.training.batches import Batches
@@ -155,7 +155,7 @@ def compile_forward(model: PromptedViT) -> Callable[[Tensor], Tensor]:
     """torch.compile for batches of any size: a graph for training, one for val.
 
     A batch of one image has another graph. What the model draws is drawn otherwise than without.
-    Calls raise DataError where compiling fails, for example without a C++ compiler.
+    Calls raise CompileError where compiling fails, for example without a C++ compiler.
     """
     from torch._dynamo.exc import TorchDynamoException  # takes seconds to import
 
@@ -165,7 +165,7 @@ def compile_forward(model: PromptedViT) -> Callable[[Tensor], Tensor]:
         try:
             logits: Tensor = compiled(images)
         except TorchDynamoException as error:
-            raise DataError(
+            raise CompileError(
                 f"torch.compile failed: {first_line(error)}; train without compile, or install "
                 "what it needs"
             ) from error

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 from toys import COLOURS, coloured_dataset, coloured_split
 
-from lspt_serve.errors import DataError
+from lspt_serve.errors import CompileError, DataError
 from lspt_serve.models import METHODS, Backbone, PromptedViT, create_prompted_vit
 from lspt_serve.preprocess import normalise
 from lspt_serve.training import Dataset, Epoch, Split, TrainSettings, fit
@@ -400,10 +400,11 @@ def test_compiler_that_there_is_not_is_one_line(
     make_backbone: Callable[..., Backbone], colours: Dataset
 ) -> None:
     no_compiler = {"cpp.cxx": (None, "no-such-compiler"), "fx_graph_cache": False}
+    message = r"^torch.compile failed: .*no-such-compiler.*; train with"
 
     with (
         torch._inductor.config.patch(no_compiler),
-        pytest.raises(DataError, match=r"^torch.compile failed: .*no-such-compiler.*; train with"),
+        pytest.raises(CompileError, match=message),
     ):
         trained(make_backbone(depth=1), colours, replace(SHORT, compile=True), "vpt-shallow")
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import optuna
@@ -18,7 +18,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 from torch.nn.functional import cross_entropy
 
-from lspt_serve.errors import DataError, SweepError
+from lspt_serve.errors import CompileError, DataError, SweepError
 from lspt_serve.models import Backbone
 from lspt_serve.preprocess import NORMALISATIONS, normalise
 from lspt_serve.results import Run, runs_of_storage
@@ -374,6 +374,21 @@ def test_a_trial_that_diverges_counts_and_is_not_chosen(
     trials = studies(tmp_path / "sweep.db")["search/one/linear"].trials
     assert [trial.state.name for trial in trials] == ["PRUNED", "COMPLETE", "PRUNED"]
     assert trials[2].user_attrs["error"] == "training diverged: lower lr 0.2"
+
+
+def test_machine_that_cannot_compile_ends_the_sweep_and_is_no_result(
+    sweep: Do, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*args: Any, **kwargs: Any) -> NoReturn:
+        raise CompileError("torch.compile failed: no compiler")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TUNE, fails)
+        with pytest.raises(CompileError):
+            sweep(space={"lr": [0.01]}, sampler="grid", trials=None)
+
+    runs = sweep(space={"lr": [0.01]}, sampler="grid", trials=None)
+    assert all(run.error is None for run in runs)
 
 
 def test_an_entry_whose_trials_all_diverge_has_failed(sweep: Do, diverging: list[float]) -> None:
