@@ -39,6 +39,7 @@ from lspt_serve.training import create_bundle
 from lspt_serve.training.sweep import Plan, load_config, make_plans
 
 CONFIG = Path(__file__).with_suffix(".toml")
+TRIED = Path(__file__).with_name("tried.md")
 ROUNDS = 31
 Model = tuple[str, str, str | None]  # method, its options as JSON, pool
 TARGETS = {"the best other prompt method": 1.0, "linear": 3.0}  # points of the mean over tasks
@@ -166,6 +167,16 @@ def split_runs(runs: Sequence[Run], plans: Sequence[Plan]) -> tuple[list[Run], l
     return methods, [run for run in runs if run.name == "lspt" or run.name not in searched]
 
 
+def to_ablation(runs: Sequence[Run], latencies: dict[str, float]) -> list[str]:
+    if {run.name for run in runs} <= {"lspt"}:
+        return ["The variants have not been run yet."]
+    return [
+        "![Test accuracy of variants of LSPT on each task](ablation.png)",
+        "Each trained with what was tuned for `lspt`, without a search of its own.",
+        to_table(runs, latencies),
+    ]
+
+
 def to_page(runs: Sequence[Run], plans: Sequence[Plan], latencies: dict[str, float]) -> str:
     methods, ablation = split_runs(runs, plans)
     epochs = sorted({run.train["epochs"] for run in methods if run.method != "linear"})
@@ -184,10 +195,10 @@ def to_page(runs: Sequence[Run], plans: Sequence[Plan], latencies: dict[str, flo
         to_table(methods, latencies),
         "\n".join(to_verdict(methods)),
         to_choices(methods, [plan for plan in plans if not plan.like]),
+        "## What was tried for LSPT",
+        TRIED.read_text("utf-8").strip(),
         "## What LSPT is without its parts",
-        "![Test accuracy of variants of LSPT on each task](ablation.png)",
-        "Each trained with what was tuned for `lspt`, without a search of its own.",
-        to_table(ablation, latencies),
+        *to_ablation(ablation, latencies),
         "## Published",
         "Beside figures that others published, of another backbone and other tasks:",
         "    lspt results docs/results.json --published mae\n"
@@ -216,7 +227,7 @@ def main() -> None:
     (args.docs / "results.md").write_text(to_page(runs, plans, latencies))
     methods, ablation = split_runs(runs, plans)
     for name, part in (("results", methods), ("ablation", ablation)):
-        for comparison in compare(part):  # one, or none where nothing copies lspt
+        for comparison in compare(part) if len({run.name for run in part}) > 1 else []:
             draw_comparison(args.docs / f"{name}.png", comparison)
 
 
