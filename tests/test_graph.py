@@ -12,10 +12,14 @@ from lspt_serve.models import Backbone
 from lspt_serve.preprocess import Preprocess
 
 CELL: dict[str, list[Dim]] = {
-    "method.coder.bias_hh": [96],
-    "method.coder.bias_ih": [96],
-    "method.coder.weight_hh": [96, 24],
-    "method.coder.weight_ih": [96, 24],
+    "method.coder.bias_hh": [24],
+    "method.coder.bias_ih": [24],
+    "method.coder.down.bias": [6],
+    "method.coder.down.weight": [6, 24],
+    "method.coder.up.bias": [24],
+    "method.coder.up.weight": [24, 6],
+    "method.coder.weight_hh": [24, 6],
+    "method.coder.weight_ih": [24, 6],
 }
 
 
@@ -30,14 +34,16 @@ def graph(tiny_backbone: Backbone) -> GraphSpec:
                 "gspc": True,
                 "lpc": True,
                 "coder": "lstm",
-                "coder_hidden": None,
+                "coder_hidden": 6,
                 "residual": False,
+                "input_norm": True,
+                "deep": True,
             },
         ),
         pool="cls",
         preprocess=tiny_backbone.preprocess,
         num_features=24,
-        inputs={"method.prompts": ["num_prompts", 24], **CELL},
+        inputs={"method.prompts": [3, "num_prompts", 24], **CELL},
         parity=[],
     )
 
@@ -57,10 +63,10 @@ def test_prompts_dropout_and_labels_are_free(
     [
         ({"method": "vpt-deep"}, "method vpt-deep, wanted lspt"),
         ({"coder": "gru"}, "coder gru, wanted lstm"),
-        ({"coder_hidden": 6}, "coder_hidden 6, wanted None"),
+        ({"coder_hidden": 7}, "coder_hidden 7, wanted 6"),
         ({"gspc": False}, "gspc False, wanted True"),
         ({"lpc": False}, "lpc False, wanted True"),
-        ({"residual": True}, "residual True, wanted False"),
+        ({"residual": True, "deep": False}, "residual True, wanted False"),
         ({"pool": "patch_mean"}, "pool patch_mean, wanted cls"),
     ],
 )
@@ -90,16 +96,16 @@ def test_another_method_option_or_pool_is_named(
         ({"num_features": 48}, "head takes 24 features, wanted 48"),
         ({"inputs": CELL}, "tensor method.prompts is unexpected"),
         (
-            {"inputs": {"method.prompts": ["num_prompts", 24], "method.gate": [3], **CELL}},
+            {"inputs": {"method.prompts": [3, "num_prompts", 24], "method.gate": [3], **CELL}},
             "tensor method.gate is missing",
         ),
         (
-            {"inputs": {"method.prompts": ["num_prompts", 32], **CELL}},
-            r"tensor method.prompts is \[8, 24\], wanted \['num_prompts', 32\]",
+            {"inputs": {"method.prompts": [3, "num_prompts", 32], **CELL}},
+            r"tensor method.prompts is \[3, 8, 24\], wanted \[3, 'num_prompts', 32\]",
         ),
         (
-            {"inputs": {"method.prompts": [3, "num_prompts", 24], **CELL}},
-            r"tensor method.prompts is \[8, 24\], wanted \[3, 'num_prompts', 24\]",
+            {"inputs": {"method.prompts": ["num_prompts", 24], **CELL}},
+            r"tensor method.prompts is \[3, 8, 24\], wanted \['num_prompts', 24\]",
         ),
     ],
 )

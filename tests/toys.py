@@ -21,6 +21,10 @@ from lspt_serve.training import Dataset, Split, create_bundle
 COLOURS = {"blue": (40, 60, 200), "green": (50, 190, 60), "red": (210, 50, 40)}
 
 
+# LSPT as the paper has it, on a backbone of embed_dim 24; the defaults are what did best
+PAPER: dict[str, Any] = {"coder_hidden": 24, "input_norm": False, "deep": False}
+
+
 def random_bundle(
     backbone: Backbone,
     *,

@@ -4,7 +4,7 @@
 functions hold the mathematics, the modules the weights, under torch.nn.LSTMCell's and GRUCell's
 names and with their gate order.
 
-B batch, P prompts, D embed_dim, H hidden width (D unless narrowed).
+B batch, P prompts, D embed_dim, H width of the cell.
 """
 
 import math
@@ -77,12 +77,10 @@ class PromptCoder(nn.Module, ABC):
 
     num_states = 1
 
-    def __init__(
-        self, embed_dim: int, hidden: int | None = None, *, starts_at_zero: bool = False
-    ) -> None:
+    def __init__(self, embed_dim: int, width: int, *, starts_at_zero: bool = False) -> None:
         super().__init__()
-        self.width = hidden or embed_dim
-        narrow = self.width != embed_dim
+        self.width = width
+        narrow = width != embed_dim
         self.down = nn.Linear(embed_dim, self.width) if narrow else nn.Identity()
         self.up = nn.Linear(self.width, embed_dim) if narrow or starts_at_zero else nn.Identity()
         if starts_at_zero:
@@ -109,10 +107,8 @@ class _GatedCoder(PromptCoder):
 
     gates: int
 
-    def __init__(
-        self, embed_dim: int, hidden: int | None = None, *, starts_at_zero: bool = False
-    ) -> None:
-        super().__init__(embed_dim, hidden, starts_at_zero=starts_at_zero)
+    def __init__(self, embed_dim: int, width: int, *, starts_at_zero: bool = False) -> None:
+        super().__init__(embed_dim, width, starts_at_zero=starts_at_zero)
         bound, rows = 1 / math.sqrt(self.width), self.gates * self.width
         self.weight_ih = nn.Parameter(torch.empty(rows, self.width).uniform_(-bound, bound))
         self.weight_hh = nn.Parameter(torch.empty(rows, self.width).uniform_(-bound, bound))
@@ -150,10 +146,8 @@ class GRUCoder(_GatedCoder):
 class EMACoder(PromptCoder):
     """A learned exponential moving average in the LSTM's place (ours, for the ablation)."""
 
-    def __init__(
-        self, embed_dim: int, hidden: int | None = None, *, starts_at_zero: bool = False
-    ) -> None:
-        super().__init__(embed_dim, hidden, starts_at_zero=starts_at_zero)
+    def __init__(self, embed_dim: int, width: int, *, starts_at_zero: bool = False) -> None:
+        super().__init__(embed_dim, width, starts_at_zero=starts_at_zero)
         self.decay = nn.Parameter(torch.zeros(self.width))
 
     def cell(self, x: Tensor, state: State) -> State:

@@ -143,7 +143,7 @@ def test_train_writes_a_bundle_and_says_so(run: Run, quick: list[str], tmp_path:
     assert ended.out.startswith(f"{out}: lspt, 2 labels, val accuracy ")
     manifest = load_bundle(out).manifest
     assert (manifest.name, manifest.labels, manifest.license) == ("colour", [*LABELS], "CC0-1.0")
-    assert manifest.tensors["method.prompts"] == [3, 24]
+    assert manifest.tensors["method.prompts"] == [3, 3, 24]
     assert {path.name for path in out.parent.iterdir()} == {"colour", "colour.run"}
     assert ended.out.splitlines()[1:] == [f"report: {out}.run/report/index.html"]
 
@@ -304,7 +304,7 @@ def test_inspect_prints_what_a_bundle_is(run: Run, bundle: Path) -> None:
     ended = run("inspect", bundle)
 
     assert ended.code == 0
-    for wanted in ("colour, version 1", "2: blue, red", "lspt", "method.prompts [8, 24]"):
+    for wanted in ("colour, version 1", "2: blue, red", "lspt", "method.prompts [3, 8, 24]"):
         assert wanted in ended.out
 
 

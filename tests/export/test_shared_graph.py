@@ -7,7 +7,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from toys import export_once, noise, random_bundle
+from toys import PAPER, export_once, noise, random_bundle
 
 from lspt_serve.bundle import Bundle
 from lspt_serve.errors import BundleError
@@ -36,11 +36,11 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("v2apt", {"num_vae_prompts": 1, "latent_dim": 5}, REGISTERS),
     ("gated", {}, NO_CLS),
     ("lspt", {}, {}),
-    ("lspt", {"coder": "gru", "residual": True}, NO_CLS),
+    ("lspt", PAPER, {}),
+    ("lspt", {"coder": "gru", "residual": True, "deep": False}, NO_CLS),
     ("lspt", {"coder": "ema", "gspc": False, "pool": "cls+prompt_mean"}, {}),
     ("lspt", {"coder_hidden": 7, "pool": "patch_mean"}, REGISTERS),
-    ("lspt", {"input_norm": True, "forget_bias": 1.0}, {}),
-    ("lspt", {"deep": True, "coder_hidden": 7, "input_norm": True}, {}),
+    ("lspt", {"input_norm": False, "forget_bias": 1.0}, {}),
     ("lspt", {"lpc": False}, {}),
 ]
 

@@ -50,7 +50,7 @@ def test_ema_step_on_numbers_worked_by_hand() -> None:
 
 @pytest.mark.parametrize("name", ["lstm", "gru"])
 def test_a_full_width_coder_is_the_bare_cell_on_every_prompt(name: str) -> None:
-    coder, cell = CODERS[name](D), CELLS[name](D, D)
+    coder, cell = CODERS[name](D, D), CELLS[name](D, D)
     cell.load_state_dict(coder.state_dict())
     inputs = torch.randn(STEPS, B, P, D)
     state, theirs = coder.start(inputs[0]), None
@@ -96,13 +96,13 @@ def test_the_first_state_is_zero_and_as_wide_as_the_cell(name: str, states: int)
     assert all(torch.equal(part, torch.zeros(B, P, H)) for part in start)
 
 
-@pytest.mark.parametrize(("coder", "factor"), [(LSTMCoder(D), 8), (GRUCoder(D), 6)])
+@pytest.mark.parametrize(("coder", "factor"), [(LSTMCoder(D, D), 8), (GRUCoder(D, D), 6)])
 def test_a_full_width_cell_has_the_stated_number_of_weights(coder: nn.Module, factor: int) -> None:
     assert sum(p.numel() for p in coder.parameters()) == factor * D**2 + factor * D
 
 
 def test_one_image_does_not_reach_into_another() -> None:
-    coder = CODERS["lstm"](D)
+    coder = CODERS["lstm"](D, H)
     s = torch.randn(B, P, D)
     together, _ = coder(s, coder.start(s))
     alone, _ = coder(s[:1], coder.start(s[:1]))

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from toys import PAPER
 
 from lspt_serve.errors import MethodError
 from lspt_serve.models.methods import METHODS, Shape, create_method
@@ -37,9 +38,11 @@ def test_spatial_prompt_coding_on_numbers_worked_by_hand() -> None:
     assert torch.equal(spatial_prompt_coding(prompts, patches), wanted)
 
 
-@pytest.mark.parametrize("name", ["vpt-shallow", "gated", "lspt"])
-def test_the_same_prompts_enter_block_1_for_every_image(name: str) -> None:
-    method = create_method(name, VIT, num_prompts=5)
+@pytest.mark.parametrize(
+    ("name", "options"), [("vpt-shallow", {}), ("gated", {}), ("lspt", PAPER)], ids=str
+)
+def test_the_same_prompts_enter_block_1_for_every_image(name: str, options: dict[str, Any]) -> None:
+    method = create_method(name, VIT, num_prompts=5, **options)
     prompts, _ = method.start(PATCHES)
     own = method.get_parameter("prompts")
     assert torch.equal(prompts, torch.stack([own, own]))
@@ -92,8 +95,8 @@ def test_gspc_alone_adds_the_mean_patch_embedding() -> None:
 
 @pytest.mark.parametrize("coder", ["lstm", "gru", "ema"])
 def test_residual_adds_what_the_coder_saw(coder: str) -> None:
-    plain = create_method("lspt", VIT, coder=coder)
-    residual = create_method("lspt", VIT, coder=coder, residual=True)
+    plain = create_method("lspt", VIT, **PAPER, coder=coder)
+    residual = create_method("lspt", VIT, **PAPER, coder=coder, residual=True)
     residual.load_state_dict(plain.state_dict())
     left = torch.randn(2, 8, 24)
     _, state = plain.start(PATCHES)
@@ -102,12 +105,10 @@ def test_residual_adds_what_the_coder_saw(coder: str) -> None:
     torch.testing.assert_close(z, spatial_prompt_coding(left, PATCHES) + h)
 
 
-@pytest.mark.parametrize("hidden", [None, 6])
+@pytest.mark.parametrize("hidden", [24, 6])
 @pytest.mark.parametrize("coder", ["lstm", "gru", "ema"])
-def test_deep_adds_what_the_coder_says_to_the_prompts_of_the_block(
-    coder: str, hidden: int | None
-) -> None:
-    method = create_method("lspt", VIT, deep=True, coder=coder, coder_hidden=hidden)
+def test_deep_adds_what_the_coder_says_to_the_prompts_of_the_block(coder: str, hidden: int) -> None:
+    method = create_method("lspt", VIT, input_norm=False, coder=coder, coder_hidden=hidden)
     for name, tensor in method.named_parameters():
         if name.startswith("coder.up."):
             assert not tensor.any()  # it starts as VPT-deep
@@ -131,32 +132,31 @@ def test_normalise_input_on_numbers_worked_by_hand() -> None:
     torch.testing.assert_close(normalise_input(s), wanted, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("hidden", [None, 6])
-def test_forget_bias_shifts_the_forget_gate_alone(hidden: int | None) -> None:
+@pytest.mark.parametrize("hidden", [24, 6])
+def test_forget_bias_shifts_the_forget_gate_alone(hidden: int) -> None:
     torch.manual_seed(0)
     plain = create_method("lspt", VIT, coder_hidden=hidden)
     torch.manual_seed(0)
     biased = create_method("lspt", VIT, coder_hidden=hidden, forget_bias=2.5)
-    width = hidden or 24
     for name, tensor in plain.state_dict().items():
         wanted = tensor.clone()
         if name == "coder.bias_ih":
-            wanted[width : 2 * width] += 2.5
+            wanted[hidden : 2 * hidden] += 2.5
         assert torch.equal(biased.state_dict()[name], wanted), name
 
 
 @pytest.mark.parametrize(
     ("options", "size"),
     [
-        ({}, 8 * 24 + 8 * 24**2 + 8 * 24),
-        ({"coder": "gru"}, 8 * 24 + 6 * 24**2 + 6 * 24),
-        ({"coder": "ema"}, 8 * 24 + 24),
-        ({"coder_hidden": 6}, 8 * 24 + (8 * 6**2 + 8 * 6) + (24 * 6 + 6) + (6 * 24 + 24)),
-        ({"deep": True}, 3 * 8 * 24 + (8 * 24**2 + 8 * 24) + (24 * 24 + 24)),
-        ({"deep": True, "coder_hidden": 6}, 3 * 8 * 24 + 336 + (24 * 6 + 6) + (6 * 24 + 24)),
-        ({"deep": True, "coder": "ema"}, 3 * 8 * 24 + 24 + (24 * 24 + 24)),
+        (PAPER, 8 * 24 + 8 * 24**2 + 8 * 24),
+        ({**PAPER, "coder": "gru"}, 8 * 24 + 6 * 24**2 + 6 * 24),
+        ({**PAPER, "coder": "ema"}, 8 * 24 + 24),
+        ({"deep": False}, 8 * 24 + (8 * 6**2 + 8 * 6) + (24 * 6 + 6) + (6 * 24 + 24)),
+        ({}, 3 * 8 * 24 + 336 + (24 * 6 + 6) + (6 * 24 + 24)),  # a cell of a quarter of 24
+        ({"coder_hidden": 24}, 3 * 8 * 24 + (8 * 24**2 + 8 * 24) + (24 * 24 + 24)),
+        ({"coder_hidden": 24, "coder": "ema"}, 3 * 8 * 24 + 24 + (24 * 24 + 24)),
         ({"lpc": False}, 8 * 24),
-        ({"lpc": False, "deep": True}, 8 * 24),
+        ({"lpc": False, "deep": False}, 8 * 24),
         ({"num_prompts": 3, "lpc": False}, 3 * 24),
     ],
 )
@@ -180,8 +180,8 @@ def test_the_coder_shapes_the_graph() -> None:
         "coder": "gru",
         "coder_hidden": 6,
         "residual": False,
-        "input_norm": False,
-        "deep": False,
+        "input_norm": True,
+        "deep": True,
     }
 
 
@@ -207,7 +207,7 @@ def test_options_may_be_the_strings_of_a_command_line() -> None:
         ("lspt", {"coder": "lsmt"}, "^unknown coder 'lsmt'.*nearest: lstm"),
         ("lspt", {"coder": 3}, "^coder: "),
         ("lspt", {"coder_hidden": 0}, "^coder_hidden must be at least 1, got 0$"),
-        ("lspt", {"deep": True, "residual": True}, "^deep and residual are two ways"),
+        ("lspt", {"residual": True}, "^deep and residual are two ways"),
         ("lspt", {"forget_bias": math.inf}, "^forget_bias must be finite, got inf$"),
         ("lspt", {"forget_bias": 1, "coder": "gru"}, "^forget_bias needs coder 'lstm', got 'gru'$"),
         ("lspt", {"forget_bias": 1, "lpc": False}, "^forget_bias needs coder 'lstm', got 'none'$"),

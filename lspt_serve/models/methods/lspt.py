@@ -6,7 +6,7 @@ along the depth, against temporal forgetting.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 from torch.nn.functional import layer_norm
@@ -23,13 +23,16 @@ EPS = 1e-6  # of a ViT's own norms
 
 @dataclass(frozen=True, kw_only=True)
 class LSPTSettings(VPTSettings):
-    """Options of LSPT. The defaults are the paper's as far as it tells; the others are ablations.
+    """Options of LSPT. The defaults are what did best, see docs/results.md.
+
+    The paper's LSPT, as far as it tells, is coder_hidden=D, input_norm=False, deep=False.
 
     Args:
         gspc: add the mean patch embedding to the prompts.
         lpc: run the coder along the depth. With gspc and lpc off LSPT is VPT-shallow.
         coder: lstm (the paper's), gru or ema (ours).
-        coder_hidden: width of the cell, None for embed_dim; else behind linear maps (ours).
+        coder_hidden: width of the cell, None for a quarter of embed_dim D. Unless it is D, the cell
+            is behind linear maps (ours).
         residual: Z_l = S_l + h_l in place of Z_l = h_l (ours).
         input_norm: the coder sees LayerNorm(S_l) in place of S_l (ours).
         deep: every block has prompts P_l of its own, as in VPT-deep, and the coder adds to them, at
@@ -43,8 +46,8 @@ class LSPTSettings(VPTSettings):
     coder: str = "lstm"
     coder_hidden: int | None = None
     residual: bool = False
-    input_norm: bool = False
-    deep: bool = False
+    input_norm: bool = True
+    deep: bool = True
     forget_bias: float | None = None
 
     training_only = frozenset({"prompt_dropout", "forget_bias"})
@@ -96,15 +99,15 @@ class LSPT(VPTShallow):
     settings: LSPTSettings
 
     def __init__(self, settings: LSPTSettings, vit: Shape) -> None:
+        width = settings.coder_hidden or max(1, vit.embed_dim // 4)
+        settings = replace(settings, coder_hidden=width)  # a bundle says it as a number
         super().__init__(settings, vit)
         self.deep = settings.lpc and settings.deep
         if self.deep:
             shape = (vit.depth, settings.num_prompts, vit.embed_dim)
             self.prompts = uniform_prompts(shape, vit)  # L x P x D
         if settings.lpc:
-            self.coder = CODERS[settings.coder](
-                vit.embed_dim, settings.coder_hidden, starts_at_zero=settings.deep
-            )
+            self.coder = CODERS[settings.coder](vit.embed_dim, width, starts_at_zero=settings.deep)
             if settings.forget_bias is not None and isinstance(self.coder, LSTMCoder):
                 self.coder.add_forget_bias(settings.forget_bias)
 
