@@ -16,24 +16,30 @@ from lspt_serve.errors import BackboneError
 __all__ = ["attention_weights", "run_block"]
 
 
-def run_block(block: Block, x: Tensor, temperature: Tensor | None = None) -> Tensor:
+def run_block(
+    block: Block, x: Tensor, temperature: Tensor | None = None, mask: Tensor | None = None
+) -> Tensor:
     """timm's pre-norm block over tokens x (B x tokens x D).
 
     With a temperature tau the attention is softmax(q k^T / sqrt(d) / tau) v (gated prompt tuning);
     1 / tau is folded into q, so that any fused attention kernel serves.
 
+    Args:
+        temperature: of each row, B, or one for all.
+        mask: B x tokens, added to the logits: 0, or -inf for tokens that are not there; None: 0.
+
     Raises:
-        BackboneError: a temperature asked of a block that is not timm's plain one.
+        BackboneError: a temperature or mask asked of a block that is not timm's plain one.
     """
-    if temperature is None and not (_is_plain(block) and _fused_is_slow(x)):
+    if temperature is None and mask is None and not (_is_plain(block) and _fused_is_slow(x)):
         return block(x)  # type: ignore[no-any-return]
     if not _is_plain(block):
         raise BackboneError(
-            f"attention temperature needs timm's plain Block without gates, got "
+            f"attention temperatures and masks need timm's plain Block without gates, got "
             f"{type(block).__name__}; use another prompt method with this backbone"
         )
     attn: Any = block.attn
-    x = x + block.ls1(_attend(attn, block.norm1(x), temperature))
+    x = x + block.ls1(_attend(attn, block.norm1(x), temperature, mask))
     return x + block.ls2(block.mlp(block.norm2(x)))  # type: ignore[no-any-return]
 
 
@@ -59,10 +65,15 @@ def _is_plain(block: Block) -> bool:
     return type(block) is Block and type(block.attn) is Attention and block.attn.gate is None
 
 
-def _attend(attn: Attention, x: Tensor, temperature: Tensor | None) -> Tensor:
+def _attend(attn: Attention, x: Tensor, temperature: Tensor | None, mask: Tensor | None) -> Tensor:
     """timm's Attention.forward in eval mode, q divided by the temperature."""
     q, k, v = _project(attn, x, temperature)
-    heads = _weigh(attn, q, k) @ v if _fused_is_slow(x) else scaled_dot_product_attention(q, k, v)
+    if mask is not None:
+        heads = scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None])
+    elif _fused_is_slow(x):
+        heads = _weigh(attn, q, k) @ v
+    else:
+        heads = scaled_dot_product_attention(q, k, v)
     x = attn.norm(heads.transpose(1, 2).flatten(start_dim=2))  # B x tokens x D
     return attn.proj(x)  # type: ignore[no-any-return]
 
@@ -75,7 +86,7 @@ def _project(
     qkv = attn.qkv(x).reshape(b, n, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
     q, k, v = qkv.unbind(0)
     q, k = attn.q_norm(q), attn.k_norm(k)
-    return (q if temperature is None else q / temperature), k, v
+    return (q if temperature is None else q / temperature.reshape(-1, 1, 1, 1)), k, v
 
 
 def _weigh(attn: Attention, q: Tensor, k: Tensor) -> Tensor:

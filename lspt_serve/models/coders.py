@@ -12,7 +12,8 @@ from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+
+from lspt_serve.models.rows import Affine, affine
 
 __all__ = [
     "CODERS",
@@ -38,7 +39,7 @@ def lstm_step(
         state: (h, c), each ... x H.
     """
     h, c = state
-    gates = linear(x, w_ih, b_ih) + linear(h, w_hh, b_hh)  # ... x 4H
+    gates = affine(x, w_ih, b_ih) + affine(h, w_hh, b_hh)  # ... x 4H
     i, f, g, o = gates.chunk(4, dim=-1)
     c = f.sigmoid() * c + i.sigmoid() * g.tanh()
     return o.sigmoid() * c.tanh(), c
@@ -54,8 +55,8 @@ def gru_step(
         state: (h,), ... x H.
     """
     (h,) = state
-    r_x, z_x, n_x = linear(x, w_ih, b_ih).chunk(3, dim=-1)
-    r_h, z_h, n_h = linear(h, w_hh, b_hh).chunk(3, dim=-1)
+    r_x, z_x, n_x = affine(x, w_ih, b_ih).chunk(3, dim=-1)
+    r_h, z_h, n_h = affine(h, w_hh, b_hh).chunk(3, dim=-1)
     r, z = (r_x + r_h).sigmoid(), (z_x + z_h).sigmoid()
     n = (n_x + r * n_h).tanh()
     return ((1 - z) * n + z * h,)
@@ -64,7 +65,7 @@ def gru_step(
 def ema_step(x: Tensor, state: State, decay: Tensor) -> State:
     """h' = a h + (1 - a) x with a = sigmoid(decay), one per channel (ours, for the ablation)."""
     (h,) = state
-    a = decay.sigmoid()
+    a = decay.sigmoid().unsqueeze(-2)
     return (a * h + (1 - a) * x,)
 
 
@@ -81,8 +82,8 @@ class PromptCoder(nn.Module, ABC):
         super().__init__()
         self.width = width
         narrow = width != embed_dim
-        self.down = nn.Linear(embed_dim, self.width) if narrow else nn.Identity()
-        self.up = nn.Linear(self.width, embed_dim) if narrow or starts_at_zero else nn.Identity()
+        self.down = Affine(embed_dim, self.width) if narrow else nn.Identity()
+        self.up = Affine(self.width, embed_dim) if narrow or starts_at_zero else nn.Identity()
         if starts_at_zero:
             for tensor in self.up.parameters():
                 nn.init.zeros_(tensor)

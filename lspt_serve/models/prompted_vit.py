@@ -14,6 +14,7 @@ from lspt_serve.errors import BundleError, MethodError, name_some, nearest
 from lspt_serve.models.attention import run_block
 from lspt_serve.models.backbone import Backbone
 from lspt_serve.models.methods import PromptMethod, Shape, create_method
+from lspt_serve.models.rows import OneTask, Rows
 
 __all__ = ["POOLS", "PromptedViT", "create_prompted_vit", "pool_tokens"]
 
@@ -57,20 +58,40 @@ class PromptedViT(nn.Module):
         """Normalised images (B x 3 x H x W) to logits (B x K)."""
         return self.head(self.forward_features(images))  # type: ignore[no-any-return]
 
-    def forward_features(self, images: Tensor) -> Tensor:
-        """Normalised images (B x 3 x H x W) to pooled features (B x F)."""
+    def forward_features(self, images: Tensor, rows: Rows | None = None) -> Tensor:
+        """Normalised images (B x 3 x H x W) to pooled features (B x F).
+
+        Args:
+            rows: whose row is whose, where the tensors are those of several tasks.
+        """
+        rows = rows or OneTask(images.shape[0])
         prefix, patches = self.embed(images)
-        prompts, state = self.method.start(patches)
+        prompts, state = self.method.start(patches, rows)
+        mask = self._mask(rows, prefix, prompts, patches)
         sizes = [prefix.shape[1], prompts.shape[1], patches.shape[1]]
         for number, block in enumerate(self.backbone.blocks, start=1):
             x = torch.cat([prefix, prompts, patches], dim=1)  # B x (1 + P + N) x D
-            x = run_block(block, x, self.method.temperature(number))
+            x = run_block(block, x, self.method.temperature(number, rows), mask)
             prefix, left, patches = x.split(sizes, dim=1)
             if number < len(self.backbone.blocks):
-                prompts, state = self.method.advance(number, prompts, left, patches, state)
+                prompts, state = self.method.advance(number, prompts, left, patches, state, rows)
         prefix, prompts, patches = self.backbone.norm(x).split(sizes, dim=1)
+        if mask is not None:  # to the mean, padding is nothing
+            there = mask[:, sizes[0] : sizes[0] + sizes[1], None] == 0
+            prompts = prompts * there * (sizes[1] / there.sum(dim=1, keepdim=True))
         features = self.backbone.fc_norm(pool_tokens(self.pool, prefix, prompts, patches))
         return features.flatten(start_dim=1)  # type: ignore[no-any-return]  # B x F
+
+    def _mask(self, rows: Rows, prefix: Tensor, prompts: Tensor, patches: Tensor) -> Tensor | None:
+        """B x (1 + P + N): 0, or -inf for prompts that a row's task does not have."""
+        of_image = self.method.num_image_prompts
+        there = rows.pad_mask(prompts.shape[1] - of_image)
+        if there is None:
+            return None
+        before = there.new_ones(there.shape[0], prefix.shape[1] + of_image)
+        after = there.new_ones(there.shape[0], patches.shape[1])
+        missing = ~torch.cat([before, there, after], dim=1)
+        return torch.zeros_like(missing, dtype=patches.dtype).masked_fill(missing, -torch.inf)
 
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Prefix tokens and patches (B x N x D) as they enter block 1, without the prompts."""

@@ -12,6 +12,7 @@ from lspt_serve.errors import BackboneError
 from lspt_serve.models import Backbone, create_prompted_vit
 from lspt_serve.models.attention import attention_weights, run_block
 from lspt_serve.models.methods import Shape, create_method
+from lspt_serve.models.rows import OneTask
 
 
 def attend_by_hand(block: Block, x: Tensor, temperature: float) -> Tensor:
@@ -64,7 +65,7 @@ def test_temperature_1_is_timms_own_block(
 def test_gated_keeps_the_temperature_in_its_range(tau: float, kept: float) -> None:
     method = create_method("gated", Shape(embed_dim=24, depth=3, patch_size=8))
     torch.nn.init.constant_(method.get_parameter("tau"), tau)
-    temperatures = [method.temperature(block) for block in (1, 2, 3)]
+    temperatures = [method.temperature(block, OneTask(1)) for block in (1, 2, 3)]
     assert [t.item() for t in temperatures if t is not None] == pytest.approx([kept] * 3)
 
 

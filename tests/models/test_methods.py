@@ -11,8 +11,10 @@ from lspt_serve.errors import MethodError
 from lspt_serve.models.methods import METHODS, Shape, create_method
 from lspt_serve.models.methods.base import uniform_prompts
 from lspt_serve.models.methods.lspt import normalise_input, spatial_prompt_coding
+from lspt_serve.models.rows import OneTask
 
 VIT = Shape(embed_dim=24, depth=3, patch_size=8)
+ROWS = OneTask(2)
 PATCHES = torch.arange(2 * 4 * 24, dtype=torch.float32).reshape(2, 4, 24)  # B=2, N=4
 
 
@@ -43,14 +45,14 @@ def test_spatial_prompt_coding_on_numbers_worked_by_hand() -> None:
 )
 def test_the_same_prompts_enter_block_1_for_every_image(name: str, options: dict[str, Any]) -> None:
     method = create_method(name, VIT, num_prompts=5, **options)
-    prompts, _ = method.start(PATCHES)
+    prompts, _ = method.start(PATCHES, ROWS)
     own = method.get_parameter("prompts")
     assert torch.equal(prompts, torch.stack([own, own]))
 
 
 def test_linear_has_no_prompts_and_no_tensors() -> None:
     method = create_method("linear", VIT)
-    prompts, _ = method.start(PATCHES)
+    prompts, _ = method.start(PATCHES, ROWS)
     assert prompts.shape == (2, 0, 24)
     assert not method.state_dict()
 
@@ -58,10 +60,10 @@ def test_linear_has_no_prompts_and_no_tensors() -> None:
 def test_vpt_deep_gives_every_block_its_own_prompts() -> None:
     method = create_method("vpt-deep", VIT, num_prompts=5)
     own = method.get_parameter("prompts")  # L x P x D
-    prompts, state = method.start(PATCHES)
+    prompts, state = method.start(PATCHES, ROWS)
     entered = [prompts]
     for block in (1, 2):
-        prompts, state = method.advance(block, prompts, torch.randn(2, 5, 24), PATCHES, state)
+        prompts, state = method.advance(block, prompts, torch.randn(2, 5, 24), PATCHES, state, ROWS)
         entered.append(prompts)
     assert own.shape == (3, 5, 24)
     for got, wanted in zip(entered, own, strict=True):
@@ -73,8 +75,8 @@ def test_a_gate_mixes_what_left_a_block_with_what_entered_it() -> None:
     gamma = method.get_parameter("gamma")
     gamma.data = torch.tensor([0.0, math.log(3)])  # g = 1/2, 3/4
     entered, left = torch.full((2, 1, 24), 4.0), torch.full((2, 1, 24), 8.0)
-    first, _ = method.advance(1, entered, left, PATCHES, ())
-    second, _ = method.advance(2, entered, left, PATCHES, ())
+    first, _ = method.advance(1, entered, left, PATCHES, (), ROWS)
+    second, _ = method.advance(2, entered, left, PATCHES, (), ROWS)
     torch.testing.assert_close(first, torch.full((2, 1, 24), 6.0))
     torch.testing.assert_close(second, torch.full((2, 1, 24), 7.0))
 
@@ -88,7 +90,7 @@ def test_gates_and_temperatures_start_where_the_options_say() -> None:
 def test_gspc_alone_adds_the_mean_patch_embedding() -> None:
     method = create_method("lspt", VIT, num_prompts=2, lpc=False)
     left = torch.randn(2, 2, 24)
-    prompts, _ = method.advance(1, torch.zeros_like(left), left, PATCHES, ())
+    prompts, _ = method.advance(1, torch.zeros_like(left), left, PATCHES, (), ROWS)
     wanted = left + PATCHES.sum(dim=1)[:, None] / 4
     torch.testing.assert_close(prompts, wanted, atol=1e-5, rtol=1e-6)
 
@@ -99,9 +101,9 @@ def test_residual_adds_what_the_coder_saw(coder: str) -> None:
     residual = create_method("lspt", VIT, **PAPER, coder=coder, residual=True)
     residual.load_state_dict(plain.state_dict())
     left = torch.randn(2, 8, 24)
-    _, state = plain.start(PATCHES)
-    h, _ = plain.advance(1, left, left, PATCHES, state)
-    z, _ = residual.advance(1, left, left, PATCHES, state)
+    _, state = plain.start(PATCHES, ROWS)
+    h, _ = plain.advance(1, left, left, PATCHES, state, ROWS)
+    z, _ = residual.advance(1, left, left, PATCHES, state, ROWS)
     torch.testing.assert_close(z, spatial_prompt_coding(left, PATCHES) + h)
 
 
@@ -114,11 +116,11 @@ def test_deep_adds_what_the_coder_says_to_the_prompts_of_the_block(coder: str, h
             assert not tensor.any()  # it starts as VPT-deep
             torch.nn.init.normal_(tensor)
     left = torch.randn(2, 8, 24)
-    entered, state = method.start(PATCHES)
+    entered, state = method.start(PATCHES, ROWS)
     own = method.get_parameter("prompts")
     assert own.shape == (3, 8, 24)
     assert torch.equal(entered, own[0].expand(2, -1, -1))
-    prompts, after = method.advance(1, entered, left, PATCHES, state)
+    prompts, after = method.advance(1, entered, left, PATCHES, state, ROWS)
     s = spatial_prompt_coding(left, PATCHES)
     h, wanted_state = method.get_submodule("coder")(s, state)
     torch.testing.assert_close(prompts, own[1] + h)

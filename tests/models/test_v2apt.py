@@ -7,9 +7,11 @@ from torch.distributions import Normal, kl_divergence
 from lspt_serve.models import METHODS, Backbone, create_prompted_vit
 from lspt_serve.models.methods import Shape, create_method
 from lspt_serve.models.methods.v2apt import kl_to_standard_normal, sample_latent
+from lspt_serve.models.rows import OneTask
 
 VIT = Shape(embed_dim=24, depth=3, patch_size=8)
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+ROWS = OneTask(2)
 PATCHES = torch.randn(2, 4, 24, generator=torch.Generator().manual_seed(2))
 
 
@@ -46,16 +48,16 @@ def test_latent_is_sampled_in_training_and_its_mean_otherwise(tiny_backbone: Bac
     assert not torch.equal(model(IMAGES), model(IMAGES))
 
 
-def test_learned_prompts_come_first_and_those_of_the_image_are_its_own() -> None:
+def test_prompts_of_the_image_come_first_and_are_its_own() -> None:
     method = create_method("v2apt", VIT, num_prompts=5, num_vae_prompts=3).eval()
-    first, state = method.start(PATCHES)
-    second, _ = method.advance(1, first, torch.zeros_like(first), PATCHES, state)
+    first, state = method.start(PATCHES, ROWS)
+    second, _ = method.advance(1, first, torch.zeros_like(first), PATCHES, state, ROWS)
     own = method.get_parameter("prompts")  # L x P x D
     assert first.shape == second.shape == (2, 5 + 3, 24)
     for block, prompts in enumerate((first, second)):
-        assert torch.equal(prompts[:, :5], torch.stack([own[block], own[block]]))
-    assert torch.equal(first[:, 5:], second[:, 5:])
-    assert not torch.allclose(first[0, 5:], first[1, 5:])
+        assert torch.equal(prompts[:, 3:], torch.stack([own[block], own[block]]))
+    assert torch.equal(first[:, :3], second[:, :3])
+    assert not torch.allclose(first[0, :3], first[1, :3])
 
 
 def test_regularisation_is_the_weighted_kl_of_the_last_batch() -> None:
@@ -65,7 +67,7 @@ def test_regularisation_is_the_weighted_kl_of_the_last_batch() -> None:
     hidden = torch.nn.functional.gelu(vae.get_submodule("patch_encoder")(PATCHES)).mean(dim=1)
     mean, log_variance = vae.get_submodule("encoder")(hidden).split(6, dim=1)
     posterior = Normal(mean, (log_variance / 2).exp())
-    method.start(PATCHES)
+    method.start(PATCHES, ROWS)
     term = method.regularisation()
     assert term is not None
     wanted = 0.25 * kl_divergence(posterior, Normal(0.0, 1.0)).sum(dim=1).mean()
@@ -74,7 +76,7 @@ def test_regularisation_is_the_weighted_kl_of_the_last_batch() -> None:
 
 def test_regularisation_alone_reaches_the_whole_encoder() -> None:
     method = create_method("v2apt", VIT).train()
-    method.start(PATCHES)
+    method.start(PATCHES, ROWS)
     term = method.regularisation()
     assert term is not None
     term.backward()
@@ -85,5 +87,5 @@ def test_regularisation_alone_reaches_the_whole_encoder() -> None:
 @pytest.mark.parametrize("name", sorted(METHODS.keys() - {"v2apt"}))
 def test_other_methods_add_nothing_to_the_loss(name: str) -> None:
     method = create_method(name, VIT).train()
-    method.start(PATCHES)
+    method.start(PATCHES, ROWS)
     assert method.regularisation() is None

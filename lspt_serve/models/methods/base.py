@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from lspt_serve.errors import MethodError, first_mistake, nearest
+from lspt_serve.models.rows import Rows
 
 __all__ = ["PromptMethod", "Settings", "Shape", "State", "uniform_prompts"]
 
@@ -71,16 +72,18 @@ class PromptMethod(nn.Module, ABC):
     settings_type: ClassVar[type[Settings]]
     trains_backbone: ClassVar[bool] = False  # a baseline, see BASELINES
 
+    num_image_prompts = 0  # made of the image; they stand before the learned ones
+
     def __init__(self, settings: Settings) -> None:
         super().__init__()
         self.settings = settings
 
     @abstractmethod
-    def start(self, patches: Tensor) -> tuple[Tensor, State]:
+    def start(self, patches: Tensor, rows: Rows) -> tuple[Tensor, State]:
         """Embedded patches (B x N x D) to the prompts that enter block 1 (B x P x D) and state."""
 
     def advance(
-        self, block: int, entered: Tensor, left: Tensor, patches: Tensor, state: State
+        self, block: int, entered: Tensor, left: Tensor, patches: Tensor, state: State, rows: Rows
     ) -> tuple[Tensor, State]:
         """The prompts that enter block `block` + 1; here, as in VPT-shallow, those that left.
 
@@ -89,11 +92,12 @@ class PromptMethod(nn.Module, ABC):
             entered: prompts that entered this block, B x P x D.
             left: prompts that left it, B x P x D.
             patches: patch tokens that left it, B x N x D.
+            rows: whose row is whose.
         """
         return left, state
 
-    def temperature(self, block: int) -> Tensor | None:
-        """Scalar that divides the attention logits of block `block` (1..L); None leaves them."""
+    def temperature(self, block: int, rows: Rows) -> Tensor | None:
+        """What divides the attention logits of block `block` (1..L), for each row (B); None: 1."""
         return None
 
     def regularisation(self) -> Tensor | None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lspt_serve.errors import MethodError
 from lspt_serve.models.methods.base import Shape, State
 from lspt_serve.models.methods.vpt import VPTSettings, VPTShallow
+from lspt_serve.models.rows import Rows
 
 __all__ = ["Gated", "GatedSettings"]
 
@@ -47,10 +48,10 @@ class Gated(VPTShallow):
         self.tau = nn.Parameter(torch.ones(vit.depth))
 
     def advance(
-        self, block: int, entered: Tensor, left: Tensor, patches: Tensor, state: State
+        self, block: int, entered: Tensor, left: Tensor, patches: Tensor, state: State, rows: Rows
     ) -> tuple[Tensor, State]:
-        gate = self.gamma[block - 1].sigmoid()
+        gate = rows.spread(self.gamma.select(-1, block - 1)).sigmoid()[:, None, None]
         return gate * left + (1 - gate) * entered, state
 
-    def temperature(self, block: int) -> Tensor:
-        return self.tau[block - 1].clamp(MIN_TEMPERATURE, MAX_TEMPERATURE)
+    def temperature(self, block: int, rows: Rows) -> Tensor:
+        return rows.spread(self.tau.select(-1, block - 1)).clamp(MIN_TEMPERATURE, MAX_TEMPERATURE)

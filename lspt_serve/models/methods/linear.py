@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lspt_serve.models.methods.base import PromptMethod, Settings, Shape, State
+from lspt_serve.models.rows import Rows
 
 __all__ = ["Linear", "LinearSettings"]
 
@@ -23,5 +24,5 @@ class Linear(PromptMethod):
     def __init__(self, settings: LinearSettings, vit: Shape) -> None:
         super().__init__(settings)
 
-    def start(self, patches: Tensor) -> tuple[Tensor, State]:
+    def start(self, patches: Tensor, rows: Rows) -> tuple[Tensor, State]:
         return patches[:, :0], ()

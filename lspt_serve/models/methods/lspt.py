@@ -15,6 +15,7 @@ from lspt_serve.errors import MethodError, nearest
 from lspt_serve.models.coders import CODERS, LSTMCoder
 from lspt_serve.models.methods.base import Shape, State, uniform_prompts
 from lspt_serve.models.methods.vpt import VPTSettings, VPTShallow
+from lspt_serve.models.rows import Rows
 
 __all__ = ["LSPT", "LSPTSettings", "normalise_input", "spatial_prompt_coding"]
 
@@ -111,17 +112,24 @@ class LSPT(VPTShallow):
             if settings.forget_bias is not None and isinstance(self.coder, LSTMCoder):
                 self.coder.add_forget_bias(settings.forget_bias)
 
-    def start(self, patches: Tensor) -> tuple[Tensor, State]:
-        prompts = self._expand(self.prompts[0] if self.deep else self.prompts, patches)
-        return prompts, self.coder.start(prompts) if self.settings.lpc else ()
+    def start(self, patches: Tensor, rows: Rows) -> tuple[Tensor, State]:
+        prompts = self._prompts_of(0, rows)
+        return prompts, self.coder.start(rows.gather(prompts)) if self.settings.lpc else ()
 
     def advance(
-        self, block: int, entered: Tensor, left: Tensor, patches: Tensor, state: State
+        self, block: int, entered: Tensor, left: Tensor, patches: Tensor, state: State, rows: Rows
     ) -> tuple[Tensor, State]:
         s = spatial_prompt_coding(left, patches) if self.settings.gspc else left
         if not self.settings.lpc:
             return s, state
-        h, state = self.coder(normalise_input(s) if self.settings.input_norm else s, state)
+        seen = normalise_input(s) if self.settings.input_norm else s
+        h, state = self.coder(rows.gather(seen), state)
+        h = rows.scatter(h, left.shape[1])
         if self.deep:
-            return self._expand(self.prompts[block], patches) + h, state
+            return self._prompts_of(block, rows) + h, state
         return (s + h if self.settings.residual else h), state
+
+    def _prompts_of(self, block: int, rows: Rows) -> Tensor:
+        own = self.prompts.select(-3, block) if self.deep else self.prompts
+        spread: Tensor = self.dropout(rows.spread(own))
+        return spread  # B x P x D

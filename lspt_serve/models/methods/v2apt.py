@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lspt_serve.errors import MethodError
 from lspt_serve.models.methods.base import Shape, State
 from lspt_serve.models.methods.vpt import VPTDeep, VPTSettings
+from lspt_serve.models.rows import Affine, Rows
 
 __all__ = ["V2APT", "PromptVAE", "V2APTSettings", "kl_to_standard_normal", "sample_latent"]
 
@@ -65,28 +66,31 @@ class PromptVAE(nn.Module):
     def __init__(self, embed_dim: int, latent_dim: int, num_vae_prompts: int) -> None:
         super().__init__()
         self.shape = (num_vae_prompts, embed_dim)
-        self.patch_encoder = nn.Linear(embed_dim, latent_dim)
-        self.encoder = nn.Linear(latent_dim, 2 * latent_dim)
+        self.patch_encoder = Affine(embed_dim, latent_dim)
+        self.encoder = Affine(latent_dim, 2 * latent_dim)
         self.decoder = nn.Sequential(
-            nn.Linear(latent_dim, latent_dim),
+            Affine(latent_dim, latent_dim),
             nn.GELU(),
-            nn.Linear(latent_dim, num_vae_prompts * embed_dim),
+            Affine(latent_dim, num_vae_prompts * embed_dim),
         )
 
-    def encode(self, patches: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, patches: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         """Embedded patches (B x N x D) to mean and log-variance of the latent, each B x Z."""
-        hidden = nn.functional.gelu(self.patch_encoder(patches)).mean(dim=1)  # B x Z
-        mean, log_variance = self.encoder(hidden).chunk(2, dim=-1)
+        n = patches.shape[1]
+        hidden = rows.scatter(nn.functional.gelu(self.patch_encoder(rows.gather(patches))), n)
+        both = self.encoder(rows.gather(hidden.mean(dim=1, keepdim=True)))
+        mean, log_variance = rows.scatter(both, 1).squeeze(1).chunk(2, dim=-1)
         return mean, log_variance
 
-    def decode(self, latent: Tensor) -> Tensor:
+    def decode(self, latent: Tensor, rows: Rows) -> Tensor:
         """A latent (B x Z) to prompts (B x V x D)."""
-        prompts: Tensor = self.decoder(latent).unflatten(-1, self.shape)
-        return prompts
+        prompts: Tensor = self.decoder(rows.gather(latent.unsqueeze(1)))
+        unflattened: Tensor = rows.scatter(prompts, 1).squeeze(1).unflatten(-1, self.shape)
+        return unflattened
 
 
 class V2APT(VPTDeep):
-    """[x_l, _, X_l] = B_l([x_{l-1}, P_{l-1}, Decoder(z), X_{l-1}]), z ~ Encoder(X_0).
+    """[x_l, _, X_l] = B_l([x_{l-1}, Decoder(z), P_{l-1}, X_{l-1}]), z ~ Encoder(X_0).
 
     The same prompts of the image enter every block (our reading: one encoding of X_0). Outside
     training z is its mean, so that answers are repeatable (ours). Prompt dropout falls on all.
@@ -99,22 +103,23 @@ class V2APT(VPTDeep):
     def __init__(self, settings: V2APTSettings, vit: Shape) -> None:
         super().__init__(settings, vit)
         self.vae = PromptVAE(vit.embed_dim, settings.latent_dim, settings.num_vae_prompts)
+        self.num_image_prompts = settings.num_vae_prompts
         self._kl: Tensor | None = None
 
-    def start(self, patches: Tensor) -> tuple[Tensor, State]:
-        mean, log_variance = self.vae.encode(patches)
+    def start(self, patches: Tensor, rows: Rows) -> tuple[Tensor, State]:
+        mean, log_variance = self.vae.encode(patches, rows)
         if self.training:
             self._kl = kl_to_standard_normal(mean, log_variance)
         latent = sample_latent(mean, log_variance) if self.training else mean
-        own = self.dropout(self.vae.decode(latent))  # B x V x D
-        prompts, _ = super().start(patches)
-        return torch.cat([prompts, own], dim=1), (own,)
+        own = self.dropout(self.vae.decode(latent, rows))  # B x V x D
+        prompts, _ = super().start(patches, rows)
+        return torch.cat([own, prompts], dim=1), (own,)
 
     def advance(
-        self, block: int, entered: Tensor, left: Tensor, patches: Tensor, state: State
+        self, block: int, entered: Tensor, left: Tensor, patches: Tensor, state: State, rows: Rows
     ) -> tuple[Tensor, State]:
-        prompts, _ = super().advance(block, entered, left, patches, state)
-        return torch.cat([prompts, *state], dim=1), state
+        prompts, _ = super().advance(block, entered, left, patches, state, rows)
+        return torch.cat([*state, prompts], dim=1), state
 
     def regularisation(self) -> Tensor | None:
         return None if self._kl is None else self.settings.kl_weight * self._kl

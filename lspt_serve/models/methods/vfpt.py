@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lspt_serve.errors import MethodError
 from lspt_serve.models.methods.base import Shape
 from lspt_serve.models.methods.vpt import VPTDeep, VPTSettings
+from lspt_serve.models.rows import Rows
 
 __all__ = ["VFPT", "VFPTSettings", "fourier_prompts"]
 
@@ -61,8 +62,8 @@ class VFPT(VPTDeep):
         super().__init__(settings, vit)
         self.vit = vit
 
-    def _prompts_of(self, block: int, batch_size: int) -> Tensor:
-        prompts = super()._prompts_of(block, batch_size)  # B x P x D
+    def _prompts_of(self, block: int, rows: Rows) -> Tensor:
+        prompts = super()._prompts_of(block, rows)  # B x P x D
         return fourier_prompts(prompts, self.settings.num_fourier_prompts)
 
     @torch.no_grad()

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from lspt_serve.errors import MethodError
 from lspt_serve.models.methods.base import PromptMethod, Settings, Shape, State, uniform_prompts
+from lspt_serve.models.rows import Rows
 
 __all__ = ["VPTDeep", "VPTSettings", "VPTShallow"]
 
@@ -37,13 +38,8 @@ class VPTShallow(PromptMethod):
         self.prompts = uniform_prompts((settings.num_prompts, vit.embed_dim), vit)  # P x D
         self.dropout = nn.Dropout(settings.prompt_dropout)
 
-    def start(self, patches: Tensor) -> tuple[Tensor, State]:
-        return self._expand(self.prompts, patches), ()
-
-    def _expand(self, prompts: Tensor, patches: Tensor) -> Tensor:
-        """P x D to B x P x D, with dropout."""
-        expanded: Tensor = self.dropout(prompts.expand(patches.shape[0], -1, -1))
-        return expanded
+    def start(self, patches: Tensor, rows: Rows) -> tuple[Tensor, State]:
+        return self.dropout(rows.spread(self.prompts)), ()
 
 
 class VPTDeep(PromptMethod):
@@ -58,14 +54,14 @@ class VPTDeep(PromptMethod):
         self.prompts = uniform_prompts(shape, vit)  # L x P x D
         self.dropout = nn.Dropout(settings.prompt_dropout)
 
-    def start(self, patches: Tensor) -> tuple[Tensor, State]:
-        return self._prompts_of(0, patches.shape[0]), ()
+    def start(self, patches: Tensor, rows: Rows) -> tuple[Tensor, State]:
+        return self._prompts_of(0, rows), ()
 
     def advance(
-        self, block: int, entered: Tensor, left: Tensor, patches: Tensor, state: State
+        self, block: int, entered: Tensor, left: Tensor, patches: Tensor, state: State, rows: Rows
     ) -> tuple[Tensor, State]:
-        return self._prompts_of(block, patches.shape[0]), state
+        return self._prompts_of(block, rows), state
 
-    def _prompts_of(self, block: int, batch_size: int) -> Tensor:
-        expanded: Tensor = self.dropout(self.prompts[block].expand(batch_size, -1, -1))
-        return expanded
+    def _prompts_of(self, block: int, rows: Rows) -> Tensor:
+        spread: Tensor = self.dropout(rows.spread(self.prompts.select(-3, block)))
+        return spread  # B x P x D

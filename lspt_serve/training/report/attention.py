@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lspt_serve.models import PromptedViT
 from lspt_serve.models.attention import attention_weights
+from lspt_serve.models.rows import OneTask
 
 __all__ = ["Gaze", "find_gazes", "shown_blocks"]
 
@@ -62,7 +63,7 @@ def find_gazes(model: PromptedViT, images: Tensor) -> list[Gaze]:
         model.eval()(images)
     found = []
     for number, block, x in zip(blocks, watched, entering, strict=True):
-        weights = attention_weights(block, x, model.method.temperature(number))
+        weights = attention_weights(block, x, model.method.temperature(number, OneTask(len(x))))
         found.append((number, weights.mean(dim=1).float().cpu()))  # B x tokens x tokens
     num_prefix, num_patches = vit.num_prefix_tokens, vit.patch_embed.num_patches
     num_prompts = found[0][1].shape[-1] - num_prefix - num_patches

@@ -13,6 +13,7 @@ from lspt_serve.models import METHODS, Backbone, PromptedViT, create_prompted_vi
 from lspt_serve.models.attention import attention_weights, run_block
 from lspt_serve.models.methods import create_method
 from lspt_serve.models.methods.base import Shape
+from lspt_serve.models.rows import OneTask
 from lspt_serve.training.report.attention import find_gazes, shown_blocks
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
@@ -29,17 +30,17 @@ def moved(backbone: Backbone, method: str, **options: Any) -> PromptedViT:
 @torch.no_grad()
 def weights_by_hand(model: PromptedViT) -> list[Tensor]:
     """Of every block, mean over heads: B x tokens x tokens."""
-    vit, found = model.backbone, []
+    vit, found, rows = model.backbone, [], OneTask(len(IMAGES))
     prefix, patches = model.embed(IMAGES)
-    prompts, state = model.method.start(patches)
+    prompts, state = model.method.start(patches, rows)
     for number, block in enumerate(vit.blocks, start=1):
         x = torch.cat([prefix, prompts, patches], dim=1)
-        temperature = model.method.temperature(number)
+        temperature = model.method.temperature(number, rows)
         found.append(attention_weights(block, x, temperature).mean(dim=1))
         x = run_block(block, x, temperature)
         prefix, left, patches = x.split([len(t[0]) for t in (prefix, prompts, patches)], dim=1)
         if number < len(vit.blocks):
-            prompts, state = model.method.advance(number, prompts, left, patches, state)
+            prompts, state = model.method.advance(number, prompts, left, patches, state, rows)
     return found
 
 
