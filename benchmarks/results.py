@@ -20,7 +20,6 @@ from pathlib import Path
 from statistics import fmean, median
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lspt_serve.export import export_graph
 from lspt_serve.graph import check_fits
@@ -71,9 +70,9 @@ def measure_latencies(backbone: Backbone, runs: Sequence[Run]) -> dict[str, floa
     engines = {model: create_engine(backbone, model) for _, model in dict.fromkeys(trained)}
     seconds: dict[Model, list[float]] = {model: [] for model in engines}
     for _ in range(ROUNDS):
-        for model, (engine, tensors) in engines.items():
+        for model, engine in engines.items():
             started = time.perf_counter()
-            engine.features(image, tensors)
+            engine.features(image, [0])
             seconds[model].append(time.perf_counter() - started)
     by_name: dict[str, list[float]] = {}
     for name, model in trained:
@@ -86,18 +85,17 @@ def to_model(run: Run) -> Model:
     return run.method, json.dumps(run.options, sort_keys=True), run.pool
 
 
-def create_engine(
-    backbone: Backbone, model: Model
-) -> tuple[OnnxEngine, dict[str, NDArray[np.float32]]]:
-    """The shared graph for a model with fresh tensors, and those tensors."""
+def create_engine(backbone: Backbone, model: Model) -> OnnxEngine:
+    """The shared graph for a model, whose fresh tensors are in slot 0."""
     method, options, pool = model
     created = create_prompted_vit(backbone, method, num_classes=2, pool=pool, **json.loads(options))
     bundle = create_bundle(created.fold(), backbone, name="task", version=1, labels=["a", "b"])
     with tempfile.TemporaryDirectory() as folder:
         export_graph(backbone, Path(folder) / "graph", like=bundle)
-        engine = OnnxEngine(Path(folder) / "graph", device="cpu", num_threads=1)
+        engine = OnnxEngine(Path(folder) / "graph", device="cpu", num_threads=1, num_slots=1)
     check_fits(bundle, engine.graph)
-    return engine, bundle.method_tensors
+    engine.put(0, bundle.method_tensors)
+    return engine
 
 
 def to_table(runs: Iterable[Run], latencies: dict[str, float]) -> str:

@@ -1,6 +1,9 @@
-"""What an exported graph says about itself (graph.json), and whether a bundle fits it.
+"""What an exported graph says about itself (graph.json), what it is fed, and which bundles fit it.
 
 Written by the export, read by the runtime; needs neither torch nor ONNX.
+
+A graph takes images (B x 3 x H x W) of several tasks, and the tensors of tasks in slots, as `Bank`
+feeds them.
 """
 
 from pathlib import Path
@@ -13,11 +16,15 @@ from lspt_serve.errors import BundleError, GraphError, first_mistake, name_some
 from lspt_serve.preprocess import Preprocess
 
 __all__ = [
+    "BACK",
     "BATCH",
     "FEATURES",
     "GRAPH_FILE",
     "IMAGES",
+    "NUM_PROMPTS",
+    "PLACE",
     "PROBABILITIES",
+    "SLOTS",
     "SPEC_FILE",
     "Dim",
     "GraphSpec",
@@ -28,6 +35,7 @@ __all__ = [
 
 GRAPH_FILE, SPEC_FILE = "graph.onnx", "graph.json"
 IMAGES, FEATURES, PROBABILITIES, BATCH = "images", "features", "probabilities", "batch"
+SLOTS, PLACE, BACK, NUM_PROMPTS = "slots", "place", "back", "num_prompts"  # whose row is whose
 OF_THE_GRAPH = ("img_size", "mean", "std")  # of a Preprocess; how images are cropped is the task's
 Dim = int | str  # a fixed size, or the name of a free one
 
@@ -54,7 +62,7 @@ class GraphSpec(_Record):
     pool: str
     preprocess: Preprocess
     num_features: int
-    inputs: Annotated[dict[str, list[Dim]], Field(description="task tensor -> shape")]
+    inputs: Annotated[dict[str, list[Dim]], Field(description="task tensor -> shape in a bundle")]
     parity: list[ParityRow]
 
 

@@ -1,20 +1,23 @@
 """Small things that several tests make: images, bundles, a graph."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from PIL import Image
 
+from lspt_serve.bank import Bank
 from lspt_serve.bundle import Bundle
 from lspt_serve.export import export_graph
+from lspt_serve.graph import FEATURES, IMAGES, GraphSpec
 from lspt_serve.models import Backbone, create_prompted_vit
 from lspt_serve.training import Dataset, Split, create_bundle
 
@@ -52,6 +55,19 @@ def export_once(backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) ->
     if not folder.exists():
         export_graph(backbone, folder)
     return folder
+
+
+def run_graph(
+    session: onnxruntime.InferenceSession,
+    spec: GraphSpec,
+    tasks: Sequence[Mapping[str, NDArray[np.float32]]],
+    whose: Sequence[int],
+) -> NDArray[np.float32]:
+    """Features of noise by a shared graph, each row by the tensors of its task."""
+    bank = Bank(spec.inputs, len(tasks))
+    for slot, tensors in enumerate(tasks):
+        bank.put(slot, tensors)
+    return session.run([FEATURES], {IMAGES: noise(len(whose)), **bank.feed(whose)})[0]  # type: ignore[no-any-return]
 
 
 def corrupt(path: Path) -> None:

@@ -54,7 +54,7 @@ async def classify(
     def run() -> tuple[list[LabelScore], float, float]:
         pixels = preprocess_image(data, bundle.manifest.preprocess)
         decoded = time.perf_counter()
-        (best,) = classifier.classify(pixels[None], task, top_k=top_k)
+        (best,) = classifier.classify(pixels[None], [bundle], top_k=top_k)
         return [LabelScore.model_validate(p) for p in best], decoded, time.perf_counter()
 
     predictions, decoded, answered = await anyio.to_thread.run_sync(run)

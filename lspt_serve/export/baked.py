@@ -1,6 +1,7 @@
 """One task in one self-contained ONNX file, for the edge and for plain model servers."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -44,7 +45,9 @@ def export_bundle(backbone: Backbone, bundle: Bundle, out: Path) -> list[ParityR
         )
         session = create_session(path)
 
-        def predict(images: NDArray[np.float32], _: PromptedViT) -> NDArray[np.float32]:
-            return np.asarray(session.run([PROBABILITIES], {IMAGES: images})[0])
+        def predict(
+            images: NDArray[np.float32], _: Sequence[PromptedViT]
+        ) -> list[NDArray[np.float32]]:
+            return list(session.run([PROBABILITIES], {IMAGES: images})[0])
 
         return check_parity(predict, {bundle.name: model}, img_size, softmax=True)

@@ -1,5 +1,6 @@
 """The shared graph: made once per backbone, never per task."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -8,26 +9,47 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lspt_serve.bank import Bank, prompts_axes
 from lspt_serve.bundle import BackboneRef, Bundle, MethodRef
 from lspt_serve.export.parity import Predict, check_parity, create_session
-from lspt_serve.export.to_onnx import write_onnx
+from lspt_serve.export.to_onnx import TRACED, write_onnx
 from lspt_serve.export.wrapper import SharedGraph, create_model
 from lspt_serve.files import atomic_folder
-from lspt_serve.graph import FEATURES, GRAPH_FILE, IMAGES, SPEC_FILE, Dim, GraphSpec
+from lspt_serve.graph import (
+    BACK,
+    BATCH,
+    FEATURES,
+    GRAPH_FILE,
+    IMAGES,
+    NUM_PROMPTS,
+    PLACE,
+    SLOTS,
+    SPEC_FILE,
+    Dim,
+    GraphSpec,
+)
 from lspt_serve.models import Backbone, PromptedViT, create_prompted_vit
 
 __all__ = ["export_graph"]
 
-NUM_PROMPTS = "num_prompts"  # the option, and the name of the axis that it sizes
 NOISE = 0.1
 NUM_CLASSES = 10  # of a freshly initialised task; its head stays outside the graph
+EXAMPLE = [row % 2 for row in range(TRACED)]  # the slots of the batch to trace with
+AXES = {
+    SLOTS: {0: "tasks"},
+    PLACE: {0: "tasks", 1: "rows"},
+    BACK: {0: BATCH},
+    NUM_PROMPTS: {0: "tasks"},
+}
+Inputs = dict[str, list[Dim]]
 
 
 def export_graph(backbone: Backbone, out: Path, *, like: Bundle | None = None) -> GraphSpec:
     """Write OUT/graph.onnx and OUT/graph.json: the backbone baked in, task tensors as inputs.
 
-    The numbers of images and of prompts are free. The graph is written only after its answers for
-    two tasks with different tensors and numbers of prompts, fed to one session, agreed with torch.
+    The numbers of images, tasks and prompts are free. The graph is written only after its answers
+    for two tasks with different tensors and numbers of prompts, alone and in one batch, agreed with
+    torch.
 
     Args:
         like: serve bundles of this one's method, options, pool and preprocessing; None is LSPT
@@ -41,15 +63,19 @@ def export_graph(backbone: Backbone, out: Path, *, like: Bundle | None = None) -
     first = create_model(backbone, like) if like else _fresh(backbone, MethodRef(name="lspt"))
     method = MethodRef(name=first.method.name, options=asdict(first.method.settings))
     second = _fresh(backbone, _with_one_more_prompt(method), pool=first.pool)
-    tensors, axes = _method_tensors(first), _free_axes(first, second)
+    tasks = {like.name if like else "fresh": first, "fresh, one more prompt": second}
+    inputs = _free_shapes(first, second)
+    feed = _fill(Bank(inputs, len(tasks)), tasks.values()).feed(EXAMPLE)
+    traced = {name: torch.from_numpy(array) for name, array in feed.items()}
+    tensors = {name: traced.pop(name) for name in inputs}
     with atomic_folder(out) as folder:
         write_onnx(
-            SharedGraph(first),
+            SharedGraph(first, prompts_axes(inputs)),
             folder / GRAPH_FILE,
             img_size=backbone.preprocess.img_size,
             output=FEATURES,
-            inputs={"tensors": tensors},
-            axes={"tensors": axes},
+            inputs={"tensors": tensors, "rows": traced},
+            axes={"tensors": _axes(inputs), "rows": AXES},
         )
         spec = GraphSpec(
             backbone=BackboneRef(source=backbone.source, sha256=backbone.sha256),
@@ -57,10 +83,10 @@ def export_graph(backbone: Backbone, out: Path, *, like: Bundle | None = None) -
             pool=first.pool,
             preprocess=like.manifest.preprocess if like else backbone.preprocess,
             num_features=first.head.in_features,
-            inputs={name: _shape(tensor, axes[name]) for name, tensor in tensors.items()},
+            inputs=inputs,
             parity=check_parity(
-                _predictor(folder / GRAPH_FILE),
-                {like.name if like else "fresh": first, "fresh, one more prompt": second},
+                _predictor(folder / GRAPH_FILE, inputs, list(tasks.values())),
+                tasks,
                 backbone.preprocess.img_size,
             ),
         )
@@ -88,37 +114,49 @@ def _with_one_more_prompt(method: MethodRef) -> MethodRef:
     return method.model_copy(update={"options": options})
 
 
-def _predictor(path: Path) -> Predict:
+def _predictor(path: Path, inputs: Inputs, tasks: Sequence[PromptedViT]) -> Predict:
     session = create_session(path)
+    bank = _fill(Bank(inputs, len(tasks)), tasks)
 
-    def predict(images: NDArray[np.float32], model: PromptedViT) -> NDArray[np.float32]:
-        task = {name: tensor.numpy() for name, tensor in _method_tensors(model).items()}
-        (features,) = session.run([FEATURES], {IMAGES: images, **task})
+    def predict(
+        images: NDArray[np.float32], models: Sequence[PromptedViT]
+    ) -> list[NDArray[np.float32]]:
+        slots = [tasks.index(model) for model in models]
+        (features,) = session.run([FEATURES], {IMAGES: images, **bank.feed(slots)})
         with torch.inference_mode():
-            return np.asarray(model.head(torch.from_numpy(features)))
+            return [
+                model.head(torch.from_numpy(row)).numpy()
+                for row, model in zip(features, models, strict=True)
+            ]
 
     return predict
 
 
+def _fill(bank: Bank, tasks: Iterable[PromptedViT]) -> Bank:
+    for slot, model in enumerate(tasks):
+        bank.put(slot, {name: tensor.numpy() for name, tensor in _method_tensors(model).items()})
+    return bank
+
+
 def _method_tensors(model: PromptedViT) -> dict[str, Tensor]:
     return {
-        f"method.{name}": tensor.detach().clone()
+        f"method.{name}": tensor.detach()
         for name, tensor in sorted(model.method.named_parameters())
     }
 
 
-def _free_axes(first: PromptedViT, second: PromptedViT) -> dict[str, dict[int, str]]:
-    """Per tensor the axes in which a task with one more prompt differs."""
+def _free_shapes(first: PromptedViT, second: PromptedViT) -> Inputs:
+    """The shape of every tensor; where a task with one more prompt differs the size is a name."""
     wider = _method_tensors(second)
     return {
-        name: {
-            axis: NUM_PROMPTS
-            for axis, (size, wide) in enumerate(zip(tensor.shape, wider[name].shape, strict=True))
-            if size != wide
-        }
+        name: [
+            size if size == wide else NUM_PROMPTS
+            for size, wide in zip(tensor.shape, wider[name].shape, strict=True)
+        ]
         for name, tensor in _method_tensors(first).items()
     }
 
 
-def _shape(tensor: Tensor, axes: dict[int, str]) -> list[Dim]:
-    return [axes.get(axis, size) for axis, size in enumerate(tensor.shape)]
+def _axes(inputs: Inputs) -> dict[str, dict[int, str]]:
+    axes = prompts_axes(inputs)
+    return {name: {0: NUM_PROMPTS, 1: SLOTS} if name in axes else {0: SLOTS} for name in inputs}

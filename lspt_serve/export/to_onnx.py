@@ -7,10 +7,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.export import Dim
 
 from lspt_serve.graph import BATCH, IMAGES
 
-__all__ = ["write_onnx"]
+__all__ = ["TRACED", "write_onnx"]
+
+TRACED = 3  # images in the batch to trace with; torch takes an axis of 1 for a constant
 
 
 def write_onnx(
@@ -38,10 +41,10 @@ def write_onnx(
     with torch.no_grad():
         program = torch.onnx.export(
             module.eval(),
-            (torch.zeros(2, 3, img_size, img_size),),  # 2: torch takes a 1 for a constant
+            (torch.zeros(TRACED, 3, img_size, img_size),),
             kwargs=inputs,
             dynamo=True,
-            dynamic_shapes={IMAGES: {0: BATCH}, **axes},
+            dynamic_shapes=_name_once({IMAGES: {0: BATCH}, **axes}, set()),
             input_names=names,
             output_names=[output],
             verbose=False,
@@ -49,3 +52,15 @@ def write_onnx(
     assert program is not None
     program.model.metadata_props.update(metadata or {})
     program.save(path)
+
+
+def _name_once(axes: Mapping[Any, Any], named: set[str]) -> dict[Any, Any]:
+    """Of several axes of one size torch wants but the first to be named."""
+    shapes: dict[Any, Any] = {}
+    for key, value in axes.items():
+        if isinstance(value, Mapping):
+            shapes[key] = _name_once(value, named)
+        else:
+            shapes[key] = Dim.DYNAMIC if value in named else value
+            named.add(value)
+    return shapes

@@ -1,9 +1,9 @@
-"""What every engine is: something that runs a graph on images and the tensors of a task.
+"""What every engine is: something that runs a graph on images of several tasks.
 
 B batch, F pooled features.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -15,13 +15,19 @@ __all__ = ["Engine"]
 
 
 class Engine(Protocol):
-    """Runs one shared graph; `provider` says what it really runs on."""
+    """Runs one shared graph; `provider` says what it really runs on.
+
+    The tensors of tasks lie on its device, in slots 0 to num_slots - 1.
+    """
 
     graph: GraphSpec
     provider: str
+    num_slots: int
 
-    def features(
-        self, images: NDArray[np.float32], tensors: Mapping[str, NDArray[np.float32]]
-    ) -> NDArray[np.float32]:
-        """Normalised images (B x 3 x H x W) of one task and its tensors to features (B x F)."""
+    def put(self, slot: int, tensors: Mapping[str, NDArray[np.float32]]) -> None:
+        """Copy the tensors of a task, which fit the graph, into a slot that no run is using."""
+        ...
+
+    def features(self, images: NDArray[np.float32], slots: Sequence[int]) -> NDArray[np.float32]:
+        """Normalised images (B x 3 x H x W), each of the task in its slot, to features (B x F)."""
         ...

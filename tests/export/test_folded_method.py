@@ -6,10 +6,10 @@ from typing import Any
 import onnxruntime
 import pytest
 import torch
-from toys import noise, random_bundle
+from toys import noise, random_bundle, run_graph
 
 from lspt_serve.export import export_graph
-from lspt_serve.graph import FEATURES, GRAPH_FILE, IMAGES, check_fits
+from lspt_serve.graph import GRAPH_FILE, check_fits
 from lspt_serve.models import Backbone, create_prompted_vit
 
 
@@ -30,7 +30,7 @@ def test_a_graph_for_vpt_deep_answers_like_vfpt_before_folding(
             for name, tensor in learned.fold().task_tensors().items()
             if name.startswith("method.")
         }
-        got = session.run([FEATURES], {IMAGES: noise(4), **tensors})[0]
+        got = run_graph(session, spec, [tensors], [0] * 4)
         with torch.inference_mode():
             wanted = learned.forward_features(torch.from_numpy(noise(4)))
         torch.testing.assert_close(torch.from_numpy(got), wanted, atol=1e-5, rtol=1e-5)

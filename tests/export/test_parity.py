@@ -1,5 +1,5 @@
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,11 @@ from lspt_serve.models import Backbone, PromptedViT
 Array = NDArray[np.float32]
 
 
-def by_torch(images: Array, model: PromptedViT) -> Array:
+def by_torch(images: Array, models: Sequence[PromptedViT]) -> Array:
+    """Logits, each row by the model that it is for."""
     with torch.inference_mode():
-        return np.asarray(model(torch.from_numpy(images)))
+        rows = zip(models, torch.from_numpy(images).split(1), strict=True)
+        return torch.cat([model(image) for model, image in rows]).numpy()
 
 
 @pytest.fixture(scope="module")
@@ -39,26 +41,31 @@ def lspt_graph(tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory
     return export_once(tiny_backbone, tmp_path_factory)
 
 
-def test_every_model_is_compared_at_three_batch_sizes(models: dict[str, PromptedViT]) -> None:
+def test_every_model_and_all_mixed_are_compared_at_three_batch_sizes(
+    models: dict[str, PromptedViT],
+) -> None:
     rows = check_parity(by_torch, models, 32)
 
     assert [(row.task, row.batch_size) for row in rows] == [
-        (task, batch_size) for task in ("sky", "sea") for batch_size in (1, 3, 8)
+        (task, batch_size) for task in ("sky", "sea", "mixed") for batch_size in (1, 3, 8)
     ]
     assert {(row.max_error, row.top1_agreement) for row in rows} == {(0.0, 1.0)}
 
 
 def test_error_is_relative_to_the_largest_value(models: dict[str, PromptedViT]) -> None:
-    rows = check_parity(lambda images, model: by_torch(images, model) * 0.99995, models, 32)
+    def predict(images: Array, whose: Sequence[PromptedViT]) -> Array:
+        return by_torch(images, whose) * np.float32(0.99995)
 
-    assert [row.max_error for row in rows] == pytest.approx([5e-5] * 6, rel=0.02)
+    rows = check_parity(predict, models, 32)
+
+    assert [row.max_error for row in rows] == pytest.approx([5e-5] * 9, rel=0.02)
 
 
 def test_probabilities_are_compared_with_probabilities(models: dict[str, PromptedViT]) -> None:
-    def predict(images: Array, model: PromptedViT) -> Array:
-        return torch.from_numpy(by_torch(images, model)).softmax(dim=-1).numpy()
+    def predict(images: Array, whose: Sequence[PromptedViT]) -> Array:
+        return torch.from_numpy(by_torch(images, whose)).softmax(dim=-1).numpy()
 
-    assert len(check_parity(predict, models, 32, softmax=True)) == 6
+    assert len(check_parity(predict, models, 32, softmax=True)) == 9
     with pytest.raises(GraphError):
         check_parity(predict, models, 32)
 
@@ -79,11 +86,21 @@ def rows_in_another_order(logits: Array) -> Array:
 def test_disagreement_is_refused_with_task_and_batch_size(
     models: dict[str, PromptedViT], spoil: Callable[[Array], Array]
 ) -> None:
-    def predict(images: Array, model: PromptedViT) -> Array:
-        logits = by_torch(images, model)
-        return spoil(logits) if model is models["sea"] and len(images) > 1 else logits
+    def predict(images: Array, whose: Sequence[PromptedViT]) -> Array:
+        logits = by_torch(images, whose)
+        return spoil(logits) if models["sea"] is whose[0] and len(images) > 1 else logits
 
     with pytest.raises(GraphError, match="disagrees with torch for sea at batch 3: "):
+        check_parity(predict, models, 32)
+
+
+def test_rows_that_are_right_alone_and_wrong_in_one_batch_are_refused(
+    models: dict[str, PromptedViT],
+) -> None:
+    def predict(images: Array, whose: Sequence[PromptedViT]) -> Array:
+        return by_torch(images, [whose[0]] * len(whose))
+
+    with pytest.raises(GraphError, match="disagrees with torch for mixed at batch 3: "):
         check_parity(predict, models, 32)
 
 
@@ -97,7 +114,7 @@ def test_another_best_label_is_refused_however_close_it_was(
         def forward(self, images: Tensor) -> Tensor:
             return tied(images)
 
-    def predict(images: Array, model: Any) -> Array:
+    def predict(images: Array, whose: object) -> Array:
         return tied(torch.from_numpy(images)).flip(-1).numpy()
 
     ties: Any = {"tied": Tied()}

@@ -7,8 +7,9 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from toys import PAPER, export_once, noise, random_bundle
+from toys import PAPER, export_once, noise, random_bundle, run_graph
 
+from lspt_serve.bank import Bank
 from lspt_serve.bundle import Bundle
 from lspt_serve.errors import BundleError
 from lspt_serve.export import create_model, export_graph
@@ -55,9 +56,10 @@ class Exported:
     backbone: Backbone
     bundles: list[Bundle]
 
-    def features(self, bundle: Bundle, batch_size: int) -> Any:
-        feed = {IMAGES: noise(batch_size), **bundle.method_tensors}
-        return self.session.run([FEATURES], feed)[0]
+    def features(self, slots: list[int]) -> Any:
+        """Of noise, each row by the bundle in its slot."""
+        tasks = [bundle.method_tensors for bundle in self.bundles]
+        return run_graph(self.session, self.spec, tasks, slots)
 
 
 def name_case(case: tuple[str, dict[str, Any], dict[str, Any]]) -> str:
@@ -96,21 +98,29 @@ def test_every_method_and_coder_is_among_the_cases() -> None:
     assert {options.get("coder", "lstm") for _, options, _ in CASES} == set(CODERS)
 
 
-def test_one_session_answers_like_torch_for_two_tasks_at_any_batch_size(
-    exported: Exported,
+@pytest.mark.parametrize(
+    "slots",
+    [[0], [1], [0] * 3, [1] * 3, [0] * 8, [0, 1], [1, 0, 1], [1, 1, 0, 0, 1, 0, 1, 1]],
+    ids=str,
+)
+def test_one_session_answers_like_torch_for_any_mix_of_two_tasks(
+    exported: Exported, slots: list[int]
 ) -> None:
-    for bundle in exported.bundles:
-        model = create_model(exported.backbone, bundle)
-        for batch_size in (1, 3, 8):
-            with torch.inference_mode():
-                wanted = model.forward_features(torch.from_numpy(noise(batch_size))).numpy()
-            got = exported.features(bundle, batch_size)
-            assert got.shape == wanted.shape
-            assert np.abs(got - wanted).max() <= 1e-5 * np.abs(wanted).max()
+    models = [create_model(exported.backbone, bundle) for bundle in exported.bundles]
+    images = torch.from_numpy(noise(len(slots)))
+    with torch.inference_mode():
+        wanted = torch.cat(
+            [models[slot].forward_features(images[[row]]) for row, slot in enumerate(slots)]
+        ).numpy()
+
+    got = exported.features(slots)
+
+    assert got.shape == wanted.shape
+    assert np.abs(got - wanted).max() <= 1e-5 * np.abs(wanted).max()
 
 
 def test_task_tensors_make_the_answer(exported: Exported) -> None:
-    first, second = (exported.features(bundle, 2) for bundle in exported.bundles)
+    first, second = (exported.features([slot] * 2) for slot in range(2))
 
     if exported.spec.method.name == "linear":
         assert np.array_equal(first, second)
@@ -130,10 +140,19 @@ def test_graph_json_says_what_is_in_the_graph(exported: Exported) -> None:
     assert spec.num_features == bundle.head[0].shape[1]
 
 
-def test_graph_inputs_are_named_and_sized_as_graph_json_says(exported: Exported) -> None:
+def test_graph_inputs_are_those_that_a_bank_feeds(exported: Exported) -> None:
+    bank = Bank(exported.spec.inputs, 2)
+    for slot, bundle in enumerate(exported.bundles):
+        bank.put(slot, bundle.method_tensors)
+    fed = {IMAGES: noise(3), **bank.feed([0, 1, 1])}
+
     inputs = {node.name: node.shape for node in exported.session.get_inputs()}
 
-    assert inputs == {IMAGES: ["batch", 3, 32, 32], **exported.spec.inputs}
+    assert inputs.keys() == fed.keys()
+    for name, shape in inputs.items():
+        assert len(shape) == fed[name].ndim
+        for size, given in zip(shape, fed[name].shape, strict=True):
+            assert size == given or isinstance(size, str)
     assert exported.spec.inputs.keys() == exported.bundles[0].method_tensors.keys()
 
 
@@ -143,11 +162,14 @@ def test_output_is_named_and_its_batch_is_free(exported: Exported) -> None:
     assert (output.name, output.shape) == (FEATURES, ["batch", exported.spec.num_features])
 
 
-def test_parity_was_checked_for_two_tasks_at_three_batch_sizes(exported: Exported) -> None:
+def test_parity_was_checked_for_two_tasks_and_both_mixed_at_three_batch_sizes(
+    exported: Exported,
+) -> None:
     rows = exported.spec.parity
 
-    assert [row.batch_size for row in rows] == [1, 3, 8, 1, 3, 8]
-    assert len({row.task for row in rows}) == 2
+    assert [row.batch_size for row in rows] == [1, 3, 8] * 3
+    assert len({row.task for row in rows}) == 3
+    assert rows[-1].task == "mixed"
     assert max(row.max_error for row in rows) <= 1e-5
     assert {row.top1_agreement for row in rows} == {1.0}
 

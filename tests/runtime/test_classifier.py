@@ -1,6 +1,7 @@
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,6 @@ from numpy.typing import NDArray
 from toys import export_once, noise, random_bundle
 
 from lspt_serve.bundle import Bundle, save_bundle
-from lspt_serve.errors import UnknownTaskError
 from lspt_serve.export import create_model
 from lspt_serve.graph import GraphSpec
 from lspt_serve.models import Backbone
@@ -24,13 +24,18 @@ class Echo:
     """An engine that gives the first pixels back as features and remembers what it was asked."""
 
     provider = "Echo"
+    num_slots = 2
 
     def __init__(self, graph: GraphSpec) -> None:
         self.graph = graph
-        self.asked: list[tuple[tuple[int, ...], set[str]]] = []
+        self.asked: list[tuple[int, ...]] = []
 
-    def features(self, images: Array, tensors: Mapping[str, Array]) -> Array:
-        self.asked.append((images.shape, set(tensors)))
+    def put(self, slot: int, tensors: Mapping[str, Array]) -> None:
+        assert tensors == {}
+
+    def features(self, images: Array, slots: Sequence[int]) -> Array:
+        assert len(slots) == len(images)
+        self.asked.append(images.shape)
         return images[:, 0, 0, : self.graph.num_features]
 
 
@@ -53,6 +58,10 @@ def echo(tiny_backbone: Backbone, tmp_path: Path) -> Classifier:
     return Classifier(Echo(graph), PromptStore(tmp_path, graph))
 
 
+def classify(classifier: Classifier, images: Array, task: str, *, top_k: int) -> Any:
+    return classifier.classify(images, [classifier.store[task]] * len(images), top_k=top_k)
+
+
 def images_of(*logits: list[float]) -> Array:
     images = np.zeros((len(logits), 3, 32, 32), np.float32)
     images[:, 0, 0, :4] = logits
@@ -60,7 +69,7 @@ def images_of(*logits: list[float]) -> Array:
 
 
 def test_scores_are_the_softmax_of_the_logits(echo: Classifier) -> None:
-    (best,) = echo.classify(images_of([0.0, math.log(3), 0.0, math.log(5)]), "animals", top_k=4)
+    (best,) = classify(echo, images_of([0.0, math.log(3), 0.0, math.log(5)]), "animals", top_k=4)
 
     assert [prediction.label for prediction in best] == ["dog", "bee", "ant", "cat"]
     assert [prediction.index for prediction in best] == [3, 1, 0, 2]
@@ -70,7 +79,7 @@ def test_scores_are_the_softmax_of_the_logits(echo: Classifier) -> None:
 def test_head_has_a_bias(echo: Classifier) -> None:
     echo.store["animals"].tensors["head.bias"][2] = 10.0
 
-    ((best,),) = echo.classify(images_of([1.0, 2.0, 3.0, 4.0]), "animals", top_k=1)
+    ((best,),) = classify(echo, images_of([1.0, 2.0, 3.0, 4.0]), "animals", top_k=1)
 
     assert best.label == "cat"
 
@@ -78,14 +87,14 @@ def test_head_has_a_bias(echo: Classifier) -> None:
 def test_every_image_gets_its_own_answer_in_order(echo: Classifier) -> None:
     rows = np.eye(4)[[2, 0, 3]].tolist()
 
-    answers = echo.classify(images_of(*rows), "animals", top_k=1)
+    answers = classify(echo, images_of(*rows), "animals", top_k=1)
 
     assert [best.label for (best,) in answers] == ["cat", "ant", "dog"]
 
 
 @pytest.mark.parametrize(("top_k", "count"), [(1, 1), (3, 3), (4, 4), (1000, 4)])
 def test_top_k_labels_are_given_or_all_there_are(echo: Classifier, top_k: int, count: int) -> None:
-    (best,) = echo.classify(images_of([1.0, 2.0, 3.0, 4.0]), "animals", top_k=top_k)
+    (best,) = classify(echo, images_of([1.0, 2.0, 3.0, 4.0]), "animals", top_k=top_k)
 
     assert [prediction.index for prediction in best] == [3, 2, 1, 0][:count]
 
@@ -99,7 +108,7 @@ def test_equal_scores_keep_the_order_of_the_labels(tmp_path: Path, echo: Classif
     save_bundle(Bundle.create(tensors, name="many", labels=labels, **fields), tmp_path / "many")
     classifier = Classifier(echo.engine, PromptStore(tmp_path, echo.engine.graph))
 
-    (best,) = classifier.classify(images_of([0.0] * 4), "many", top_k=99)
+    (best,) = classify(classifier, images_of([0.0] * 4), "many", top_k=99)
 
     rest = [index for index in range(99) if index not in {7, 70}]
     assert [prediction.index for prediction in best] == [7, 70, *rest]
@@ -115,19 +124,21 @@ def test_softmax_sums_to_1_and_does_not_overflow() -> None:
     np.testing.assert_allclose(probabilities[:2], wanted, rtol=1e-6)
 
 
-def test_unknown_task_is_refused_before_the_engine_runs(echo: Classifier) -> None:
-    with pytest.raises(UnknownTaskError, match="nearest: animals"):
-        echo.classify(images_of([0.0] * 4), "animal", top_k=1)
+def test_more_images_than_slots_are_run_in_parts(echo: Classifier) -> None:
+    rows = np.eye(4)[[2, 0, 3, 1, 1]].tolist()
+
+    answers = classify(echo, images_of(*rows), "animals", top_k=1)
 
     assert isinstance(echo.engine, Echo)
-    assert echo.engine.asked == []
+    assert [shape[0] for shape in echo.engine.asked] == [2, 2, 1]
+    assert [best.label for (best,) in answers] == ["cat", "ant", "dog", "bee", "bee"]
 
 
 def test_warm_up_runs_the_engine_once(echo: Classifier) -> None:
     echo.warm_up()
 
     assert isinstance(echo.engine, Echo)
-    assert echo.engine.asked == [((1, 3, 32, 32), set())]
+    assert echo.engine.asked == [(1, 3, 32, 32)]
 
 
 def test_warm_up_without_tasks_does_nothing(echo: Classifier, tmp_path: Path) -> None:
@@ -155,14 +166,14 @@ def test_float16_on_a_real_engine_answers_like_torch_on_the_rounded_tensors(
         model.load_task_tensors(rounded)
         wanted = model(torch.from_numpy(images)).softmax(dim=-1).numpy()
 
-    answers = classifier.classify(images, "colour", top_k=3)
+    answers = classify(classifier, images, "colour", top_k=3)
 
     got = [[p.score for p in sorted(best, key=lambda p: p.index)] for best in answers]
     np.testing.assert_allclose(got, wanted, atol=1e-5, rtol=0)
     assert np.abs(before - wanted).max() > 5e-5
 
 
-def test_two_tasks_on_one_real_engine_answer_like_torch(
+def test_two_tasks_in_one_batch_on_a_real_engine_answer_like_torch(
     tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
     bundles = [
@@ -175,11 +186,13 @@ def test_two_tasks_on_one_real_engine_answer_like_torch(
     classifier = Classifier(engine, PromptStore(tmp_path, engine.graph))
     images = noise(3)
 
-    for bundle in bundles:
+    models = {bundle.name: create_model(tiny_backbone, bundle) for bundle in bundles}
+    mixed = [classifier.store[name] for name in ("animals", "colour", "animals")]
+
+    answers = classifier.classify(images, mixed, top_k=4)
+
+    for image, bundle, best in zip(images, mixed, answers, strict=True):
         with torch.inference_mode():
-            model = create_model(tiny_backbone, bundle)
-            wanted = model(torch.from_numpy(images)).softmax(dim=-1).numpy()
-        answers = classifier.classify(images, bundle.name, top_k=len(bundle.labels))
-        for row, best in zip(wanted, answers, strict=True):
-            assert [p.label for p in best] == [bundle.labels[i] for i in np.argsort(-row)]
-            assert [p.score for p in best] == pytest.approx(sorted(row, reverse=True), abs=1e-6)
+            (wanted,) = models[bundle.name](torch.from_numpy(image[None])).softmax(dim=-1).numpy()
+        assert [p.label for p in best] == [bundle.labels[i] for i in np.argsort(-wanted)]
+        assert [p.score for p in best] == pytest.approx(sorted(wanted, reverse=True), abs=1e-6)

@@ -49,11 +49,28 @@ def test_features_are_those_of_torch(
 ) -> None:
     engine = OnnxEngine(graph, device="cpu", num_threads=num_threads)
 
-    features = engine.features(noise(batch_size), bundle.method_tensors)
+    engine.put(3, bundle.method_tensors)
+    features = engine.features(noise(batch_size), [3] * batch_size)
 
     wanted = by_torch(tiny_backbone, bundle, batch_size)
     assert features.dtype == np.float32
     assert np.abs(features - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
+def test_slot_that_is_filled_again_answers_for_the_new_task_alone(
+    tiny_backbone: Backbone, graph: Path, bundle: Bundle
+) -> None:
+    engine = OnnxEngine(graph, device="cpu", num_slots=2)
+    wider = random_bundle(tiny_backbone, num_prompts=5, seed=1)
+    engine.put(0, wider.method_tensors)
+    engine.put(1, wider.method_tensors)
+    engine.put(1, bundle.method_tensors)
+
+    first, second = engine.features(noise(2), [0, 1])
+
+    wanted = by_torch(tiny_backbone, wider, 2)[0], by_torch(tiny_backbone, bundle, 2)[1]
+    np.testing.assert_allclose(first, wanted[0], atol=1e-5 * np.abs(wanted[0]).max(), rtol=0)
+    np.testing.assert_allclose(second, wanted[1], atol=1e-5 * np.abs(wanted[1]).max(), rtol=0)
 
 
 def test_engine_knows_its_graph(graph: Path) -> None:
@@ -101,7 +118,8 @@ def test_features_on_a_gpu_are_those_of_torch(
     engine = OnnxEngine(graph, device="cuda")
     wanted = by_torch(tiny_backbone, bundle, 5)
 
-    features = engine.features(noise(5), bundle.method_tensors)
+    engine.put(3, bundle.method_tensors)
+    features = engine.features(noise(5), [3] * 5)
 
     assert engine.provider == OnnxEngine(graph).provider == CUDA
     assert np.abs(features - wanted).max() <= 2e-3 * np.abs(wanted).max()  # TF32
