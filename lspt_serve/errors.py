@@ -12,6 +12,8 @@ LSPTError (a ValueError: the caller can mend it)
 ├── RunError            an unfinished run that cannot be gone on with
 ├── AddressError        an address that cannot be listened at
 ├── UnknownTaskError    a task that the server does not hold
+├── OverloadedError     more work than the server takes at once
+├── DeadlineError       an answer that came too late to be wanted
 └── ImageError          an image that cannot be classified
     ├── TooLargeError           more bytes or pixels than allowed
     ├── UnsupportedFormatError  not one of the accepted file formats
@@ -34,11 +36,13 @@ __all__ = [
     "BundleError",
     "CompileError",
     "DataError",
+    "DeadlineError",
     "GraphError",
     "ImageError",
     "LSPTError",
     "MethodError",
     "OutputError",
+    "OverloadedError",
     "RunError",
     "SweepError",
     "TooLargeError",
@@ -98,6 +102,14 @@ class AddressError(LSPTError):
 
 class UnknownTaskError(LSPTError):
     """A task that the server does not hold."""
+
+
+class OverloadedError(LSPTError):
+    """More work than the server takes at once."""
+
+
+class DeadlineError(LSPTError):
+    """An answer that came too late to be wanted."""
 
 
 class ImageError(LSPTError):

@@ -59,7 +59,6 @@ class LSPTService:
 
     def __init__(self) -> None:
         self.classifier = load_classifier(ServiceSettings.from_env())
-        self.classifier.warm_up()
         app.state.classifier = self.classifier
         gc.collect()
         gc.freeze()  # what lives as long as the process need not be walked again: shorter pauses

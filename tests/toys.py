@@ -15,10 +15,11 @@ from onnx import numpy_helper
 from PIL import Image
 
 from lspt_serve.bank import Bank
-from lspt_serve.bundle import Bundle
+from lspt_serve.bundle import BackboneRef, Bundle, MethodRef
 from lspt_serve.export import export_graph
 from lspt_serve.graph import FEATURES, IMAGES, GraphSpec
 from lspt_serve.models import Backbone, create_prompted_vit
+from lspt_serve.preprocess import Preprocess
 from lspt_serve.training import Dataset, Split, create_bundle
 
 COLOURS = {"blue": (40, 60, 200), "green": (50, 190, 60), "red": (210, 50, 40)}
@@ -47,6 +48,25 @@ def random_bundle(
         tensors = model.task_tensors()
         model.load_task_tensors({k: v + 0.2 * torch.rand_like(v) for k, v in tensors.items()})
     return create_bundle(model, backbone, name=name, labels=list(labels))
+
+
+def simple_bundle(name: str, *, number: float = 0.0, version: int = 1) -> Bundle:
+    """A task of two labels whose one prompt is a number, for tests that run no model."""
+    tensors = {
+        "method.prompts": np.full((1, 1), number, np.float32),
+        "head.weight": np.zeros((2, 1), np.float32),
+        "head.bias": np.zeros(2, np.float32),
+    }
+    return Bundle.create(
+        tensors,
+        name=name,
+        version=version,
+        labels=["no", "yes"],
+        method=MethodRef(name="vpt-shallow", options={"num_prompts": 1}),
+        backbone=BackboneRef(source="none", sha256="0" * 64),
+        preprocess=Preprocess(1),
+        pool="cls",
+    )
 
 
 def export_once(backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -22,7 +22,7 @@ def create_classifier(backbone: Backbone, tmp_path_factory: pytest.TempPathFacto
         bundle = random_bundle(backbone, name=name, labels=labels, seed=seed, num_prompts=2 * seed)
         save_bundle(bundle, folder / name)
     engine = OnnxEngine(export_once(backbone, tmp_path_factory), device="cpu")
-    return Classifier(engine, PromptStore(folder, engine.graph))
+    return Classifier(engine, PromptStore(folder, engine.graph), max_batch_size=4)
 
 
 class Api:

@@ -1,17 +1,19 @@
 """The routes."""
 
+import asyncio
 import time
 from typing import Annotated
 
 import anyio.to_thread
 from fastapi import Depends, FastAPI, File, Form, Request, Response, UploadFile
 
+from lspt_serve.api.disconnect import unless_gone
 from lspt_serve.api.failures import REQUEST_ID, RESPONSES, add_failure_handlers, request_id
 from lspt_serve.api.limits import LimitBody
 from lspt_serve.api.schemas import Answer, LabelScore, Task, TaskList, Timings
 from lspt_serve.bundle import Bundle
 from lspt_serve.preprocess import preprocess_image
-from lspt_serve.runtime import Classifier
+from lspt_serve.runtime import Classifier, top_labels
 
 __all__ = ["create_app"]
 
@@ -50,19 +52,18 @@ async def classify(
     started = time.perf_counter()
     bundle = classifier.store[task]
     data = await image.read()
-
-    def run() -> tuple[list[LabelScore], float, float]:
-        pixels = preprocess_image(data, bundle.manifest.preprocess)
-        decoded = time.perf_counter()
-        (best,) = classifier.classify(pixels[None], [bundle], top_k=top_k)
-        return [LabelScore.model_validate(p) for p in best], decoded, time.perf_counter()
-
-    predictions, decoded, answered = await anyio.to_thread.run_sync(run)
+    pixels = await anyio.to_thread.run_sync(preprocess_image, data, bundle.manifest.preprocess)
+    decoded = time.perf_counter()
+    answer = classifier.submit(pixels, bundle)
+    probabilities = await unless_gone(request, asyncio.wrap_future(answer))
+    answered = time.perf_counter()
     response.headers[REQUEST_ID] = request_id(request)
     return Answer(
         task=task,
         version=bundle.manifest.version,
-        predictions=predictions,
+        predictions=[
+            LabelScore.model_validate(best) for best in top_labels(probabilities, bundle, top_k)
+        ],
         request_id=request_id(request),
         timings_ms=Timings(
             decode=_ms(decoded - started),

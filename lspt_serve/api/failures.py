@@ -10,9 +10,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from lspt_serve.api.disconnect import CLIENT_GONE
 from lspt_serve.api.schemas import ErrorAnswer, Failure
 from lspt_serve.errors import (
+    DeadlineError,
     LSPTError,
+    OverloadedError,
     TooLargeError,
     UndecodableError,
     UnknownTaskError,
@@ -25,17 +28,26 @@ REQUEST_ID = "X-Request-ID"
 logger = logging.getLogger(__name__)
 
 # code, status and blamed field of what a caller can cause
-FAILURES: dict[type[LSPTError], tuple[str, int, str]] = {
+FAILURES: dict[type[LSPTError], tuple[str, int, str | None]] = {
+    OverloadedError: ("overloaded", 503, None),
+    DeadlineError: ("deadline", 504, None),
     UnknownTaskError: ("unknown_task", 404, "task"),
     TooLargeError: ("too_large", 413, "image"),
     UnsupportedFormatError: ("unsupported_format", 415, "image"),
     UndecodableError: ("undecodable", 422, "image"),
 }
 # codes of what the web framework itself refuses
-CODES = {400: "malformed", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}
+CODES = {
+    400: "malformed",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "too_large",
+    CLIENT_GONE: "client_gone",
+}
+RETRY_AFTER_S = 1
 RESPONSES = {
     status: {"model": ErrorAnswer, "description": HTTPStatus(status).phrase}
-    for status in (400, 404, 413, 415, 422)
+    for status in (400, 404, 413, 415, 422, 503)
 }
 
 
@@ -67,7 +79,7 @@ def add_failure_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def on_http(request: Request, error: HTTPException) -> JSONResponse:
-        code = CODES.get(error.status_code, HTTPStatus(error.status_code).phrase)
+        code = CODES.get(error.status_code) or HTTPStatus(error.status_code).phrase
         return _answer(request, error.status_code, code, str(error.detail))
 
     @app.exception_handler(Exception)
@@ -84,8 +96,9 @@ def _answer(
     request: Request, status: int, code: str, message: str, item: str | None = None
 ) -> JSONResponse:
     failure = Failure(code=code, message=message, request_id=request_id(request), item=item)
+    retry = {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else {}
     return JSONResponse(
         ErrorAnswer(error=failure).model_dump(),
         status_code=status,
-        headers={REQUEST_ID: failure.request_id},
+        headers={REQUEST_ID: failure.request_id} | retry,
     )

@@ -4,17 +4,23 @@ B batch, K classes, F pooled features.
 """
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lspt_serve.bundle import Bundle
+from lspt_serve.runtime.batch_size import measure_batch_size
+from lspt_serve.runtime.batcher import Batcher
 from lspt_serve.runtime.engine import Engine
 from lspt_serve.runtime.slots import Slots
 from lspt_serve.runtime.store import PromptStore
 
-__all__ = ["Classifier", "Prediction", "softmax"]
+__all__ = ["Classifier", "Prediction", "softmax", "top_labels"]
+
+MAX_BATCH_SIZE = 32
+Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -27,39 +33,65 @@ class Prediction:
 
 
 class Classifier:
-    """Answers for every task in the store, with one engine."""
+    """Answers for every task in the store, with one engine whose batches mix tasks.
 
-    def __init__(self, engine: Engine, store: PromptStore) -> None:
+    Args:
+        max_batch_size: None: as much as pays on this machine, up to 32; measured here.
+        max_delay_s: see Batcher.
+        capacity: images that may wait for the engine.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        store: PromptStore,
+        *,
+        max_batch_size: int | None = None,
+        max_delay_s: float = 0.0,
+        capacity: int = 256,
+    ) -> None:
         self.engine = engine
         self.store = store
+        limit = min(MAX_BATCH_SIZE, engine.num_slots)
+        self.max_batch_size = max_batch_size or measure_batch_size(engine, limit=limit)
         self._slots = Slots(engine)
+        self._batcher = Batcher(
+            self.probabilities,
+            max_batch_size=self.max_batch_size,
+            max_delay_s=max_delay_s,
+            capacity=capacity,
+        )
 
-    def classify(
-        self, images: NDArray[np.float32], bundles: Sequence[Bundle], *, top_k: int
-    ) -> list[list[Prediction]]:
-        """The `top_k` most probable labels of each image, best first; all if there are fewer.
+    def submit(
+        self, image: Array, bundle: Bundle, *, deadline: float | None = None
+    ) -> Future[Array]:
+        """Probabilities (K) of a normalised image (3 x H x W), from a batch shared with others.
 
-        Args:
-            images: B x 3 x H x W, normalised.
-            bundles: of each image's task, B, in any order.
+        See Batcher.submit for the deadline and what is raised.
         """
-        answers = []
+        return self._batcher.submit(image, bundle, deadline=deadline)
+
+    def probabilities(
+        self, images: Array, bundles: Sequence[Bundle]
+    ) -> list[NDArray[np.float32] | Exception]:
+        """Of each normalised image (B x 3 x H x W) by its own bundle (B), without any queue.
+
+        An answer that is not finite is an ArithmeticError in its place.
+        """
+        answers: list[Array | Exception] = []
         for features, bundle in zip(self._features(images, bundles), bundles, strict=True):
             weight, bias = bundle.head
-            answers.append(_top(softmax(weight @ features + bias), bundle, top_k))
+            answer = softmax(weight @ features + bias)
+            finite = np.isfinite(answer).all()
+            answers.append(answer if finite else ArithmeticError(f"{bundle.name}: not finite"))
         return answers
 
-    def warm_up(self) -> None:
-        """Run once, so that the first caller does not pay for lazy allocations."""
-        size = self.engine.graph.preprocess.img_size
-        for bundle in self.store:
-            self.classify(np.zeros((1, 3, size, size), np.float32), [bundle], top_k=1)
-            break
+    def close(self) -> None:
+        """Answer what waits and stop."""
+        self._batcher.close()
 
-    def _features(
-        self, images: NDArray[np.float32], bundles: Sequence[Bundle]
-    ) -> Iterator[NDArray[np.float32]]:
-        """Row by row, from batches of no more rows than there are slots."""
+    def _features(self, images: Array, bundles: Sequence[Bundle]) -> Iterator[Array]:
+        """Row by row (F), from batches of no more rows than there are slots."""
         size = self.engine.num_slots
         for start in range(0, len(images), size):
             part = slice(start, start + size)
@@ -68,12 +100,13 @@ class Classifier:
             yield from features
 
 
-def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+def top_labels(probabilities: Array, bundle: Bundle, k: int) -> list[Prediction]:
+    """The k most probable labels, best first; all if there are fewer, equal ones in order."""
+    best = np.argsort(-probabilities, kind="stable")[:k]
+    return [Prediction(bundle.labels[i], float(probabilities[i]), int(i)) for i in best]
+
+
+def softmax(logits: Array) -> Array:
     """Over the last axis."""
     exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return exponentials / exponentials.sum(axis=-1, keepdims=True)  # type: ignore[no-any-return]
-
-
-def _top(probabilities: NDArray[np.float32], bundle: Bundle, k: int) -> list[Prediction]:
-    best = np.argsort(-probabilities, kind="stable")[:k]
-    return [Prediction(bundle.labels[i], float(probabilities[i]), int(i)) for i in best]

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from toys import coloured, encoded, random_bundle
+from toys import coloured, encoded, export_once, random_bundle
 from toys_api import TASKS, Api, check_refused, create_classifier
 
 from lspt_serve.bundle import Bundle, save_bundle
 from lspt_serve.export import create_model
 from lspt_serve.models import Backbone
 from lspt_serve.preprocess import FORMATS, normalise, preprocess_image
-from lspt_serve.runtime import Classifier, PromptStore
+from lspt_serve.runtime import Classifier, OnnxEngine, PromptStore
 
 PNG = encoded(coloured("red", np.random.default_rng(0), side=40))
 
@@ -48,14 +48,14 @@ def test_answer_is_that_of_torch(api: Api, tiny_backbone: Backbone, seed: int, t
 
 
 def test_image_is_cropped_as_the_bundle_says(
-    tiny_backbone: Backbone, api: Api, tmp_path: Path
+    tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
     bundle = random_bundle(tiny_backbone, name="cropped")
     preprocess = replace(tiny_backbone.preprocess, crop_pct=0.5)
     manifest = bundle.manifest.model_copy(update={"preprocess": preprocess})
     save_bundle(Bundle(manifest, bundle.tensors), tmp_path / "cropped")
-    engine = api.app.state.classifier.engine
-    cropping = Api(Classifier(engine, PromptStore(tmp_path, engine.graph)))
+    engine = OnnxEngine(export_once(tiny_backbone, tmp_path_factory), device="cpu")
+    cropping = Api(Classifier(engine, PromptStore(tmp_path, engine.graph), max_batch_size=1))
     middle = coloured("blue", np.random.default_rng(0), side=32)
     framed = np.pad(middle, ((16, 16), (16, 16), (0, 0)))  # 64 x 64, black around
 

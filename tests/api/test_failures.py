@@ -4,7 +4,8 @@ import socket
 import struct
 import tarfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from toys import coloured, encoded
 from toys_api import Api, check_refused, create_classifier
 
+from lspt_serve.errors import DeadlineError, OverloadedError
 from lspt_serve.models import Backbone
 from lspt_serve.preprocess import FORMATS
 
@@ -182,7 +184,7 @@ def test_image_of_too_many_pixels_is_refused_by_its_header(api: Api, size: tuple
 def test_bug_is_answered_without_its_details_and_the_next_request_works(
     api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(images: object, tensors: Mapping[str, object]) -> NoReturn:
+    def fail(images: object, slots: Sequence[int]) -> NoReturn:
         raise RuntimeError("secret path")
 
     with monkeypatch.context() as patch:
@@ -196,6 +198,29 @@ def test_bug_is_answered_without_its_details_and_the_next_request_works(
     assert "request mine failed" in caplog.text
     assert "secret path" in caplog.text
     assert api.classify(PNG).status_code == 200
+
+
+def test_overload_is_answered_with_when_to_come_again(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(image: object, bundle: object) -> NoReturn:
+        raise OverloadedError("256 images wait already; try again later")
+
+    monkeypatch.setattr(api.app.state.classifier, "submit", refuse)
+
+    response = api.classify(PNG)
+
+    message = check_refused(response, 503, "overloaded")
+    assert message == "256 images wait already; try again later"
+    assert response.headers["Retry-After"] == "1"
+
+
+def test_answer_that_comes_too_late_is_a_timeout(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    late: Future[None] = Future()
+    late.set_exception(DeadlineError("the deadline passed before it was its turn"))
+    monkeypatch.setattr(api.app.state.classifier, "submit", lambda image, bundle: late)
+
+    check_refused(api.classify(PNG), 504, "deadline")
 
 
 def is_refusal(response: httpx.Response) -> bool:

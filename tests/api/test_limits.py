@@ -85,6 +85,8 @@ def ask(api: Api, content_length: bytes, chunks: list[bytes]) -> tuple[int, int]
     left, statuses = [*chunks], []
 
     async def receive() -> Message:
+        if not left:  # the caller waits for the answer
+            await anyio.sleep_forever()
         chunk = left.pop(0)
         return {"type": "http.request", "body": chunk, "more_body": bool(left)}
 

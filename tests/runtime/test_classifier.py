@@ -1,7 +1,7 @@
 import math
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from lspt_serve.bundle import Bundle, save_bundle
 from lspt_serve.export import create_model
 from lspt_serve.graph import GraphSpec
 from lspt_serve.models import Backbone
-from lspt_serve.runtime import Classifier, OnnxEngine, PromptStore
+from lspt_serve.runtime import Classifier, OnnxEngine, Prediction, PromptStore, top_labels
 from lspt_serve.runtime.classifier import softmax
 
 LABELS = ["ant", "bee", "cat", "dog"]
@@ -40,7 +40,7 @@ class Echo:
 
 
 @pytest.fixture
-def echo(tiny_backbone: Backbone, tmp_path: Path) -> Classifier:
+def echo(tiny_backbone: Backbone, tmp_path: Path) -> Iterator[Classifier]:
     """A classifier whose logits are an image's first four pixels."""
     drawn = random_bundle(tiny_backbone, method="linear", labels=LABELS).manifest
     tensors = {"head.weight": np.eye(4, dtype=np.float32), "head.bias": np.zeros(4, np.float32)}
@@ -55,11 +55,22 @@ def echo(tiny_backbone: Backbone, tmp_path: Path) -> Classifier:
         inputs={},
         parity=[],
     )
-    return Classifier(Echo(graph), PromptStore(tmp_path, graph))
+    classifier = Classifier(Echo(graph), PromptStore(tmp_path, graph), max_batch_size=2)
+    yield classifier
+    classifier.close()
 
 
-def classify(classifier: Classifier, images: Array, task: str, *, top_k: int) -> Any:
-    return classifier.classify(images, [classifier.store[task]] * len(images), top_k=top_k)
+def classify(
+    classifier: Classifier, images: Array, *tasks: str, top_k: int
+) -> list[list[Prediction]]:
+    """The best labels of each image, by its own task or all by one."""
+    bundles = [classifier.store[task] for task in tasks] * (len(images) // len(tasks))
+    answers = classifier.probabilities(images, bundles)
+    return [
+        top_labels(answer, bundle, top_k)
+        for answer, bundle in zip(answers, bundles, strict=True)
+        if not isinstance(answer, Exception)
+    ]
 
 
 def images_of(*logits: list[float]) -> Array:
@@ -106,9 +117,12 @@ def test_equal_scores_keep_the_order_of_the_labels(tmp_path: Path, echo: Classif
     tensors["head.bias"][[7, 70]] = 2.0
     labels = [str(index) for index in range(99)]
     save_bundle(Bundle.create(tensors, name="many", labels=labels, **fields), tmp_path / "many")
-    classifier = Classifier(echo.engine, PromptStore(tmp_path, echo.engine.graph))
+    many = PromptStore(tmp_path, echo.engine.graph)["many"]
 
-    (best,) = classify(classifier, images_of([0.0] * 4), "many", top_k=99)
+    (answer,) = echo.probabilities(images_of([0.0] * 4), [many])
+
+    assert not isinstance(answer, Exception)
+    best = top_labels(answer, many, 99)
 
     rest = [index for index in range(99) if index not in {7, 70}]
     assert [prediction.index for prediction in best] == [7, 70, *rest]
@@ -134,31 +148,61 @@ def test_more_images_than_slots_are_run_in_parts(echo: Classifier) -> None:
     assert [best.label for (best,) in answers] == ["cat", "ant", "dog", "bee", "bee"]
 
 
-def test_warm_up_runs_the_engine_once(echo: Classifier) -> None:
-    echo.warm_up()
+def test_submitted_images_are_answered_as_those_in_a_batch_of_their_own(echo: Classifier) -> None:
+    rows = np.random.default_rng(0).standard_normal((9, 4)).tolist()
+    bundle = echo.store["animals"]
 
-    assert isinstance(echo.engine, Echo)
-    assert echo.engine.asked == [(1, 3, 32, 32)]
+    futures = [echo.submit(image, bundle) for image in images_of(*rows)]
+
+    wanted = echo.probabilities(images_of(*rows), [bundle] * 9)
+    np.testing.assert_array_equal([future.result(timeout=5) for future in futures], wanted)
 
 
-def test_warm_up_without_tasks_does_nothing(echo: Classifier, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    store = PromptStore(tmp_path / "empty", echo.engine.graph)
+def test_answer_that_is_not_finite_is_an_error_of_its_row_alone(echo: Classifier) -> None:
+    bundle = echo.store["animals"]
+    rows = [[0.0] * 4, [float("nan"), 0.0, 0.0, 0.0], [1.0] * 4]
 
-    Classifier(echo.engine, store).warm_up()
+    first, broken, last = (echo.submit(image, bundle) for image in images_of(*rows))
 
-    assert isinstance(echo.engine, Echo)
-    assert echo.engine.asked == []
+    with pytest.raises(ArithmeticError, match="animals: not finite"):
+        broken.result(timeout=5)
+    for answer in (first, last):
+        np.testing.assert_allclose(answer.result(timeout=5), [0.25] * 4)
+
+
+def test_batches_are_no_larger_than_what_was_measured_to_pay(echo: Classifier) -> None:
+    classifier = Classifier(echo.engine, echo.store)
+    try:
+        assert classifier.max_batch_size in {1, 2}  # of 2 slots
+    finally:
+        classifier.close()
+
+
+@pytest.fixture
+def real(
+    tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> Iterator[Callable[..., Classifier]]:
+    """real(bundle, ...): a classifier of these tasks on a real graph and engine."""
+    made: list[Classifier] = []
+
+    def create(*bundles: Bundle) -> Classifier:
+        for bundle in bundles:
+            save_bundle(bundle, tmp_path / bundle.name)
+        engine = OnnxEngine(export_once(tiny_backbone, tmp_path_factory), device="cpu")
+        made.append(Classifier(engine, PromptStore(tmp_path, engine.graph), max_batch_size=4))
+        return made[-1]
+
+    yield create
+    for classifier in made:
+        classifier.close()
 
 
 def test_float16_on_a_real_engine_answers_like_torch_on_the_rounded_tensors(
-    tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+    tiny_backbone: Backbone, real: Callable[..., Classifier]
 ) -> None:
     exact = random_bundle(tiny_backbone)
     fields = exact.manifest.model_dump(exclude={"dtype", "tensors", "tensors_sha256"})
-    save_bundle(Bundle.create(exact.tensors, dtype="float16", **fields), tmp_path / "colour")
-    engine = OnnxEngine(export_once(tiny_backbone, tmp_path_factory), device="cpu")
-    classifier = Classifier(engine, PromptStore(tmp_path, engine.graph))
+    classifier = real(Bundle.create(exact.tensors, dtype="float16", **fields))
     images, model = noise(5), create_model(tiny_backbone, exact)
     with torch.inference_mode():
         before = model(torch.from_numpy(images)).softmax(dim=-1).numpy()
@@ -166,33 +210,28 @@ def test_float16_on_a_real_engine_answers_like_torch_on_the_rounded_tensors(
         model.load_task_tensors(rounded)
         wanted = model(torch.from_numpy(images)).softmax(dim=-1).numpy()
 
-    answers = classify(classifier, images, "colour", top_k=3)
+    got = classifier.probabilities(images, [classifier.store["colour"]] * 5)
 
-    got = [[p.score for p in sorted(best, key=lambda p: p.index)] for best in answers]
-    np.testing.assert_allclose(got, wanted, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(np.asarray(got), wanted, atol=1e-5, rtol=0)
     assert np.abs(before - wanted).max() > 5e-5
 
 
-def test_two_tasks_in_one_batch_on_a_real_engine_answer_like_torch(
-    tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+def test_tasks_in_one_batch_on_a_real_engine_answer_like_torch(
+    tiny_backbone: Backbone, real: Callable[..., Classifier]
 ) -> None:
     bundles = [
         random_bundle(tiny_backbone, name="animals", labels=LABELS, num_prompts=2, seed=1),
         random_bundle(tiny_backbone, name="colour", num_prompts=6, seed=2),
     ]
-    for bundle in bundles:
-        save_bundle(bundle, tmp_path / bundle.name)
-    engine = OnnxEngine(export_once(tiny_backbone, tmp_path_factory), device="cpu")
-    classifier = Classifier(engine, PromptStore(tmp_path, engine.graph))
-    images = noise(3)
-
     models = {bundle.name: create_model(tiny_backbone, bundle) for bundle in bundles}
-    mixed = [classifier.store[name] for name in ("animals", "colour", "animals")]
+    classifier, images = real(*bundles), noise(11)
+    whose = [classifier.store[name] for name in random.Random(0).choices(list(models), k=11)]
 
-    answers = classifier.classify(images, mixed, top_k=4)
+    futures = [
+        classifier.submit(image, bundle) for image, bundle in zip(images, whose, strict=True)
+    ]
 
-    for image, bundle, best in zip(images, mixed, answers, strict=True):
+    for image, bundle, future in zip(images, whose, futures, strict=True):
         with torch.inference_mode():
-            (wanted,) = models[bundle.name](torch.from_numpy(image[None])).softmax(dim=-1).numpy()
-        assert [p.label for p in best] == [bundle.labels[i] for i in np.argsort(-wanted)]
-        assert [p.score for p in best] == pytest.approx(sorted(wanted, reverse=True), abs=1e-6)
+            (wanted,) = models[bundle.name](torch.from_numpy(image[None])).softmax(dim=-1)
+        np.testing.assert_allclose(future.result(timeout=5), wanted, atol=1e-6, rtol=0)

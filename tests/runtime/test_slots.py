@@ -6,14 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from toys import simple_bundle
 
-from lspt_serve.bundle import BackboneRef, Bundle, MethodRef
+from lspt_serve.bundle import MethodRef
 from lspt_serve.graph import GraphSpec
 from lspt_serve.preprocess import Preprocess
 from lspt_serve.runtime.slots import Slots
 
 Array = NDArray[np.float32]
-BACKBONE = BackboneRef(source="none", sha256="0" * 64)
+BUNDLES = [simple_bundle(f"task-{number}", number=number) for number in range(20)]
 
 
 class Notebook:
@@ -21,7 +22,7 @@ class Notebook:
 
     provider = "Notebook"
     graph = GraphSpec(
-        backbone=BACKBONE,
+        backbone=BUNDLES[0].manifest.backbone,
         method=MethodRef(name="vpt-shallow"),
         pool="cls",
         preprocess=Preprocess(1),
@@ -44,26 +45,6 @@ class Notebook:
 
     def features(self, images: Array, slots: Sequence[int]) -> Array:
         raise AssertionError("not of these tests")
-
-
-def bundle_of(number: int) -> Bundle:
-    tensors = {
-        "method.prompts": np.full((1, 1), number, np.float32),
-        "head.weight": np.zeros((2, 1), np.float32),
-        "head.bias": np.zeros(2, np.float32),
-    }
-    return Bundle.create(
-        tensors,
-        name=f"task-{number}",
-        labels=["a", "b"],
-        method=MethodRef(name="vpt-shallow", options={"num_prompts": 1}),
-        backbone=BACKBONE,
-        preprocess=Preprocess(1),
-        pool="cls",
-    )
-
-
-BUNDLES = [bundle_of(number) for number in range(20)]
 
 
 def use(slots: Slots, engine: Notebook, *numbers: int) -> list[float]:
@@ -101,8 +82,8 @@ def test_task_unused_longest_makes_room() -> None:
 def test_new_version_of_a_task_has_a_slot_of_its_own_while_the_old_is_in_use() -> None:
     engine = Notebook(2)
     slots = Slots(engine)
-    old, new = BUNDLES[1], bundle_of(2)
-    new = Bundle(new.manifest.model_copy(update={"name": old.name, "version": 2}), new.tensors)
+    old = simple_bundle("task", number=1)
+    new = simple_bundle("task", number=2, version=2)
 
     with slots.hold([old]) as (before,), slots.hold([new]) as (after,):
         assert (engine.slots[before], engine.slots[after]) == (1, 2)
@@ -111,9 +92,9 @@ def test_new_version_of_a_task_has_a_slot_of_its_own_while_the_old_is_in_use() -
 def test_bundle_of_the_same_tensors_shares_a_slot() -> None:
     engine = Notebook(2)
 
-    with Slots(engine).hold([bundle_of(1), bundle_of(1)]) as (one, other):
+    with Slots(engine).hold([simple_bundle("one"), simple_bundle("other")]) as (one, other):
         assert one == other
-    assert engine.puts == [1]
+    assert engine.puts == [0]
 
 
 def test_task_in_use_is_waited_for_not_put_out() -> None:

@@ -1,0 +1,140 @@
+"""Rows of many callers in the batches of one engine.
+
+B batch, K classes of a row's task.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lspt_serve.bundle import Bundle
+from lspt_serve.errors import DeadlineError, OverloadedError
+from lspt_serve.runtime.fair_queue import FairQueue
+
+__all__ = ["Batcher", "Run"]
+
+Array = NDArray[np.float32]
+Run = Callable[[Array, Sequence[Bundle]], Sequence[Array | Exception]]
+
+
+@dataclass
+class _Row:
+    image: Array  # 3 x H x W
+    bundle: Bundle
+    deadline: float | None  # of time.monotonic
+    answer: Future[Array] = field(default_factory=Future)
+
+    def is_wanted(self) -> bool:
+        """Whether its caller still waits, and in time; who waits in vain is told."""
+        if not self.answer.set_running_or_notify_cancel():
+            return False
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            self.answer.set_exception(DeadlineError("the deadline passed before it was its turn"))
+            return False
+        return True
+
+
+class Batcher:
+    """Runs one batch at a time, in a thread of its own; while it runs, the next one gathers.
+
+    Args:
+        run: images (B x 3 x H x W) and the bundle of each to an answer (K) or error of each.
+        max_batch_size: rows.
+        max_delay_s: how long a batch that is not full waits for more rows. Under load the next
+            batch gathers while one runs: even 0 gives full ones.
+        capacity: rows that may wait; more are refused, those of the task first that has the most.
+    """
+
+    def __init__(
+        self, run: Run, *, max_batch_size: int, max_delay_s: float = 0.0, capacity: int = 256
+    ) -> None:
+        self._run = run
+        self._max_batch_size = max_batch_size
+        self._max_delay_s = max_delay_s
+        self._queue: FairQueue[_Row] = FairQueue(capacity)
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="batcher", daemon=True)
+        self._thread.start()
+
+    def submit(
+        self, image: Array, bundle: Bundle, *, deadline: float | None = None
+    ) -> Future[Array]:
+        """Queue a row; a cancelled future leaves the queue unrun.
+
+        Args:
+            deadline: of time.monotonic(); a row that has not been run by then fails with
+                DeadlineError.
+
+        Raises:
+            OverloadedError: the queue is full; a row that waits may fail with it too.
+        """
+        row = _Row(image, bundle, deadline)
+        with self._changed:
+            if self._closed:
+                raise OverloadedError("the server is stopping")
+            refused = self._queue.put(bundle.name, row)
+            self._changed.notify_all()
+        if refused:
+            error = OverloadedError(f"{self._queue.capacity} images wait already; try again later")
+            if refused is row:
+                raise error
+            if refused.answer.set_running_or_notify_cancel():
+                refused.answer.set_exception(error)
+        return row.answer
+
+    def close(self) -> None:
+        """Answer what waits, take no more, and end the thread."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while self._wait_for_rows():
+            if rows := self._take():
+                self._answer(rows)
+
+    def _wait_for_rows(self) -> bool:
+        """False when there will be none."""
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._queue) > 0 or self._closed)
+            if self._max_delay_s:
+                self._changed.wait_for(self._is_full, timeout=self._max_delay_s)
+            return len(self._queue) > 0 or not self._closed
+
+    def _is_full(self) -> bool:
+        return len(self._queue) >= self._max_batch_size or self._closed
+
+    def _take(self) -> list[_Row]:
+        rows: list[_Row] = []
+        with self._changed:
+            while len(self._queue) and len(rows) < self._max_batch_size:
+                row = self._queue.take()
+                if row.is_wanted():
+                    rows.append(row)
+        return rows
+
+    def _answer(self, rows: Sequence[_Row]) -> None:
+        """A batch that fails is run again row by row, so that no row fails for another's sake."""
+        try:
+            images = np.stack([row.image for row in rows])
+            answers = self._run(images, [row.bundle for row in rows])
+            answered = list(zip(rows, answers, strict=True))
+        except Exception as error:
+            if len(rows) == 1:
+                rows[0].answer.set_exception(error)
+                return
+            for row in rows:
+                self._answer([row])
+            return
+        for row, answer in answered:
+            if isinstance(answer, Exception):
+                row.answer.set_exception(answer)
+            else:
+                row.answer.set_result(answer)

@@ -1,0 +1,53 @@
+"""A bounded queue in which every task has its turn."""
+
+from collections import OrderedDict, deque
+from typing import Generic, TypeVar
+
+__all__ = ["FairQueue"]
+
+T = TypeVar("T")
+
+
+class FairQueue(Generic[T]):
+    """Tasks take turns, one item each; the items of a task come in order. Not safe for threads.
+
+    Args:
+        capacity: items of all tasks together.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._waiting: OrderedDict[str, deque[T]] = OrderedDict()  # next in turn first
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def put(self, task: str, item: T) -> T | None:
+        """Add an item; what there is no room for comes back.
+
+        Of a full queue that is the newest item of the task that has the most, so that a task which
+        floods the queue pays for it, and not the others.
+        """
+        self._waiting.setdefault(task, deque()).append(item)
+        self._size += 1
+        if self._size <= self.capacity:
+            return None
+        flooding = max(self._waiting, key=lambda name: (len(self._waiting[name]), name == task))
+        return self._remove(flooding, newest=True)
+
+    def take(self) -> T:
+        """The oldest item of the task whose turn it is; raises KeyError where there is none."""
+        task = next(iter(self._waiting), "")
+        item = self._remove(task)
+        if task in self._waiting:
+            self._waiting.move_to_end(task)
+        return item
+
+    def _remove(self, task: str, *, newest: bool = False) -> T:
+        items = self._waiting[task]
+        item = items.pop() if newest else items.popleft()
+        if not items:
+            del self._waiting[task]
+        self._size -= 1
+        return item

@@ -1,0 +1,29 @@
+import pytest
+from toys import export_once
+
+from lspt_serve.models import Backbone
+from lspt_serve.runtime import OnnxEngine
+from lspt_serve.runtime.batch_size import grow_while_it_pays, measure_batch_size
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "best"),
+    [
+        ({1: 10, 2: 20, 4: 40}, 1),  # nothing gained
+        ({1: 10, 2: 12, 4: 20, 8: 39.9}, 4),  # twice the rows in twice the time
+        ({1: 10, 2: 11, 4: 12, 8: 13, 16: 14}, 16),  # to the limit
+        ({1: 10, 2: 19.5, 4: 20}, 1),  # 2.6 % are not worth it
+    ],
+)
+def test_batches_grow_while_it_pays(milliseconds: dict[int, float], best: int) -> None:
+    assert grow_while_it_pays(milliseconds.__getitem__, limit=16) == best
+
+
+@pytest.mark.parametrize("limit", [1, 2, 8])
+def test_real_engine_is_measured_within_the_limit(
+    tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory, limit: int
+) -> None:
+    engine = OnnxEngine(export_once(tiny_backbone, tmp_path_factory), device="cpu")
+
+    assert measure_batch_size(engine, limit=limit) in {1, 2, 4, 8}
+    assert measure_batch_size(engine, limit=limit) <= limit

@@ -1,0 +1,239 @@
+import asyncio
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError, Future, wait
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from toys import simple_bundle
+
+from lspt_serve.bundle import Bundle
+from lspt_serve.errors import DeadlineError, OverloadedError
+from lspt_serve.runtime.batcher import Batcher
+
+Array = NDArray[np.float32]
+TASKS = {name: simple_bundle(name) for name in ("a", "b", "flood", "trickle")}
+
+
+class Model:
+    """Answers an image with its first number, remembers batches; runs once `go` is set."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+        self.go = threading.Event()
+        self.go.set()
+        self.started = threading.Event()
+
+    def __call__(self, images: Array, bundles: Sequence[Bundle]) -> Sequence[Array | Exception]:
+        self.started.set()
+        assert self.go.wait(timeout=10)
+        self.batches.append([bundle.name for bundle in bundles])
+        if (images == 13).any():
+            raise RuntimeError("the engine broke")
+        return [
+            ArithmeticError("not finite") if image[0, 0, 0] == 7 else image[:1, 0, 0]
+            for image in images
+        ]
+
+
+def image_of(number: float) -> Array:
+    return np.full((3, 1, 1), number, np.float32)
+
+
+@contextmanager
+def running(model: Model, *, max_batch_size: int = 4, **settings: float) -> Iterator[Batcher]:
+    batcher = Batcher(model, max_batch_size=max_batch_size, **settings)  # type: ignore[arg-type]
+    try:
+        yield batcher
+    finally:
+        model.go.set()
+        batcher.close()
+
+
+@contextmanager
+def busy(model: Model, batcher: Batcher) -> Iterator[None]:
+    """While a first batch is held up, others gather."""
+    model.go.clear()
+    first = batcher.submit(image_of(0), TASKS["a"])
+    assert model.started.wait(timeout=5)
+    yield
+    model.go.set()
+    first.result(timeout=5)
+
+
+def results(futures: Sequence[Future[Array]]) -> list[float]:
+    return [float(future.result(timeout=5)[0]) for future in futures]
+
+
+def test_every_caller_gets_the_answer_to_its_own_image() -> None:
+    with running(Model()) as batcher:
+        futures = [batcher.submit(image_of(n), TASKS["ab"[n % 2]]) for n in (1, 2, 3, 4, 5, 6)]
+
+        assert results(futures) == [1, 2, 3, 4, 5, 6]
+
+
+def test_lone_image_does_not_wait_for_others() -> None:
+    model = Model()
+    with running(model) as batcher:
+        assert results([batcher.submit(image_of(1), TASKS["a"])]) == [1]
+    assert model.batches == [["a"]]
+
+
+def test_images_that_come_while_a_batch_runs_share_the_next_of_any_tasks() -> None:
+    model = Model()
+    with running(model) as batcher:
+        with busy(model, batcher):
+            futures = [batcher.submit(image_of(n), TASKS[t]) for n, t in enumerate("ababab", 1)]
+        assert results(futures) == [1, 2, 3, 4, 5, 6]
+    assert [len(batch) for batch in model.batches] == [1, 4, 2]
+
+
+def test_batch_waits_for_more_rows_up_to_the_delay() -> None:
+    model = Model()
+    with running(model, max_delay_s=0.3) as batcher:
+        first = batcher.submit(image_of(1), TASKS["a"])
+        time.sleep(0.05)
+        second = batcher.submit(image_of(2), TASKS["b"])
+        assert results([first, second]) == [1, 2]
+    assert model.batches == [["a", "b"]]
+
+
+def test_full_batch_does_not_wait_for_the_delay() -> None:
+    with running(Model(), max_delay_s=60) as batcher:
+        assert results([batcher.submit(image_of(n), TASKS["a"]) for n in range(4)]) == [0, 1, 2, 3]
+
+
+def test_flood_of_ten_to_one_does_not_starve_the_other_task() -> None:
+    model = Model()
+    with running(model, capacity=100) as batcher:
+        with busy(model, batcher):
+            flood = [batcher.submit(image_of(n), TASKS["flood"]) for n in range(20, 80)]
+            trickle = [batcher.submit(image_of(n), TASKS["trickle"]) for n in range(6)]
+        wait(flood + trickle, timeout=5)
+        assert results(trickle) == [0, 1, 2, 3, 4, 5]
+    assert all(Counter(batch)["trickle"] == 2 for batch in model.batches[1:4])
+
+
+def test_full_queue_refuses_the_flooding_task_and_takes_the_other() -> None:
+    model = Model()
+    with running(model, capacity=5) as batcher:
+        with busy(model, batcher):
+            flood = [batcher.submit(image_of(n), TASKS["flood"]) for n in range(5)]
+            with pytest.raises(OverloadedError, match="5 images wait already"):
+                batcher.submit(image_of(9), TASKS["flood"])
+            other = batcher.submit(image_of(10), TASKS["trickle"])
+        assert results([other, *flood[:4]]) == [10, 0, 1, 2, 3]
+        with pytest.raises(OverloadedError, match="5 images wait already"):
+            flood[4].result(timeout=5)
+
+
+def test_row_past_its_deadline_is_not_run() -> None:
+    model = Model()
+    with running(model) as batcher:
+        with busy(model, batcher):
+            late = batcher.submit(image_of(1), TASKS["b"], deadline=time.monotonic() - 1)
+            in_time = batcher.submit(image_of(2), TASKS["a"], deadline=time.monotonic() + 60)
+        assert results([in_time]) == [2]
+        with pytest.raises(DeadlineError):
+            late.result(timeout=5)
+    assert model.batches == [["a"], ["a"]]
+
+
+def test_row_whose_caller_left_is_not_run() -> None:
+    model = Model()
+    with running(model) as batcher:
+        with busy(model, batcher):
+            gone = batcher.submit(image_of(1), TASKS["b"])
+            assert gone.cancel()
+            stays = batcher.submit(image_of(2), TASKS["a"])
+        assert results([stays]) == [2]
+        with pytest.raises(CancelledError):
+            gone.result(timeout=5)
+    assert model.batches == [["a"], ["a"]]
+
+
+def test_batch_of_callers_who_all_left_stops_nothing() -> None:
+    model = Model()
+    with running(model) as batcher:
+        with busy(model, batcher):
+            assert batcher.submit(image_of(1), TASKS["b"]).cancel()
+        assert results([batcher.submit(image_of(3), TASKS["a"])]) == [3]
+
+
+def test_error_of_a_row_is_its_own() -> None:
+    model = Model()
+    with running(model) as batcher:
+        with busy(model, batcher):
+            rows = [batcher.submit(image_of(n), TASKS["a"]) for n in (6, 7, 8)]
+        assert results([rows[0], rows[2]]) == [6, 8]
+        with pytest.raises(ArithmeticError, match="not finite"):
+            rows[1].result(timeout=5)
+    assert [len(batch) for batch in model.batches] == [1, 3]
+
+
+def test_row_that_breaks_the_engine_fails_alone_and_the_batcher_lives_on() -> None:
+    model = Model()
+    with running(model) as batcher:
+        with busy(model, batcher):
+            rows = [batcher.submit(image_of(n), TASKS["a"]) for n in (12, 13, 14)]
+        assert results([rows[0], rows[2]]) == [12, 14]
+        with pytest.raises(RuntimeError, match="the engine broke"):
+            rows[1].result(timeout=5)
+        assert results([batcher.submit(image_of(1), TASKS["b"])]) == [1]
+
+
+def test_answers_that_are_too_few_are_an_error_not_a_hang() -> None:
+    batcher = Batcher(lambda images, bundles: [], max_batch_size=2)
+    try:
+        with pytest.raises(ValueError, match="shorter"):
+            batcher.submit(image_of(1), TASKS["a"]).result(timeout=5)
+    finally:
+        batcher.close()
+
+
+def test_closing_answers_what_waits_and_takes_no_more() -> None:
+    model = Model()
+    with running(model) as batcher:
+        with busy(model, batcher):
+            rows = [batcher.submit(image_of(n), TASKS["a"]) for n in range(20, 29)]
+        batcher.close()
+        assert results(rows) == list(range(20, 29))
+        with pytest.raises(OverloadedError, match="stopping"):
+            batcher.submit(image_of(1), TASKS["a"])
+
+
+def test_coroutine_that_is_cancelled_takes_its_row_along() -> None:
+    model = Model()
+
+    async def leave(batcher: Batcher) -> None:
+        answer = asyncio.wrap_future(batcher.submit(image_of(1), TASKS["b"]))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(answer, timeout=0.01)
+
+    with running(model) as batcher, busy(model, batcher):
+        asyncio.run(leave(batcher))
+    assert model.batches == [["a"]]
+
+
+def test_many_threads_each_get_their_own_answers() -> None:
+    with running(Model(), max_batch_size=7, capacity=1000) as batcher:
+        wrong: list[int] = []
+
+        def call(start: int) -> None:
+            futures = [
+                batcher.submit(image_of(n), TASKS["ab"[n % 2]]) for n in range(start, start + 100)
+            ]
+            if results(futures) != list(range(start, start + 100)):
+                wrong.append(start)
+
+        threads = [threading.Thread(target=call, args=(1000 * k,)) for k in range(1, 9)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    assert wrong == []
