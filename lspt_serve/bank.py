@@ -20,7 +20,7 @@ class Bank:
 
     The system gives memory to a slot when it is first written. Tasks may have different numbers of
     prompts: that axis is the first of an array, so that a batch takes of it no more than its tasks
-    need without a copy.
+    need without a copy. For one thread.
 
     Args:
         inputs: of a GraphSpec, task tensor -> shape.
@@ -41,29 +41,39 @@ class Bank:
             else:
                 self._put_prompts(slot, name, np.moveaxis(tensors[name], axis, 0))
 
-    def feed(self, slots: Sequence[int]) -> Feed:
-        """What a graph is fed beside the images; nothing for a linear probe's. Not copies.
+    def feed(self, slots: Sequence[int], *, copy: bool = False) -> Feed:
+        """What a graph is fed beside the images; nothing for a linear probe's.
 
         Args:
             slots: of each row's task.
+            copy: feed the tensors of the batch's tasks alone, where a graph that takes all slots
+                would have to move them; else all slots, uncopied.
         """
         if not self._arrays:
             return {}
         rows = row_inputs(np.asarray(slots, np.int64))
-        num_prompts = self._num_prompts[rows[SLOTS]]
+        present = rows[SLOTS]
+        num_prompts = self._num_prompts[present]
         most = num_prompts.max()
         arrays = {
             name: array[:most] if name in self._prompts_axis else array
             for name, array in self._arrays.items()
         }
+        if copy:
+            arrays = {
+                name: array.take(present, axis=1 if name in self._prompts_axis else 0)
+                for name, array in arrays.items()
+            }
+            rows[SLOTS] = np.arange(len(present))
         return {**arrays, **rows, NUM_PROMPTS: num_prompts}
 
     def _put_prompts(self, slot: int, name: str, prompts: NDArray[np.float32]) -> None:
         """Where a task has more prompts than there was room for, into a new, larger array."""
         count, array = len(prompts), self._arrays[name]
         if count > len(array):
+            used = np.flatnonzero(self._num_prompts)
             self._arrays[name] = np.zeros((count, *array.shape[1:]), np.float32)
-            self._arrays[name][: len(array)] = array
+            self._arrays[name][: len(array), used] = array[:, used]
         self._arrays[name][:count, slot] = prompts
         self._arrays[name][count:, slot] = 0
         self._num_prompts[slot] = count

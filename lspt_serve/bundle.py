@@ -34,6 +34,8 @@ __all__ = [
     "BASELINE",
     "FORMAT_VERSION",
     "MANIFEST",
+    "TASK_NAME",
+    "TENSORS",
     "BackboneRef",
     "Bundle",
     "Manifest",
@@ -248,6 +250,8 @@ def _to_bytes(tensors: dict[str, NDArray[np.float32]], dtype: Dtype) -> bytes:
 
 
 def _read_bytes(path: Path) -> bytes:
+    if path.is_fifo():  # to read it might take for ever
+        raise BundleError(f"{path}: cannot be read: a pipe")
     try:
         return path.read_bytes()
     except OSError as error:

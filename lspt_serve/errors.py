@@ -20,7 +20,7 @@ LSPTError (a ValueError: the caller can mend it)
     └── UndecodableError        the right format, but the file is broken
 
 Messages are one line: what was got, what was wanted, what to do. The command line prints them and
-exits with code 2; the service maps them to 4xx answers.
+exits with code 2; the service maps them to 4xx answers, overload and deadlines to 503 and 504.
 """
 
 from collections.abc import Iterable

@@ -36,6 +36,8 @@ __all__ = [
 GRAPH_FILE, SPEC_FILE = "graph.onnx", "graph.json"
 IMAGES, FEATURES, PROBABILITIES, BATCH = "images", "features", "probabilities", "batch"
 SLOTS, PLACE, BACK, NUM_PROMPTS = "slots", "place", "back", "num_prompts"  # whose row is whose
+FORMAT_VERSION: Literal[2] = 2  # 1 took the tensors of one task
+MAX_PROMPTS = 256  # all rows of a batch are as long as its longest
 OF_THE_GRAPH = ("img_size", "mean", "std")  # of a Preprocess; how images are cropped is the task's
 Dim = int | str  # a fixed size, or the name of a free one
 
@@ -56,7 +58,7 @@ class ParityRow(_Record):
 class GraphSpec(_Record):
     """graph.json: which backbone is inside, which tensors of a task are inputs."""
 
-    format_version: Literal[1] = 1
+    format_version: Literal[2] = FORMAT_VERSION
     backbone: BackboneRef
     method: MethodRef  # with the options that shape the graph
     pool: str
@@ -76,7 +78,9 @@ def load_graph_spec(folder: Path) -> GraphSpec:
             f"{path}: cannot be read: {error.strerror}; make it with: lspt export --out {folder}"
         ) from error
     except ValidationError as error:
-        raise GraphError(f"{path}: {first_mistake(error, whole='the file')}") from error
+        mistake = first_mistake(error, whole="the file")
+        again = "; export the graph again" if mistake.startswith("format_version") else ""
+        raise GraphError(f"{path}: {mistake}{again}") from error
     if not (folder / GRAPH_FILE).is_file():
         raise GraphError(f"{folder / GRAPH_FILE}: no such file; export the graph again")
     return spec
@@ -122,6 +126,11 @@ def _misshapen(bundle: Bundle, graph: GraphSpec) -> list[str]:
             isinstance(w, int) and g != w for g, w in zip(got, wanted, strict=False)
         ):
             wrong.append(f"tensor {name} is {got}, wanted {wanted}")
+        elif any(
+            isinstance(w, str) and not 1 <= g <= MAX_PROMPTS
+            for g, w in zip(shapes.get(name, []), wanted, strict=False)
+        ):
+            wrong.append(f"tensor {name} is {got}, wanted 1 to {MAX_PROMPTS} prompts")
     features = bundle.head[0].shape[1]
     if features != graph.num_features:
         wrong.append(f"head takes {features} features, wanted {graph.num_features}")

@@ -17,7 +17,7 @@ import bentoml
 
 from lspt_serve.api import create_app
 from lspt_serve.errors import GraphError
-from lspt_serve.runtime import Classifier, OnnxEngine, PromptStore
+from lspt_serve.runtime import Classifier, OnnxEngine, PromptStore, Watch
 
 __all__ = ["LSPTService", "ServiceSettings", "load_classifier"]
 
@@ -60,9 +60,16 @@ class LSPTService:
     def __init__(self) -> None:
         self.classifier = load_classifier(ServiceSettings.from_env())
         app.state.classifier = self.classifier
+        self.watch = Watch(self.classifier.store)
         gc.collect()
         gc.freeze()  # what lives as long as the process need not be walked again: shorter pauses
         logger.info("serving %d task(s)", len(self.classifier.store))
+
+    @bentoml.on_shutdown  # type: ignore[untyped-decorator]
+    def stop(self) -> None:
+        """Answer what waits."""
+        self.watch.close()
+        self.classifier.close()
 
     def __is_ready__(self) -> bool:
         return hasattr(app.state, "classifier")

@@ -61,6 +61,22 @@ def test_slot_that_is_filled_again_holds_nothing_of_the_task_before() -> None:
     np.testing.assert_array_equal(bank.feed([1])["gate"], [[3, 3], [2, 2]])
 
 
+def test_copy_of_the_batch_has_what_its_slots_have() -> None:
+    bank = Bank(INPUTS, 8)
+    for slot, num_prompts in {1: 3, 4: 2, 7: 9}.items():
+        bank.put(slot, task(slot, num_prompts))
+
+    everything, own = bank.feed([4, 1, 4]), bank.feed([4, 1, 4], copy=True)
+
+    assert own["gate"].shape == (2, 2)
+    assert own["prompts"].shape == (3, 2, 2, 3)
+    assert own[SLOTS].tolist() == [0, 1]
+    np.testing.assert_array_equal(own["gate"], everything["gate"][everything[SLOTS]])
+    np.testing.assert_array_equal(own["prompts"], everything["prompts"][:, everything[SLOTS]])
+    for name in (PLACE, BACK, NUM_PROMPTS):
+        np.testing.assert_array_equal(own[name], everything[name])
+
+
 def test_linear_probe_is_fed_nothing() -> None:
     bank = Bank({}, 2)
     bank.put(0, {})

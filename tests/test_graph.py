@@ -116,6 +116,20 @@ def test_another_preprocessing_or_shape_is_named(
         check_fits(make_bundle(), graph.model_copy(update=change))
 
 
+@pytest.mark.parametrize("num_prompts", [1, 256])
+def test_number_of_prompts_is_free_within_bounds(
+    graph: GraphSpec, make_bundle: Callable[..., Bundle], num_prompts: int
+) -> None:
+    check_fits(make_bundle(num_prompts=num_prompts), graph)
+
+
+def test_task_that_would_slow_down_all_others_is_refused(
+    graph: GraphSpec, make_bundle: Callable[..., Bundle]
+) -> None:
+    with pytest.raises(BundleError, match=r"is \[3, 257, 24\], wanted 1 to 256 prompts"):
+        check_fits(make_bundle(num_prompts=257), graph)
+
+
 def test_how_a_task_crops_its_images_is_its_own(
     graph: GraphSpec, make_bundle: Callable[..., Bundle]
 ) -> None:
@@ -162,7 +176,7 @@ def test_a_missing_graph_is_told_how_to_make_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 2}, "format_version: "),
+        ({"format_version": 1}, "format_version: .*; export the graph again"),
         ({"pool": None}, "pool: "),
         ({"extra": 1}, "extra: "),
         ({"backbone": {"source": "x", "sha256": "short"}}, r"backbone\.sha256: "),

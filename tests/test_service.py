@@ -40,7 +40,7 @@ service = LSPTService.inner()
 assert service.__is_ready__()
 classifier = app.state.classifier
 scores = {}
-for bundle in classifier.store:
+for bundle in [classifier.store[task.name] for task in classifier.store]:
     pixels = preprocess_image(Path(sys.argv[1]).read_bytes(), bundle.manifest.preprocess)
     answer = classifier.submit(pixels, bundle).result(timeout=30)
     scores[bundle.name] = dict(zip(bundle.labels, answer.tolist(), strict=True))

@@ -51,11 +51,11 @@ def random_bundle(
 
 
 def simple_bundle(name: str, *, number: float = 0.0, version: int = 1) -> Bundle:
-    """A task of two labels whose one prompt is a number, for tests that run no model."""
+    """A task of two labels whose prompt and head are a number, for tests that run no model."""
     tensors = {
         "method.prompts": np.full((1, 1), number, np.float32),
         "head.weight": np.zeros((2, 1), np.float32),
-        "head.bias": np.zeros(2, np.float32),
+        "head.bias": np.full(2, number, np.float32),
     }
     return Bundle.create(
         tensors,

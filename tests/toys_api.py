@@ -5,6 +5,7 @@ from typing import Any
 import anyio
 import httpx
 import pytest
+from starlette.types import Message
 from toys import export_once, random_bundle
 
 from lspt_serve.api import create_app
@@ -46,6 +47,39 @@ class Api:
     ) -> httpx.Response:
         files, data = {"image": ("image", image)}, {"task": task, **fields}
         return self.request("POST", "/classify", files=files, data=data, headers=headers)
+
+    def leave(self, image: bytes, *, task: str = "colour") -> int:
+        """Ask for an answer and disconnect once all is sent; returns the status in the log."""
+        request = httpx.Request(
+            "POST", "http://test/classify", files={"image": image}, data={"task": task}
+        )
+        messages: list[Message] = [
+            {"type": "http.request", "body": request.read()},
+            {"type": "http.disconnect"},
+        ]
+        statuses: list[int] = []
+
+        async def receive() -> Message:
+            if len(messages) == 1:
+                await anyio.sleep(0.2)  # the image waits for the engine by then
+            return messages.pop(0)
+
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                statuses.append(message["status"])
+
+        scope = {
+            "type": "http",
+            "http_version": "1.1",
+            "method": "POST",
+            "path": "/classify",
+            "raw_path": b"/classify",
+            "query_string": b"",
+            "headers": [(name.lower(), value) for name, value in request.headers.raw],
+        }
+        anyio.run(self.app, scope, receive, send)
+        (status,) = statuses
+        return status
 
 
 def check_refused(

@@ -5,19 +5,22 @@ import time
 from typing import Annotated
 
 import anyio.to_thread
+import numpy as np
 from fastapi import Depends, FastAPI, File, Form, Request, Response, UploadFile
+from numpy.typing import NDArray
 
 from lspt_serve.api.disconnect import unless_gone
 from lspt_serve.api.failures import REQUEST_ID, RESPONSES, add_failure_handlers, request_id
 from lspt_serve.api.limits import LimitBody
 from lspt_serve.api.schemas import Answer, LabelScore, Task, TaskList, Timings
-from lspt_serve.bundle import Bundle
+from lspt_serve.bundle import Bundle, Manifest
 from lspt_serve.preprocess import preprocess_image
 from lspt_serve.runtime import Classifier, top_labels
 
 __all__ = ["create_app"]
 
 MAX_BYTES = 20_000_000
+DEADLINE_S = 30.0  # for an image to be run; BentoML gives up after 60
 
 
 def create_app(*, max_bytes: int = MAX_BYTES) -> FastAPI:
@@ -45,21 +48,26 @@ async def classify(
     response: Response,
     classifier: Annotated[Classifier, Depends(_classifier)],
     image: Annotated[UploadFile, File(description="A JPEG, PNG, BMP or GIF file.")],
-    task: Annotated[str, Form(description="Name of a task; GET /tasks lists them.")],
+    task: Annotated[str, Form(description="NAME, NAME@VERSION or NAME:ALIAS; GET /tasks lists them.")],
     top_k: Annotated[int, Form(ge=1, le=1000, description="How many labels, best first.")] = 5,
 ) -> Answer:
     """Classify one image by one task."""
     started = time.perf_counter()
-    bundle = classifier.store[task]
     data = await image.read()
-    pixels = await anyio.to_thread.run_sync(preprocess_image, data, bundle.manifest.preprocess)
+
+    def prepare() -> tuple[Bundle, NDArray[np.float32]]:
+        bundle = classifier.store[task]  # from disk, perhaps
+        classifier.check_room(bundle.name)
+        return bundle, preprocess_image(data, bundle.manifest.preprocess)
+
+    bundle, pixels = await anyio.to_thread.run_sync(prepare)
     decoded = time.perf_counter()
-    answer = classifier.submit(pixels, bundle)
+    answer = classifier.submit(pixels, bundle, deadline=time.monotonic() + DEADLINE_S)
     probabilities = await unless_gone(request, asyncio.wrap_future(answer))
     answered = time.perf_counter()
     response.headers[REQUEST_ID] = request_id(request)
     return Answer(
-        task=task,
+        task=bundle.name,
         version=bundle.manifest.version,
         predictions=[
             LabelScore.model_validate(best) for best in top_labels(probabilities, bundle, top_k)
@@ -76,16 +84,19 @@ async def classify(
 async def list_tasks(classifier: Annotated[Classifier, Depends(_classifier)]) -> TaskList:
     """The tasks that are served, and the bundles that are not, with the reason."""
     store = classifier.store
-    return TaskList(tasks=[_describe(bundle) for bundle in store], refused=store.refused)
+    return TaskList(
+        generation=store.generation,
+        tasks=[_describe(task) for task in store],
+        refused=dict(store.refused),
+    )
 
 
 async def get_task(name: str, classifier: Annotated[Classifier, Depends(_classifier)]) -> Task:
     """One task."""
-    return _describe(classifier.store[name])
+    return _describe(classifier.store.manifest(name))
 
 
-def _describe(bundle: Bundle) -> Task:
-    manifest = bundle.manifest
+def _describe(manifest: Manifest) -> Task:
     return Task(
         name=manifest.name,
         version=manifest.version,

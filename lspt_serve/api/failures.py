@@ -47,7 +47,7 @@ CODES = {
 RETRY_AFTER_S = 1
 RESPONSES = {
     status: {"model": ErrorAnswer, "description": HTTPStatus(status).phrase}
-    for status in (400, 404, 413, 415, 422, 503)
+    for status in (400, 404, 413, 415, 422, 503, 504)
 }
 
 

@@ -59,8 +59,12 @@ class Task(BaseModel):
 
 
 class TaskList(BaseModel):
-    """`refused` are bundles in the folder that are not served, each with the reason."""
+    """`refused` are bundles in the folder that are not served, each with the reason.
 
+    `generation` grows with every change of the folder that the server has seen.
+    """
+
+    generation: int
     tasks: list[Task]
     refused: dict[str, str]
 

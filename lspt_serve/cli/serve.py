@@ -35,7 +35,7 @@ def serve(
     # say what is wrong before BentoML starts
     store = PromptStore(bundles, load_graph_spec(graph))
     _check_address(host, port)
-    tasks = ", ".join(bundle.name for bundle in store) or "none yet"
+    tasks = ", ".join(task.name for task in store) or "none yet"
     console.print(f"tasks: {tasks}", highlight=False)
     os.environ.update(
         LSPT_GRAPH=str(graph.resolve()),

@@ -29,13 +29,14 @@ def run_block(
         mask: B x tokens, added to the logits: 0, or -inf for tokens that are not there; None: 0.
 
     Raises:
-        BackboneError: a temperature or mask asked of a block that is not timm's plain one.
+        BackboneError: a temperature asked of a block that is not timm's plain one.
     """
-    if temperature is None and mask is None and not (_is_plain(block) and _fused_is_slow(x)):
-        return block(x)  # type: ignore[no-any-return]
+    if temperature is None and not (_is_plain(block) and _fused_is_slow(x)):
+        own = {} if mask is None else {"attn_mask": mask[:, None, None]}  # B x 1 x 1 x tokens
+        return block(x, **own)  # type: ignore[no-any-return]
     if not _is_plain(block):
         raise BackboneError(
-            f"attention temperatures and masks need timm's plain Block without gates, got "
+            f"an attention temperature needs timm's plain Block without gates, got "
             f"{type(block).__name__}; use another prompt method with this backbone"
         )
     attn: Any = block.attn

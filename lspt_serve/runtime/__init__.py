@@ -4,5 +4,6 @@ from lspt_serve.runtime.classifier import Classifier, Prediction, top_labels
 from lspt_serve.runtime.engine import Engine
 from lspt_serve.runtime.onnx import OnnxEngine
 from lspt_serve.runtime.store import PromptStore
+from lspt_serve.runtime.watch import Watch
 
-__all__ = ["Classifier", "Engine", "OnnxEngine", "Prediction", "PromptStore", "top_labels"]
+__all__ = ["Classifier", "Engine", "OnnxEngine", "Prediction", "PromptStore", "Watch", "top_labels"]

@@ -1,5 +1,6 @@
 """How large batches are worth their while on this machine."""
 
+import logging
 import time
 from collections.abc import Callable
 
@@ -9,8 +10,12 @@ from lspt_serve.runtime.engine import Engine
 
 __all__ = ["grow_while_it_pays", "measure_batch_size"]
 
-WORTH_IT = 1.05  # how much faster, per image, a batch of twice the size must be
-NUM_PROMPTS, REPEATS = 10, 2
+WORTH_IT = 1.05  # how much faster, per image, the best size must be than a smaller one
+GIVE_UP = (
+    1.25  # a size whose images take so much longer than the best's has no larger ones measured
+)
+PROMPTS_OF_BLANK, REPEATS = 10, 3
+logger = logging.getLogger(__name__)
 
 
 def measure_batch_size(engine: Engine, *, limit: int) -> int:
@@ -21,7 +26,7 @@ def measure_batch_size(engine: Engine, *, limit: int) -> int:
     """
     graph = engine.graph
     blank = {
-        name: np.zeros([NUM_PROMPTS if isinstance(n, str) else n for n in shape], np.float32)
+        name: np.zeros([PROMPTS_OF_BLANK if isinstance(n, str) else n for n in shape], np.float32)
         for name, shape in graph.inputs.items()
     }
     engine.put(0, blank)
@@ -35,19 +40,23 @@ def measure_batch_size(engine: Engine, *, limit: int) -> int:
             times.append(time.perf_counter() - started)
         return min(times)
 
-    return grow_while_it_pays(seconds, limit=limit)
+    best = grow_while_it_pays(seconds, limit=limit)
+    logger.info("batches of up to %d images pay here", best)
+    return best
 
 
 def grow_while_it_pays(seconds: Callable[[int], float], *, limit: int) -> int:
-    """Doubled while images/s grow by 5 %.
+    """The smallest power of 2 that takes at most 5 % longer for an image than the best one.
 
     Args:
         seconds: that a batch of a size takes.
     """
-    size, rate = 1, 1 / seconds(1)
-    while 2 * size <= limit:
-        doubled = 2 * size / seconds(2 * size)
-        if doubled < WORTH_IT * rate:
+    of_an_image: dict[int, float] = {}
+    size = 1
+    while size <= limit:
+        of_an_image[size] = seconds(size) / size
+        if of_an_image[size] > GIVE_UP * min(of_an_image.values()):
             break
-        size, rate = 2 * size, doubled
-    return size
+        size *= 2
+    best = min(of_an_image.values())
+    return next(size for size, each in of_an_image.items() if each <= WORTH_IT * best)

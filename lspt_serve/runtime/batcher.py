@@ -3,6 +3,7 @@
 B batch, K classes of a row's task.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from lspt_serve.runtime.fair_queue import FairQueue
 __all__ = ["Batcher", "Run"]
 
 Array = NDArray[np.float32]
+logger = logging.getLogger(__name__)
 Run = Callable[[Array, Sequence[Bundle]], Sequence[Array | Exception]]
 
 
@@ -26,7 +28,8 @@ Run = Callable[[Array, Sequence[Bundle]], Sequence[Array | Exception]]
 class _Row:
     image: Array  # 3 x H x W
     bundle: Bundle
-    deadline: float | None  # of time.monotonic
+    deadline: float | None  # of time.monotonic, as is
+    arrived: float
     answer: Future[Array] = field(default_factory=Future)
 
     def is_wanted(self) -> bool:
@@ -45,7 +48,7 @@ class Batcher:
     Args:
         run: images (B x 3 x H x W) and the bundle of each to an answer (K) or error of each.
         max_batch_size: rows.
-        max_delay_s: how long a batch that is not full waits for more rows. Under load the next
+        max_delay_s: how long a row may wait for others to share its batch. Under load the next
             batch gathers while one runs: even 0 gives full ones.
         capacity: rows that may wait; more are refused, those of the task first that has the most.
     """
@@ -53,6 +56,8 @@ class Batcher:
     def __init__(
         self, run: Run, *, max_batch_size: int, max_delay_s: float = 0.0, capacity: int = 256
     ) -> None:
+        if max_batch_size < 1:
+            raise ValueError(f"max_batch_size must be at least 1, got {max_batch_size}")
         self._run = run
         self._max_batch_size = max_batch_size
         self._max_delay_s = max_delay_s
@@ -74,19 +79,24 @@ class Batcher:
         Raises:
             OverloadedError: the queue is full; a row that waits may fail with it too.
         """
-        row = _Row(image, bundle, deadline)
+        row = _Row(image, bundle, deadline, time.monotonic())
+        with self._changed:
+            self.check_room(bundle.name)
+            refused = self._queue.put(bundle.name, row)
+            self._changed.notify_all()
+        if refused and refused.answer.set_running_or_notify_cancel():
+            refused.answer.set_exception(self._overloaded())
+        return row.answer
+
+    def check_room(self, task: str) -> None:
+        """Raises OverloadedError if a row of the task would be refused now."""
         with self._changed:
             if self._closed:
                 raise OverloadedError("the server is stopping")
-            refused = self._queue.put(bundle.name, row)
-            self._changed.notify_all()
-        if refused:
-            error = OverloadedError(f"{self._queue.capacity} images wait already; try again later")
-            if refused is row:
-                raise error
-            if refused.answer.set_running_or_notify_cancel():
-                refused.answer.set_exception(error)
-        return row.answer
+            if not self._queue.has_room(task):
+                self._queue.discard(lambda row: row.answer.cancelled())
+            if not self._queue.has_room(task):
+                raise self._overloaded()
 
     def close(self) -> None:
         """Answer what waits, take no more, and end the thread."""
@@ -94,6 +104,9 @@ class Batcher:
             self._closed = True
             self._changed.notify_all()
         self._thread.join()
+
+    def _overloaded(self) -> OverloadedError:
+        return OverloadedError(f"{self._queue.capacity} images wait already; try again later")
 
     def _work(self) -> None:
         while self._wait_for_rows():
@@ -104,8 +117,9 @@ class Batcher:
         """False when there will be none."""
         with self._changed:
             self._changed.wait_for(lambda: len(self._queue) > 0 or self._closed)
-            if self._max_delay_s:
-                self._changed.wait_for(self._is_full, timeout=self._max_delay_s)
+            if self._max_delay_s and len(self._queue):
+                waited = time.monotonic() - self._queue.peek().arrived
+                self._changed.wait_for(self._is_full, timeout=self._max_delay_s - waited)
             return len(self._queue) > 0 or not self._closed
 
     def _is_full(self) -> bool:
@@ -121,7 +135,7 @@ class Batcher:
         return rows
 
     def _answer(self, rows: Sequence[_Row]) -> None:
-        """A batch that fails is run again row by row, so that no row fails for another's sake."""
+        """A batch that fails is run again in halves, so that no row fails for another's sake."""
         try:
             images = np.stack([row.image for row in rows])
             answers = self._run(images, [row.bundle for row in rows])
@@ -130,8 +144,10 @@ class Batcher:
             if len(rows) == 1:
                 rows[0].answer.set_exception(error)
                 return
-            for row in rows:
-                self._answer([row])
+            logger.warning("a batch of %d failed, its halves are run", len(rows), exc_info=error)
+            middle = len(rows) // 2
+            self._answer(rows[:middle])
+            self._answer(rows[middle:])
             return
         for row, answer in answered:
             if isinstance(answer, Exception):

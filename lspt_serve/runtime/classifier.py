@@ -33,7 +33,7 @@ class Prediction:
 
 
 class Classifier:
-    """Answers for every task in the store, with one engine whose batches mix tasks.
+    """Answers for every task in the store, with an engine of its own whose batches mix tasks.
 
     Args:
         max_batch_size: None: as much as pays on this machine, up to 32; measured here.
@@ -53,10 +53,12 @@ class Classifier:
         self.engine = engine
         self.store = store
         limit = min(MAX_BATCH_SIZE, engine.num_slots)
-        self.max_batch_size = max_batch_size or measure_batch_size(engine, limit=limit)
+        if max_batch_size is None:
+            max_batch_size = measure_batch_size(engine, limit=limit)
+        self.max_batch_size = max_batch_size
         self._slots = Slots(engine)
         self._batcher = Batcher(
-            self.probabilities,
+            self._run,
             max_batch_size=self.max_batch_size,
             max_delay_s=max_delay_s,
             capacity=capacity,
@@ -67,17 +69,21 @@ class Classifier:
     ) -> Future[Array]:
         """Probabilities (K) of a normalised image (3 x H x W), from a batch shared with others.
 
-        See Batcher.submit for the deadline and what is raised.
+        Raises OverloadedError; the future may hold it too, or DeadlineError, or ArithmeticError for
+        an answer that is not finite. See Batcher.submit.
         """
         return self._batcher.submit(image, bundle, deadline=deadline)
 
-    def probabilities(
-        self, images: Array, bundles: Sequence[Bundle]
-    ) -> list[NDArray[np.float32] | Exception]:
-        """Of each normalised image (B x 3 x H x W) by its own bundle (B), without any queue.
+    def check_room(self, task: str) -> None:
+        """Raises OverloadedError if an image of the task would be refused now."""
+        self._batcher.check_room(task)
 
-        An answer that is not finite is an ArithmeticError in its place.
-        """
+    def close(self) -> None:
+        """Answer what waits and stop."""
+        self._batcher.close()
+
+    def _run(self, images: Array, bundles: Sequence[Bundle]) -> list[Array | Exception]:
+        """Images (B x 3 x H x W), each by its own bundle (B)."""
         answers: list[Array | Exception] = []
         for features, bundle in zip(self._features(images, bundles), bundles, strict=True):
             weight, bias = bundle.head
@@ -86,18 +92,12 @@ class Classifier:
             answers.append(answer if finite else ArithmeticError(f"{bundle.name}: not finite"))
         return answers
 
-    def close(self) -> None:
-        """Answer what waits and stop."""
-        self._batcher.close()
-
     def _features(self, images: Array, bundles: Sequence[Bundle]) -> Iterator[Array]:
-        """Row by row (F), from batches of no more rows than there are slots."""
+        """Row by row (F), from runs of no more rows than there are slots."""
         size = self.engine.num_slots
         for start in range(0, len(images), size):
             part = slice(start, start + size)
-            with self._slots.hold(bundles[part]) as slots:
-                features = self.engine.features(images[part], slots)
-            yield from features
+            yield from self.engine.features(images[part], self._slots.assign(bundles[part]))
 
 
 def top_labels(probabilities: Array, bundle: Bundle, k: int) -> list[Prediction]:

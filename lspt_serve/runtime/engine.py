@@ -17,7 +17,7 @@ __all__ = ["Engine"]
 class Engine(Protocol):
     """Runs one shared graph; `provider` says what it really runs on.
 
-    The tensors of tasks lie on its device, in slots 0 to num_slots - 1.
+    It holds the tensors of tasks in slots 0 to num_slots - 1. For one thread.
     """
 
     graph: GraphSpec

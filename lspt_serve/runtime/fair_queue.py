@@ -1,6 +1,7 @@
 """A bounded queue in which every task has its turn."""
 
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 __all__ = ["FairQueue"]
@@ -29,12 +30,34 @@ class FairQueue(Generic[T]):
         Of a full queue that is the newest item of the task that has the most, so that a task which
         floods the queue pays for it, and not the others.
         """
+        if not self.has_room(task):
+            return item
         self._waiting.setdefault(task, deque()).append(item)
         self._size += 1
         if self._size <= self.capacity:
             return None
-        flooding = max(self._waiting, key=lambda name: (len(self._waiting[name]), name == task))
+        flooding = max(self._waiting, key=lambda name: len(self._waiting[name]))
         return self._remove(flooding, newest=True)
+
+    def has_room(self, task: str) -> bool:
+        """Whether `put` would keep an item of the task."""
+        own = len(self._waiting.get(task, ()))
+        most = max(map(len, self._waiting.values()), default=0)
+        return self._size < self.capacity or own + 1 < most
+
+    def discard(self, unwanted: Callable[[T], bool]) -> None:
+        """Forget these items."""
+        for task in list(self._waiting):
+            kept = deque(item for item in self._waiting[task] if not unwanted(item))
+            self._size -= len(self._waiting[task]) - len(kept)
+            if kept:
+                self._waiting[task] = kept
+            else:
+                del self._waiting[task]
+
+    def peek(self) -> T:
+        """What `take` would give."""
+        return next(iter(self._waiting.values()))[0]
 
     def take(self) -> T:
         """The oldest item of the task whose turn it is; raises KeyError where there is none."""

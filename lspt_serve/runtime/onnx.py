@@ -64,7 +64,8 @@ class OnnxEngine:
         self._bank.put(slot, tensors)
 
     def features(self, images: NDArray[np.float32], slots: Sequence[int]) -> NDArray[np.float32]:
-        (features,) = self._session.run([FEATURES], {IMAGES: images, **self._bank.feed(slots)})
+        feed = self._bank.feed(slots, copy=self.provider != CPU)  # a GPU has memory of its own
+        (features,) = self._session.run([FEATURES], {IMAGES: images, **feed})
         return np.asarray(features)
 
 

@@ -1,61 +1,157 @@
-"""The prompt store: the tasks that a server holds, read from a folder of bundles."""
+"""The prompt store: the tasks that a server holds, in step with a folder of bundles."""
 
 import logging
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from lspt_serve.bundle import BASELINE, MANIFEST, Bundle, check_no_baseline, load_bundle
-from lspt_serve.errors import BundleError, UnknownTaskError, nearest
+from lspt_serve.bundle import Bundle, Manifest, check_no_baseline, load_bundle
+from lspt_serve.errors import BundleError, UnknownTaskError
+from lspt_serve.files import locked
 from lspt_serve.graph import GraphSpec, check_fits
+from lspt_serve.runtime.aliases import ALIASES_FILE, load_aliases, save_aliases
+from lspt_serve.runtime.catalog import Catalog, Entry, scan
+from lspt_serve.runtime.memory import BundleMemory
 
 __all__ = ["PromptStore"]
 
+HOST_BYTES = 2**30
+REPLACING_S = 0.05  # a folder that is being replaced is gone for less
 logger = logging.getLogger(__name__)
 
 
 class PromptStore:
-    """Bundles by task name. A bundle that is broken or does not fit the graph is left out.
+    """Bundles by reference (see Catalog). Their tensors are read from disk when they are needed.
+
+    What was used last stays in memory. A bundle is a value: whoever has one keeps it, whatever
+    becomes of its folder. Safe to use from several threads.
 
     Args:
-        folder: holds one folder per bundle.
+        folder: holds one folder per bundle, and aliases.json.
+        host_bytes: of tensors that stay in memory.
 
     Raises:
         BundleError: no such folder, or one that is itself a baseline.
     """
 
-    def __init__(self, folder: Path, graph: GraphSpec) -> None:
+    def __init__(self, folder: Path, graph: GraphSpec, *, host_bytes: int = HOST_BYTES) -> None:
         if not folder.is_dir():
             raise BundleError(
                 f"{folder}: no such folder of bundles; make one: lspt train --out {folder}/NAME"
             )
         check_no_baseline(folder)
-        self._bundles: dict[str, Bundle] = {}
-        self.refused: dict[str, str] = {}  # folder name -> why
-        found = {p.parent for name in (MANIFEST, BASELINE) for p in folder.glob(f"*/{name}")}
-        for path in sorted(found):
-            if path.name.startswith("."):
-                continue
-            try:
-                self._add(load_bundle(path), graph)
-            except BundleError as error:
-                self.refused[path.name] = str(error)
-                logger.warning("bundle %s is not served: %s", path.name, error)
+        self.folder, self._graph = folder, graph
+        self.generation = 0  # how often a look at the folder found a change
+        self._catalog = Catalog()
+        self._memory = BundleMemory(host_bytes)
+        self._refreshing = threading.Lock()
+        self.refresh()
 
-    def _add(self, bundle: Bundle, graph: GraphSpec) -> None:
-        check_fits(bundle, graph)
-        if bundle.name in self._bundles:
-            raise BundleError(f"task {bundle.name!r} is held already, from another folder")
-        self._bundles[bundle.name] = bundle
-
-    def __getitem__(self, task: str) -> Bundle:
-        """Raises UnknownTaskError, which names the nearest tasks."""
+    def __getitem__(self, reference: str) -> Bundle:
+        """Raises UnknownTaskError, which names the nearest tasks or the versions there are."""
+        entry = self._catalog.find(reference)
         try:
-            return self._bundles[task]
-        except KeyError:
-            raise UnknownTaskError(f"unknown task {task!r}{nearest(task, self._bundles)}") from None
+            return self._bundle(entry)
+        except BundleError:  # deleted or replaced since the folder was read
+            self.refresh()
+        entry = self._catalog.find(reference)
+        try:
+            return self._bundle(entry)
+        except BundleError as error:
+            logger.warning("task %s can no longer be read: %s", reference, error)
+            raise UnknownTaskError(f"task {reference!r} can no longer be read") from error
 
-    def __iter__(self) -> Iterator[Bundle]:
-        return iter(self._bundles.values())
+    def __iter__(self) -> Iterator[Manifest]:
+        """Of the default version of every task, by name."""
+        return (entry.manifest for entry in self._catalog)
 
     def __len__(self) -> int:
-        return len(self._bundles)
+        return len(self._catalog.tasks)
+
+    @property
+    def refused(self) -> Mapping[str, str]:
+        """Folder or file -> why it is not served."""
+        return self._catalog.refused
+
+    def manifest(self, reference: str) -> Manifest:
+        """Raises UnknownTaskError."""
+        return self._catalog.find(reference).manifest
+
+    def refresh(self) -> None:
+        """Look at the folder; what changed is served from the next request on.
+
+        A folder that cannot be read, because its disk is gone, say, changes nothing.
+        """
+        with self._refreshing:
+            before = self._catalog
+            try:
+                after = scan(self.folder, before, self._read)
+                if before.found.keys() - after.found.keys():  # deleted, or being replaced
+                    time.sleep(REPLACING_S)
+                    known = replace(after, found={**before.found, **after.found})
+                    after = scan(self.folder, known, self._read)
+            except OSError as error:
+                logger.error("%s cannot be read: %s", self.folder, error.strerror)
+                return
+            if after == before:
+                return
+            self._memory.keep({found.entry for found in after.found.values() if found.reason})
+            self._catalog = after
+            self.generation += 1
+        for entry in before.entries - after.entries:
+            self._memory.drop(entry)
+        _log_changes(before, after)
+
+    def set_alias(self, task: str, alias: str, version: int | None) -> None:
+        """Make TASK:ALIAS stand for a version, here and at every server of the folder.
+
+        Args:
+            alias: `default` is what the bare name stands for; setting it back is a rollback.
+            version: None takes the alias away.
+
+        Raises:
+            UnknownTaskError: there is no such task or version.
+            BundleError: a name that an alias may not have, or aliases.json is broken.
+            OutputError: the folder cannot be written.
+        """
+        self.manifest(task if version is None else f"{task}@{version}")
+        with locked(self.folder / ALIASES_FILE):
+            aliases = load_aliases(self.folder)
+            own = {name: to for name, to in aliases.get(task, {}).items() if name != alias}
+            if version is not None:
+                own[alias] = version
+            others = {name: to for name, to in aliases.items() if name != task}
+            save_aliases(self.folder, others | ({task: own} if own else {}))
+        self.refresh()
+
+    def _bundle(self, entry: Entry) -> Bundle:
+        bundle = self._memory.get(entry)
+        if bundle is None:
+            bundle = self._load(entry.folder)
+            if bundle.manifest != entry.manifest:
+                raise BundleError(f"{entry.folder}: replaced since it was read")
+            self._memory.put(entry, bundle)
+        return bundle
+
+    def _read(self, folder: Path) -> Entry:
+        bundle = self._load(folder)
+        entry = Entry(folder, bundle.manifest)
+        self._memory.put(entry, bundle)
+        return entry
+
+    def _load(self, folder: Path) -> Bundle:
+        bundle = load_bundle(folder)
+        check_fits(bundle, self._graph)
+        return bundle
+
+
+def _log_changes(before: Catalog, after: Catalog) -> None:
+    for entry in sorted(after.entries - before.entries, key=lambda entry: str(entry.folder)):
+        logger.info("serving %s@%d", entry.manifest.name, entry.manifest.version)
+    for entry in sorted(before.entries - after.entries, key=lambda entry: str(entry.folder)):
+        logger.info("no longer serving %s@%d", entry.manifest.name, entry.manifest.version)
+    for name, reason in after.refused.items():
+        if before.refused.get(name) != reason:
+            logger.warning("%s is not served: %s", name, reason)

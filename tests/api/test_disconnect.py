@@ -1,11 +1,18 @@
 import asyncio
+import threading
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 from fastapi import Request
+from numpy.typing import NDArray
 from starlette.exceptions import HTTPException
+from toys import coloured, encoded, noise
+from toys_api import Api, create_classifier
 
 from lspt_serve.api.disconnect import unless_gone
+from lspt_serve.models import Backbone
 
 
 def request_whose_caller(leaves_after: float) -> Request:
@@ -37,6 +44,46 @@ def test_answer_is_cancelled_when_its_caller_leaves() -> None:
 
     assert got == "499"
     assert answer.cancelled()
+
+
+def test_answer_is_cancelled_when_its_handler_is() -> None:
+    async def cancel() -> "asyncio.Future[str]":
+        answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        handler = asyncio.ensure_future(unless_gone(request_whose_caller(60), answer))
+        await asyncio.sleep(0.01)
+        handler.cancel()
+        await asyncio.wait({handler})
+        return answer
+
+    assert asyncio.run(cancel()).cancelled()
+
+
+def test_image_whose_caller_leaves_while_it_waits_is_not_run(
+    tiny_backbone: Backbone,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    classifier = create_classifier(tiny_backbone, tmp_path_factory)
+    run, rows, go, busy = classifier.engine.features, [], threading.Event(), threading.Event()
+
+    def features(images: NDArray[np.float32], slots: Sequence[int]) -> NDArray[np.float32]:
+        busy.set()
+        assert go.wait(timeout=10)
+        rows.append(len(slots))
+        return run(images, slots)
+
+    monkeypatch.setattr(classifier.engine, "features", features)
+    first = classifier.submit(noise(1)[0], classifier.store["colour"])
+    assert busy.wait(timeout=5)
+
+    image = encoded(coloured("red", np.random.default_rng(0)))
+    status = Api(classifier).leave(image)
+    go.set()
+    first.result(timeout=5)
+    classifier.close()
+
+    assert status == 499
+    assert rows == [1]
 
 
 def test_error_of_the_answer_is_raised() -> None:

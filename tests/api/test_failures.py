@@ -3,10 +3,11 @@ import io
 import socket
 import struct
 import tarfile
+import threading
 import zlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
-from contextlib import closing
+from concurrent.futures import wait
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,10 +16,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toys import coloured, encoded
+from numpy.typing import NDArray
+from toys import coloured, encoded, noise
 from toys_api import Api, check_refused, create_classifier
 
-from lspt_serve.errors import DeadlineError, OverloadedError
+from lspt_serve.errors import OverloadedError
 from lspt_serve.models import Backbone
 from lspt_serve.preprocess import FORMATS
 
@@ -203,22 +205,31 @@ def test_bug_is_answered_without_its_details_and_the_next_request_works(
 def test_overload_is_answered_with_when_to_come_again(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(image: object, bundle: object) -> NoReturn:
-        raise OverloadedError("256 images wait already; try again later")
+    classifier = api.app.state.classifier
+    run, go = classifier.engine.features, threading.Event()
 
-    monkeypatch.setattr(api.app.state.classifier, "submit", refuse)
+    def features(images: NDArray[np.float32], slots: Sequence[int]) -> NDArray[np.float32]:
+        assert go.wait(timeout=10)
+        return run(images, slots)  # type: ignore[no-any-return]
 
-    response = api.classify(PNG)
+    monkeypatch.setattr(classifier.engine, "features", features)
+    waiting = []
+    with suppress(OverloadedError):
+        while True:
+            waiting.append(classifier.submit(noise(1)[0], classifier.store["colour"]))
 
-    message = check_refused(response, 503, "overloaded")
+    refused = api.classify(PNG)
+    go.set()
+    wait(waiting, timeout=30)
+
+    message = check_refused(refused, 503, "overloaded")
     assert message == "256 images wait already; try again later"
-    assert response.headers["Retry-After"] == "1"
+    assert refused.headers["Retry-After"] == "1"
+    assert api.classify(PNG).status_code == 200
 
 
 def test_answer_that_comes_too_late_is_a_timeout(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    late: Future[None] = Future()
-    late.set_exception(DeadlineError("the deadline passed before it was its turn"))
-    monkeypatch.setattr(api.app.state.classifier, "submit", lambda image, bundle: late)
+    monkeypatch.setattr("lspt_serve.api.app.DEADLINE_S", -1.0)
 
     check_refused(api.classify(PNG), 504, "deadline")
 

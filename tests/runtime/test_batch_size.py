@@ -9,10 +9,12 @@ from lspt_serve.runtime.batch_size import grow_while_it_pays, measure_batch_size
 @pytest.mark.parametrize(
     ("milliseconds", "best"),
     [
-        ({1: 10, 2: 20, 4: 40}, 1),  # nothing gained
-        ({1: 10, 2: 12, 4: 20, 8: 39.9}, 4),  # twice the rows in twice the time
+        ({1: 10, 2: 20, 4: 40, 8: 80, 16: 160}, 1),  # nothing gained
+        ({1: 10, 2: 12, 4: 20, 8: 39.9, 16: 90}, 4),  # twice the rows in twice the time
         ({1: 10, 2: 11, 4: 12, 8: 13, 16: 14}, 16),  # to the limit
-        ({1: 10, 2: 19.5, 4: 20}, 1),  # 2.6 % are not worth it
+        ({1: 10, 2: 19.5, 4: 39, 8: 78, 16: 156}, 1),  # 2.6 % are not worth it
+        ({1: 10, 2: 21, 4: 20, 8: 40, 16: 80}, 4),  # one bad measurement costs nothing
+        ({1: 10, 2: 30}, 1),  # so bad that no more is measured
     ],
 )
 def test_batches_grow_while_it_pays(milliseconds: dict[int, float], best: int) -> None:

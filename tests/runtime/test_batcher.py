@@ -16,11 +16,14 @@ from lspt_serve.errors import DeadlineError, OverloadedError
 from lspt_serve.runtime.batcher import Batcher
 
 Array = NDArray[np.float32]
-TASKS = {name: simple_bundle(name) for name in ("a", "b", "flood", "trickle")}
+TASKS = {
+    name: simple_bundle(name, number=number)
+    for number, name in enumerate(("a", "b", "flood", "trickle"))
+}
 
 
 class Model:
-    """Answers an image with its first number, remembers batches; runs once `go` is set."""
+    """Answers an image with its first number and that of its bundle, once `go` is set."""
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
@@ -35,8 +38,10 @@ class Model:
         if (images == 13).any():
             raise RuntimeError("the engine broke")
         return [
-            ArithmeticError("not finite") if image[0, 0, 0] == 7 else image[:1, 0, 0]
-            for image in images
+            ArithmeticError("not finite")
+            if image[0, 0, 0] == 7
+            else np.array([image[0, 0, 0], bundle.tensors["method.prompts"][0, 0]])
+            for image, bundle in zip(images, bundles, strict=True)
         ]
 
 
@@ -74,6 +79,7 @@ def test_every_caller_gets_the_answer_to_its_own_image() -> None:
         futures = [batcher.submit(image_of(n), TASKS["ab"[n % 2]]) for n in (1, 2, 3, 4, 5, 6)]
 
         assert results(futures) == [1, 2, 3, 4, 5, 6]
+        assert [float(future.result()[1]) for future in futures] == [1, 0, 1, 0, 1, 0]
 
 
 def test_lone_image_does_not_wait_for_others() -> None:
@@ -100,6 +106,23 @@ def test_batch_waits_for_more_rows_up_to_the_delay() -> None:
         second = batcher.submit(image_of(2), TASKS["b"])
         assert results([first, second]) == [1, 2]
     assert model.batches == [["a", "b"]]
+
+
+def test_row_that_waited_for_a_batch_does_not_wait_for_the_delay_again() -> None:
+    model = Model()
+    with running(model, max_delay_s=0.2) as batcher:
+        with busy(model, batcher):
+            row = batcher.submit(image_of(1), TASKS["a"])
+            time.sleep(0.2)
+        started = time.monotonic()
+        assert results([row]) == [1]
+        assert time.monotonic() - started < 0.15
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_batch_of_no_rows_is_refused(size: int) -> None:
+    with pytest.raises(ValueError, match="max_batch_size must be at least 1"):
+        Batcher(Model(), max_batch_size=size)
 
 
 def test_full_batch_does_not_wait_for_the_delay() -> None:
@@ -175,12 +198,29 @@ def test_error_of_a_row_is_its_own() -> None:
     assert [len(batch) for batch in model.batches] == [1, 3]
 
 
-def test_row_that_breaks_the_engine_fails_alone_and_the_batcher_lives_on() -> None:
+def test_rows_whose_callers_left_make_room_for_others() -> None:
+    model = Model()
+    with running(model, capacity=3) as batcher:
+        with busy(model, batcher):
+            gone = [batcher.submit(image_of(n), TASKS["a"]) for n in (1, 2, 3)]
+            with pytest.raises(OverloadedError):
+                batcher.check_room("a")
+            for future in gone[:2]:
+                assert future.cancel()
+            batcher.check_room("a")
+            stays = [batcher.submit(image_of(n), TASKS["a"]) for n in (4, 5)]
+        assert results([gone[2], *stays]) == [3, 4, 5]
+
+
+def test_row_that_breaks_the_engine_fails_alone_and_the_batcher_lives_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     model = Model()
     with running(model) as batcher:
         with busy(model, batcher):
             rows = [batcher.submit(image_of(n), TASKS["a"]) for n in (12, 13, 14)]
         assert results([rows[0], rows[2]]) == [12, 14]
+        assert "a batch of 3 failed" in caplog.text
         with pytest.raises(RuntimeError, match="the engine broke"):
             rows[1].result(timeout=5)
         assert results([batcher.submit(image_of(1), TASKS["b"])]) == [1]
@@ -198,12 +238,17 @@ def test_answers_that_are_too_few_are_an_error_not_a_hang() -> None:
 def test_closing_answers_what_waits_and_takes_no_more() -> None:
     model = Model()
     with running(model) as batcher:
+        closing = threading.Thread(target=batcher.close)
         with busy(model, batcher):
             rows = [batcher.submit(image_of(n), TASKS["a"]) for n in range(20, 29)]
-        batcher.close()
+            closing.start()
+            while not batcher._closed:
+                time.sleep(0.001)
+            with pytest.raises(OverloadedError, match="stopping"):
+                batcher.submit(image_of(1), TASKS["a"])
+        closing.join(timeout=5)
+        assert [future.done() for future in rows] == [True] * 9
         assert results(rows) == list(range(20, 29))
-        with pytest.raises(OverloadedError, match="stopping"):
-            batcher.submit(image_of(1), TASKS["a"])
 
 
 def test_coroutine_that_is_cancelled_takes_its_row_along() -> None:

@@ -1,5 +1,6 @@
 import math
 import random
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -61,16 +62,11 @@ def echo(tiny_backbone: Backbone, tmp_path: Path) -> Iterator[Classifier]:
 
 
 def classify(
-    classifier: Classifier, images: Array, *tasks: str, top_k: int
+    classifier: Classifier, images: Array, task: str, *, top_k: int
 ) -> list[list[Prediction]]:
-    """The best labels of each image, by its own task or all by one."""
-    bundles = [classifier.store[task] for task in tasks] * (len(images) // len(tasks))
-    answers = classifier.probabilities(images, bundles)
-    return [
-        top_labels(answer, bundle, top_k)
-        for answer, bundle in zip(answers, bundles, strict=True)
-        if not isinstance(answer, Exception)
-    ]
+    bundle = classifier.store[task]
+    futures = [classifier.submit(image, bundle) for image in images]
+    return [top_labels(future.result(timeout=5), bundle, top_k) for future in futures]
 
 
 def images_of(*logits: list[float]) -> Array:
@@ -119,9 +115,8 @@ def test_equal_scores_keep_the_order_of_the_labels(tmp_path: Path, echo: Classif
     save_bundle(Bundle.create(tensors, name="many", labels=labels, **fields), tmp_path / "many")
     many = PromptStore(tmp_path, echo.engine.graph)["many"]
 
-    (answer,) = echo.probabilities(images_of([0.0] * 4), [many])
+    answer = echo.submit(images_of([0.0] * 4)[0], many).result(timeout=5)
 
-    assert not isinstance(answer, Exception)
     best = top_labels(answer, many, 99)
 
     rest = [index for index in range(99) if index not in {7, 70}]
@@ -138,24 +133,17 @@ def test_softmax_sums_to_1_and_does_not_overflow() -> None:
     np.testing.assert_allclose(probabilities[:2], wanted, rtol=1e-6)
 
 
-def test_more_images_than_slots_are_run_in_parts(echo: Classifier) -> None:
+def test_batch_of_more_rows_than_slots_is_run_in_parts(echo: Classifier) -> None:
+    classifier = Classifier(echo.engine, echo.store, max_batch_size=5, max_delay_s=60)
     rows = np.eye(4)[[2, 0, 3, 1, 1]].tolist()
-
-    answers = classify(echo, images_of(*rows), "animals", top_k=1)
+    try:
+        answers = classify(classifier, images_of(*rows), "animals", top_k=1)
+    finally:
+        classifier.close()
 
     assert isinstance(echo.engine, Echo)
     assert [shape[0] for shape in echo.engine.asked] == [2, 2, 1]
     assert [best.label for (best,) in answers] == ["cat", "ant", "dog", "bee", "bee"]
-
-
-def test_submitted_images_are_answered_as_those_in_a_batch_of_their_own(echo: Classifier) -> None:
-    rows = np.random.default_rng(0).standard_normal((9, 4)).tolist()
-    bundle = echo.store["animals"]
-
-    futures = [echo.submit(image, bundle) for image in images_of(*rows)]
-
-    wanted = echo.probabilities(images_of(*rows), [bundle] * 9)
-    np.testing.assert_array_equal([future.result(timeout=5) for future in futures], wanted)
 
 
 def test_answer_that_is_not_finite_is_an_error_of_its_row_alone(echo: Classifier) -> None:
@@ -210,14 +198,15 @@ def test_float16_on_a_real_engine_answers_like_torch_on_the_rounded_tensors(
         model.load_task_tensors(rounded)
         wanted = model(torch.from_numpy(images)).softmax(dim=-1).numpy()
 
-    got = classifier.probabilities(images, [classifier.store["colour"]] * 5)
+    futures = [classifier.submit(image, classifier.store["colour"]) for image in images]
 
-    np.testing.assert_allclose(np.asarray(got), wanted, atol=1e-5, rtol=0)
+    got = [future.result(timeout=5) for future in futures]
+    np.testing.assert_allclose(got, wanted, atol=1e-5, rtol=0)
     assert np.abs(before - wanted).max() > 5e-5
 
 
 def test_tasks_in_one_batch_on_a_real_engine_answer_like_torch(
-    tiny_backbone: Backbone, real: Callable[..., Classifier]
+    tiny_backbone: Backbone, real: Callable[..., Classifier], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundles = [
         random_bundle(tiny_backbone, name="animals", labels=LABELS, num_prompts=2, seed=1),
@@ -226,12 +215,22 @@ def test_tasks_in_one_batch_on_a_real_engine_answer_like_torch(
     models = {bundle.name: create_model(tiny_backbone, bundle) for bundle in bundles}
     classifier, images = real(*bundles), noise(11)
     whose = [classifier.store[name] for name in random.Random(0).choices(list(models), k=11)]
+    run, batches, go = classifier.engine.features, [], threading.Event()
+
+    def features(images: Array, slots: Sequence[int]) -> Array:
+        assert go.wait(timeout=5)  # while the first batch is held up, others gather
+        batches.append(set(slots))
+        return run(images, slots)
+
+    monkeypatch.setattr(classifier.engine, "features", features)
 
     futures = [
         classifier.submit(image, bundle) for image, bundle in zip(images, whose, strict=True)
     ]
+    go.set()
 
     for image, bundle, future in zip(images, whose, futures, strict=True):
         with torch.inference_mode():
             (wanted,) = models[bundle.name](torch.from_numpy(image[None])).softmax(dim=-1)
         np.testing.assert_allclose(future.result(timeout=5), wanted, atol=1e-6, rtol=0)
+    assert max(map(len, batches)) == 2

@@ -49,6 +49,24 @@ def test_newcomer_is_refused_where_nobody_floods() -> None:
     assert filled(*"abc", capacity=3).put("d", "d3") == "d3"
 
 
+def test_room_is_what_put_would_keep() -> None:
+    queue = filled(*"aaab", capacity=4)
+
+    assert [queue.has_room(task) for task in "abc"] == [False, True, True]
+    assert [filled(*"ab", capacity=2).has_room(task) for task in "abc"] == [False] * 3
+    assert filled(*"ab", capacity=3).has_room("a")
+
+
+def test_what_is_discarded_is_forgotten() -> None:
+    queue = filled(*"abacbc")
+
+    queue.discard(lambda item: item[0] == "b" or item == "a0")
+
+    assert len(queue) == 3
+    assert queue.peek() == "a2"
+    assert drain(queue) == ["a2", "c3", "c5"]
+
+
 def test_empty_queue_has_nothing_to_take() -> None:
     with pytest.raises(KeyError):
         filled().take()

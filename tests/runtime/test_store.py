@@ -1,5 +1,6 @@
 import json
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -92,9 +93,21 @@ def folder_for_a_manifest(path: Path) -> None:
     (path / MANIFEST).mkdir()
 
 
+def pipe_for_a_manifest(path: Path) -> None:
+    (path / MANIFEST).unlink()
+    os.mkfifo(path / MANIFEST)
+
+
+def pipe_for_tensors(path: Path) -> None:
+    (path / TENSORS).unlink()
+    os.mkfifo(path / TENSORS)
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
+        pipe_for_a_manifest,
+        pipe_for_tensors,
         folder_for_a_manifest,
         nested_too_deep,
         no_object,
@@ -159,15 +172,15 @@ def test_bundle_of_another_backbone_is_left_out(
     assert "belongs to backbone" in store.refused["stranger"]
 
 
-def test_second_bundle_of_a_task_is_left_out(
+def test_second_bundle_of_a_version_is_left_out(
     folder: Path, graph: GraphSpec, make_bundle: MakeBundle
 ) -> None:
-    save_bundle(make_bundle("vpt-shallow", name="birds", version=2), folder / "later")
+    save_bundle(make_bundle("vpt-shallow", name="birds", num_prompts=2), folder / "later")
 
     store = PromptStore(folder, graph)
 
-    assert store["birds"].manifest.version == 1
-    assert store.refused == {"later": "task 'birds' is held already, from another folder"}
+    assert store["birds"].tensors["method.prompts"].shape == (9, 24)
+    assert store.refused == {"later": "task 'birds' version 1 is held already, from another folder"}
 
 
 def test_baseline_is_left_out_with_the_reason(folder: Path, graph: GraphSpec) -> None:
@@ -214,11 +227,19 @@ def test_folder_that_does_not_exist_is_refused(tmp_path: Path, graph: GraphSpec)
     ("task", "message"),
     [
         ("flower", "unknown task 'flower'; nearest: flowers"),
+        ("flower@1", "unknown task 'flower'; nearest: flowers"),
         ("zzzzzz", "unknown task 'zzzzzz'"),
         ("", "unknown task ''"),
+        ("flowers@1@1", "unknown task 'flowers@1@1'; nearest: flowers"),
+        ("flowers@", "unknown task 'flowers@'; nearest: flowers"),
+        ("flowers@-1", "unknown task 'flowers@-1'; nearest: flowers"),
+        ("flowers@2", "unknown version 'flowers@2'; there are @1"),
+        ("flowers@" + "9" * 5000, "unknown task 'flowers@" + "9" * 5000 + "'"),
+        ("flowers:", "unknown version 'flowers:'; there are @1"),
+        ("flowers:stable", "unknown version 'flowers:stable'; there are @1"),
     ],
 )
-def test_unknown_task_is_refused_and_the_nearest_named(
+def test_unknown_task_or_version_is_refused_and_what_there_is_named(
     folder: Path, graph: GraphSpec, task: str, message: str
 ) -> None:
     with pytest.raises(UnknownTaskError) as caught:

@@ -337,7 +337,7 @@ def test_fp16_has_nearly_the_gradients_of_fp32(
     assert loss16 == pytest.approx(loss32, abs=0.005)
     for got, wanted in zip(in16, in32, strict=True):
         assert got.dtype == torch.float32
-        assert (got - wanted).norm() < 0.01 * wanted.norm()
+        assert (got - wanted).norm() <= 0.01 * wanted.norm()  # behind a map of zeros both are 0
 
 
 @pytest.mark.parametrize("device", DEVICES)

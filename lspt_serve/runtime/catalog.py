@@ -1,0 +1,177 @@
+"""Which tasks there are: the versions in a folder of bundles, and what each name stands for.
+
+flowers           the version that its alias `default` names, or else the highest
+flowers@3         version 3
+flowers:stable    the version that its alias `stable` names
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lspt_serve.bundle import BASELINE, MANIFEST, TENSORS, Manifest
+from lspt_serve.errors import BundleError, UnknownTaskError, first_line, name_some, nearest
+from lspt_serve.runtime.aliases import ALIASES_FILE, DEFAULT, Aliases, load_aliases
+
+__all__ = ["Catalog", "Entry", "Found", "scan"]
+
+Signature = tuple[tuple[int, int, int], ...]  # of a bundle's files; what changes them changes it
+GONE = (0, 0, 0)
+REFERENCE = re.compile(r"(?P<name>[^@:]*)(@(?P<version>[0-9]{1,18})|:(?P<alias>.*))?")
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """A bundle that was read whole and fits the graph; whether it is still there, is not said."""
+
+    folder: Path
+    manifest: Manifest
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a folder holds, as of its signature; None: it is to be read again at the next look.
+
+    Args:
+        entry: what is served: the bundle there or, if it is broken, the last that was not.
+        reason: why the bundle in the folder is not served.
+    """
+
+    signature: Signature | None
+    entry: Entry | None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """One state of a folder; it does not change.
+
+    Args:
+        tasks: name -> version -> bundle, both in order.
+        refused: folder or file -> why it is not served.
+        found: folder -> what it holds; read again only when it has changed.
+    """
+
+    tasks: Mapping[str, Mapping[int, Entry]] = field(default_factory=dict)
+    aliases: Aliases = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+    found: Mapping[Path, Found] = field(default_factory=dict)
+
+    @property
+    def entries(self) -> set[Entry]:
+        """All that is served."""
+        return {entry for versions in self.tasks.values() for entry in versions.values()}
+
+    def __iter__(self) -> Iterator[Entry]:
+        """The default version of every task that has one."""
+        for name, versions in self.tasks.items():
+            if (version := self._default(name)) in versions:
+                yield versions[version]
+
+    def _default(self, name: str) -> int:
+        return self.aliases.get(name, {}).get(DEFAULT, max(self.tasks[name]))
+
+    def find(self, reference: str) -> Entry:
+        """Raises UnknownTaskError, which says what there is instead."""
+        match = REFERENCE.fullmatch(reference)
+        name = match["name"] if match else reference
+        if match is None or name not in self.tasks:
+            raise UnknownTaskError(f"unknown task {name!r}{nearest(name, self.tasks)}")
+        versions, aliases = self.tasks[name], self.aliases.get(name, {})
+        if match["version"]:
+            version: int | None = int(match["version"])
+        elif match["alias"] is not None:
+            version = aliases.get(match["alias"])
+        else:
+            version = self._default(name)
+        if version is None or version not in versions:
+            known = [*(f"@{number}" for number in versions), *(f":{alias}" for alias in aliases)]
+            raise UnknownTaskError(f"unknown version {reference!r}; there are {name_some(known)}")
+        return versions[version]
+
+
+def scan(folder: Path, before: Catalog, read: Callable[[Path], Entry]) -> Catalog:
+    """What there is now; only what is new or has changed since `before` is read.
+
+    Of two bundles of one name and version the one that was served before is, or else the first.
+
+    Args:
+        read: of a folder with a bundle; raises BundleError for one that is to be refused.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    everything = {
+        path: _look(path, signature, before, read) for path, signature in _find_bundles(folder)
+    }
+    tasks: dict[str, dict[int, Entry]] = {}
+    refused = {path: found.reason for path, found in everything.items() if found.reason}
+    served = before.entries
+    for path, found in sorted(everything.items(), key=lambda item: item[1].entry not in served):
+        if entry := found.entry:
+            name, version = entry.manifest.name, entry.manifest.version
+            if tasks.setdefault(name, {}).setdefault(version, entry) is not entry:
+                refused[path] = (
+                    f"task {name!r} version {version} is held already, from another folder"
+                )
+    ordered = {name: dict(sorted(tasks[name].items())) for name in sorted(tasks)}
+    try:
+        aliases = load_aliases(folder)
+        dangling = _find_dangling(aliases, ordered)
+    except BundleError as error:
+        aliases, dangling = before.aliases, str(error)
+    if dangling:
+        refused[folder / ALIASES_FILE] = dangling
+    reasons = {_to_text(path.name): _to_text(reason) for path, reason in sorted(refused.items())}
+    return Catalog(ordered, aliases, reasons, everything)
+
+
+def _find_dangling(aliases: Aliases, tasks: Mapping[str, Mapping[int, Entry]]) -> str:
+    """What is wrong with them, where tasks have no version that an alias names."""
+    wrong = [
+        f"{task}:{alias} is version {version}, which there is not"
+        for task, own in aliases.items()
+        for alias, version in own.items()
+        if version not in tasks.get(task, {})
+    ]
+    return name_some(wrong)
+
+
+def _find_bundles(folder: Path) -> Iterator[tuple[Path, Signature]]:
+    """Folders with a manifest, in order; hidden ones are being written."""
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
+    for name in names:
+        signature = tuple(_sign(folder / name / file) for file in (MANIFEST, TENSORS, BASELINE))
+        if signature[0] != GONE or signature[2] != GONE:
+            yield folder / name, signature
+
+
+def _sign(path: Path) -> tuple[int, int, int]:
+    """Changes with the file: ctime tells of a copy that keeps its mtime."""
+    try:
+        status = path.stat()
+    except OSError:
+        return GONE
+    return status.st_ino, status.st_ctime_ns, status.st_size
+
+
+def _look(
+    path: Path, signature: Signature, before: Catalog, read: Callable[[Path], Entry]
+) -> Found:
+    known = before.found.get(path)
+    if known and known.signature == signature:
+        return known
+    try:
+        return Found(signature, read(path))
+    except Exception as error:  # whatever it is, the other bundles are served
+        passing = not isinstance(error, BundleError) or isinstance(error.__cause__, OSError)
+        last = known.entry if known else None
+        return Found(None if passing else signature, last, first_line(error))
+
+
+def _to_text(name: str) -> str:
+    """Names of files may be bytes that are no text."""
+    return os.fsencode(name).decode("utf-8", "replace")

@@ -1,0 +1,57 @@
+"""Bundles that stay in the host's memory after they were read."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Set
+
+from lspt_serve.bundle import Bundle
+from lspt_serve.runtime.catalog import Entry
+
+__all__ = ["BundleMemory"]
+
+
+class BundleMemory:
+    """What was used last, up to so many bytes of tensors. Safe to use from several threads."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.num_bytes = 0
+        self._bundles: OrderedDict[Entry, Bundle] = OrderedDict()  # what was used last is last
+        self._kept: Set[Entry | None] = frozenset()
+        self._lock = threading.Lock()
+
+    def get(self, entry: Entry) -> Bundle | None:
+        with self._lock:
+            bundle = self._bundles.get(entry)
+            if bundle is not None:
+                self._bundles.move_to_end(entry)
+            return bundle
+
+    def put(self, entry: Entry, bundle: Bundle) -> None:
+        """A bundle that alone is larger than the memory stays out."""
+        with self._lock:
+            if entry in self._bundles or _size(bundle) > self.max_bytes:
+                return
+            self._bundles[entry] = bundle
+            self.num_bytes += _size(bundle)
+            for unused in [other for other in self._bundles if other not in self._kept]:
+                if self.num_bytes <= self.max_bytes:
+                    break
+                self._drop(unused)
+
+    def keep(self, entries: Set[Entry | None]) -> None:
+        """These alone stay whatever comes: their folders hold them no longer."""
+        with self._lock:
+            self._kept = entries
+
+    def drop(self, entry: Entry) -> None:
+        with self._lock:
+            self._drop(entry)
+
+    def _drop(self, entry: Entry) -> None:
+        if bundle := self._bundles.pop(entry, None):
+            self.num_bytes -= _size(bundle)
+
+
+def _size(bundle: Bundle) -> int:
+    return sum(tensor.nbytes for tensor in bundle.tensors.values())

@@ -1,0 +1,532 @@
+"""A store whose folder changes while it is served from."""
+
+import errno
+import json
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import pytest
+from toys import simple_bundle
+
+from lspt_serve.bundle import MANIFEST, TENSORS, Bundle, save_bundle
+from lspt_serve.errors import BundleError, OutputError, UnknownTaskError
+from lspt_serve.graph import GraphSpec
+from lspt_serve.runtime import PromptStore, Watch
+from lspt_serve.runtime.aliases import ALIASES_FILE
+
+
+@pytest.fixture
+def graph() -> GraphSpec:
+    manifest = simple_bundle("any").manifest
+    return GraphSpec(
+        backbone=manifest.backbone,
+        method=manifest.method.model_copy(update={"options": {}}),
+        pool=manifest.pool,
+        preprocess=manifest.preprocess,
+        num_features=1,
+        inputs={"method.prompts": ["num_prompts", 1]},
+        parity=[],
+    )
+
+
+@pytest.fixture
+def add(tmp_path: Path) -> Callable[..., None]:
+    """add(name, version, number): write a bundle whose prompt is the number."""
+
+    def write(name: str, version: int = 1, *, number: float = 0, folder: str = "") -> None:
+        bundle = simple_bundle(name, number=number, version=version)
+        save_bundle(bundle, tmp_path / (folder or f"{name}-{version}"))
+
+    return write
+
+
+def number_of(bundle: Bundle) -> float:
+    return float(bundle.tensors["method.prompts"][0, 0])
+
+
+def test_highest_version_is_what_the_name_stands_for(
+    add: Callable[..., None], tmp_path: Path, graph: GraphSpec
+) -> None:
+    for version in (2, 10, 9):
+        add("flowers", version, number=version)
+    store = PromptStore(tmp_path, graph)
+
+    assert len(store) == 1
+    assert number_of(store["flowers"]) == 10
+    assert [number_of(store[f"flowers@{version}"]) for version in (2, 9, 10)] == [2, 9, 10]
+
+
+def test_folder_that_is_dropped_in_is_served_after_the_next_look(
+    add: Callable[..., None], tmp_path: Path, graph: GraphSpec
+) -> None:
+    store = PromptStore(tmp_path, graph)
+    before = store.generation
+    add("flowers", number=5)
+    with pytest.raises(UnknownTaskError):
+        store["flowers"]
+
+    store.refresh()
+
+    assert number_of(store["flowers"]) == 5
+    assert store.generation == before + 1
+
+
+def test_bundle_that_is_replaced_is_swapped_and_who_has_the_old_one_keeps_it(
+    add: Callable[..., None], tmp_path: Path, graph: GraphSpec
+) -> None:
+    add("flowers", number=1, folder="flowers")
+    store = PromptStore(tmp_path, graph)
+    old = store["flowers"]
+
+    add("flowers", number=2, folder="flowers")
+    store.refresh()
+
+    assert number_of(store["flowers"]) == 2
+    assert number_of(old) == 1
+
+
+def test_bundle_that_is_removed_is_unknown_and_who_has_it_keeps_it(
+    add: Callable[..., None], tmp_path: Path, graph: GraphSpec
+) -> None:
+    add("flowers", number=1)
+    add("birds", number=2)
+    store = PromptStore(tmp_path, graph)
+    old = store["flowers"]
+
+    shutil.rmtree(tmp_path / "flowers-1")
+    store.refresh()
+
+    with pytest.raises(UnknownTaskError):
+        store["flowers"]
+    assert number_of(store["birds"]) == 2
+    assert number_of(old) == 1
+
+
+def test_broken_bundle_in_a_good_ones_place_is_refused_and_the_old_goes_on(
+    add: Callable[..., None], tmp_path: Path, graph: GraphSpec
+) -> None:
+    add("flowers", number=1, folder="flowers")
+    store = PromptStore(tmp_path, graph)
+
+    add("flowers", number=2, folder="flowers")
+    (tmp_path / "flowers" / TENSORS).write_bytes(b"broken")
+    store.refresh()
+
+    assert number_of(store["flowers"]) == 1
+    assert "not a safetensors file" in store.refused["flowers"]
+
+    add("flowers", number=3, folder="flowers")
+    store.refresh()
+
+    assert number_of(store["flowers"]) == 3
+    assert store.refused == {}
+
+
+def test_look_at_an_unchanged_folder_reads_nothing(
+    add: Callable[..., None],
+    tmp_path: Path,
+    graph: GraphSpec,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    add("flowers")
+    add("broken")
+    (tmp_path / "broken-1" / TENSORS).write_bytes(b"broken")
+    store = PromptStore(tmp_path, graph)
+    read: list[Path] = []
+    monkeypatch.setattr(store, "_load", read.append)
+
+    store.refresh()
+
+    assert read == []
+    assert store.generation == 1
+
+
+def test_folder_that_cannot_be_read_any_more_changes_nothing(
+    add: Callable[..., None],
+    tmp_path: Path,
+    graph: GraphSpec,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (tmp_path / "store").mkdir()
+    save_bundle(simple_bundle("flowers", number=1), tmp_path / "store" / "flowers")
+    store = PromptStore(tmp_path / "store", graph)
+
+    shutil.rmtree(tmp_path / "store")
+    store.refresh()
+
+    assert number_of(store["flowers"]) == 1
+    assert "cannot be read" in caplog.text
+
+
+def test_default_can_be_rolled_back_and_forward(
+    add: Callable[..., None], tmp_path: Path, graph: GraphSpec
+) -> None:
+    for version in (1, 2):
+        add("flowers", version, number=version)
+    store = PromptStore(tmp_path, graph)
+
+    store.set_alias("flowers", "default", 1)
+    assert number_of(store["flowers"]) == 1
+    assert number_of(store["flowers@2"]) == 2
+
+    add("flowers", 3, number=3)
+    store.refresh()
+    assert number_of(store["flowers"]) == 1
+
+    store.set_alias("flowers", "default", None)
+    assert number_of(store["flowers"]) == 3
+
+
+def test_alias_reaches_every_server_of_the_folder(
+    add: Callable[..., None], tmp_path: Path, graph: GraphSpec
+) -> None:
+    for version in (1, 2):
+        add("flowers", version, number=version)
+    one, other = PromptStore(tmp_path, graph), PromptStore(tmp_path, graph)
+
+    one.set_alias("flowers", "stable", 1)
+    other.refresh()
+
+    assert number_of(one["flowers:stable"]) == number_of(other["flowers:stable"]) == 1
+    assert json.loads((tmp_path / ALIASES_FILE).read_text()) == {"flowers": {"stable": 1}}
+
+
+def test_alias_for_what_there_is_not_is_refused(
+    add: Callable[..., None], tmp_path: Path, graph: GraphSpec
+) -> None:
+    add("flowers")
+    store = PromptStore(tmp_path, graph)
+
+    with pytest.raises(UnknownTaskError, match="unknown version 'flowers@7'; there are @1"):
+        store.set_alias("flowers", "stable", 7)
+    with pytest.raises(UnknownTaskError, match="unknown task 'flower'"):
+        store.set_alias("flower", "stable", 1)
+
+    assert not (tmp_path / ALIASES_FILE).exists()
+
+
+def test_alias_whose_version_is_gone_is_an_unknown_version(
+    add: Callable[..., None], tmp_path: Path, graph: GraphSpec
+) -> None:
+    for version in (1, 2):
+        add("flowers", version)
+    store = PromptStore(tmp_path, graph)
+    store.set_alias("flowers", "stable", 1)
+
+    shutil.rmtree(tmp_path / "flowers-1")
+    store.refresh()
+
+    with pytest.raises(UnknownTaskError, match="there are @2, :stable"):
+        store["flowers:stable"]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"flowers": {"stable": 0}}', '{"../x": {}}', "\xff"])
+def test_aliases_that_are_broken_are_refused_and_the_old_go_on(
+    add: Callable[..., None], tmp_path: Path, graph: GraphSpec, text: str
+) -> None:
+    for version in (1, 2):
+        add("flowers", version, number=version)
+    store = PromptStore(tmp_path, graph)
+    store.set_alias("flowers", "default", 1)
+
+    (tmp_path / ALIASES_FILE).write_text(text, "latin-1")
+    store.refresh()
+
+    assert number_of(store["flowers"]) == 1
+    assert ALIASES_FILE in store.refused
+    assert "\n" not in store.refused[ALIASES_FILE]
+
+
+def test_alias_that_cannot_be_written_is_said(
+    add: Callable[..., None],
+    tmp_path: Path,
+    graph: GraphSpec,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    add("flowers")
+    store = PromptStore(tmp_path, graph)
+
+    def full(*args: object, **settings: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+
+    with pytest.raises(OutputError, match=r"aliases\.json cannot be written: No space left"):
+        store.set_alias("flowers", "stable", 1)
+    assert "aliases.json" not in {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize("alias", ["Stable", "", "../x", "a b", "x" * 65])
+def test_alias_that_could_not_be_read_again_is_not_written(
+    add: Callable[..., None], tmp_path: Path, graph: GraphSpec, alias: str
+) -> None:
+    add("flowers")
+    store = PromptStore(tmp_path, graph)
+
+    with pytest.raises(BundleError, match="no alias can be made"):
+        store.set_alias("flowers", alias, 1)
+
+    assert not (tmp_path / ALIASES_FILE).exists()
+
+
+def test_default_whose_version_is_gone_hides_no_other_task(
+    add: Callable[..., None], tmp_path: Path, graph: GraphSpec
+) -> None:
+    for version in (1, 2):
+        add("flowers", version, number=version)
+    add("birds")
+    store = PromptStore(tmp_path, graph)
+    store.set_alias("flowers", "default", 1)
+
+    shutil.rmtree(tmp_path / "flowers-1")
+    store.refresh()
+
+    assert [manifest.name for manifest in store] == ["birds"]
+    assert store.refused == {ALIASES_FILE: "flowers:default is version 1, which there is not"}
+    assert number_of(store["flowers@2"]) == 2
+    with pytest.raises(UnknownTaskError, match="there are @2, :default"):
+        store["flowers"]
+
+
+def test_bundle_that_arrives_file_by_file_is_served_when_it_is_whole(
+    add: Callable[..., None], tmp_path: Path, graph: GraphSpec
+) -> None:
+    add("flowers", number=3)
+    (tmp_path / "copy").mkdir()
+    store = PromptStore(tmp_path / "copy", graph)
+    source, target = tmp_path / "flowers-1", tmp_path / "copy" / "flowers"
+    target.mkdir()
+    data = (source / TENSORS).read_bytes()
+
+    shutil.copy2(source / MANIFEST, target)
+    store.refresh()
+    assert "cannot be read" in store.refused["flowers"]
+    (target / TENSORS).write_bytes(data[:100])
+    store.refresh()
+    assert "not a safetensors file" in store.refused["flowers"]
+    (target / TENSORS).write_bytes(data)
+    store.refresh()
+
+    assert number_of(store["flowers"]) == 3
+    assert store.refused == {}
+
+
+@pytest.mark.parametrize("error", [MemoryError("too large"), OSError("too many open files")])
+def test_bundle_that_cannot_be_read_now_is_read_at_the_next_look_and_stops_no_other(
+    add: Callable[..., None],
+    tmp_path: Path,
+    graph: GraphSpec,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    store = PromptStore(tmp_path, graph)
+    add("birds", number=1)
+    add("flowers", number=2)
+    read = store._load
+
+    def load(folder: Path) -> Bundle:
+        if folder.name == "birds-1":
+            raise error
+        return read(folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_load", load)
+        store.refresh()
+    assert number_of(store["flowers"]) == 2
+    assert store.refused == {"birds-1": str(error)}
+
+    store.refresh()
+
+    assert number_of(store["birds"]) == 1
+    assert store.refused == {}
+
+
+def test_copy_of_a_bundle_does_not_take_its_place(
+    add: Callable[..., None], tmp_path: Path, graph: GraphSpec
+) -> None:
+    add("flowers", number=1, folder="flowers")
+    store = PromptStore(tmp_path, graph)
+
+    add("flowers", number=2, folder="a-copy")
+    store.refresh()
+
+    assert number_of(store["flowers"]) == 1
+    assert "held already" in store.refused["a-copy"]
+
+
+def test_broken_bundle_that_comes_after_a_gap_lets_the_old_go_on(
+    add: Callable[..., None],
+    tmp_path: Path,
+    graph: GraphSpec,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    add("flowers", number=1, folder="flowers")
+    store = PromptStore(tmp_path, graph, host_bytes=20)
+    shutil.rmtree(tmp_path / "flowers")
+
+    def come_back(seconds: float) -> None:
+        add("flowers", number=2, folder="flowers")
+        (tmp_path / "flowers" / TENSORS).write_bytes(b"broken")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "sleep", come_back)
+        store.refresh()
+    add("birds", number=5)
+    store.refresh()
+
+    assert number_of(store["birds"]) == 5
+    assert number_of(store["flowers"]) == 1
+    assert "not a safetensors file" in store.refused["flowers"]
+
+
+def test_names_that_are_no_text_can_be_told(
+    add: Callable[..., None], tmp_path: Path, graph: GraphSpec
+) -> None:
+    add("flowers", folder="caf\udce9")
+    (tmp_path / "caf\udce9" / TENSORS).write_bytes(b"broken")
+
+    refused = PromptStore(tmp_path, graph).refused
+
+    assert json.dumps(dict(refused), ensure_ascii=False).encode()
+    assert list(refused) == ["caf\N{REPLACEMENT CHARACTER}"]
+
+
+def test_bundle_larger_than_the_memory_drives_out_no_other(
+    add: Callable[..., None], tmp_path: Path, graph: GraphSpec
+) -> None:
+    add("small", number=1)
+    store = PromptStore(tmp_path, graph, host_bytes=20)
+    assert store._memory.num_bytes == 20
+    wide = simple_bundle("wide", number=2)
+    prompts = np.full((9, 1), 2, np.float32)
+    fields = wide.manifest.model_dump(exclude={"dtype", "tensors", "tensors_sha256"})
+    tensors = wide.tensors | {"method.prompts": prompts}
+    save_bundle(Bundle.create(tensors, **fields), tmp_path / "wide")
+    store.refresh()
+
+    assert number_of(store["wide"]) == 2
+    assert len(store._memory._bundles) == 1
+
+
+def test_what_does_not_fit_in_memory_is_read_again_from_disk(
+    add: Callable[..., None], tmp_path: Path, graph: GraphSpec
+) -> None:
+    for number in range(5):
+        add(f"task-{number}", number=number)
+    store = PromptStore(tmp_path, graph, host_bytes=2 * 20)  # 5 floats a task
+
+    for _ in range(2):
+        assert [number_of(store[f"task-{number}"]) for number in range(5)] == [0, 1, 2, 3, 4]
+    assert store._memory.num_bytes <= 40
+
+
+def test_bundle_that_is_gone_from_disk_and_memory_is_unknown_at_once(
+    add: Callable[..., None], tmp_path: Path, graph: GraphSpec
+) -> None:
+    add("flowers")
+    store = PromptStore(tmp_path, graph, host_bytes=0)
+    shutil.rmtree(tmp_path / "flowers-1")
+
+    with pytest.raises(UnknownTaskError, match="unknown task 'flowers'"):
+        store["flowers"]
+
+
+def test_bundle_that_is_replaced_on_disk_and_not_in_memory_is_the_new_one_at_once(
+    add: Callable[..., None], tmp_path: Path, graph: GraphSpec
+) -> None:
+    add("flowers", number=1, folder="flowers")
+    store = PromptStore(tmp_path, graph, host_bytes=0)
+    add("flowers", number=2, folder="flowers")
+
+    assert number_of(store["flowers"]) == 2
+
+
+def test_manifest_that_loses_its_tensors_is_unknown_and_the_rest_is_served(
+    add: Callable[..., None], tmp_path: Path, graph: GraphSpec
+) -> None:
+    add("flowers")
+    add("birds", number=2)
+    store = PromptStore(tmp_path, graph, host_bytes=0)
+    (tmp_path / "flowers-1" / TENSORS).unlink()
+
+    with pytest.raises(UnknownTaskError, match="'flowers' can no longer be read"):
+        store["flowers"]
+    assert number_of(store["birds"]) == 2
+
+
+@pytest.fixture
+def watched(tmp_path: Path, graph: GraphSpec) -> Iterator[PromptStore]:
+    store = PromptStore(tmp_path, graph)
+    watch = Watch(store, interval_s=0.01)
+    yield store
+    watch.close()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_watch_sees_what_is_dropped_in(add: Callable[..., None], watched: PromptStore) -> None:
+    add("flowers", number=5)
+    until(lambda: len(watched) == 1)
+
+    assert number_of(watched["flowers"]) == 5
+
+
+def test_watch_survives_whatever_goes_wrong(
+    add: Callable[..., None],
+    watched: PromptStore,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(watched, "refresh", lambda: 1 / 0)
+        until(lambda: "could not be looked at" in caplog.text)
+    add("flowers")
+    until(lambda: len(watched) == 1)
+
+
+def test_task_that_is_replaced_again_and_again_is_never_missing_and_never_mixed_up(
+    add: Callable[..., None], watched: PromptStore
+) -> None:
+    """The prompt and the head of a bundle carry one number; both must be of one version."""
+    add("other", number=-1, folder="other")
+    add("flowers", number=0, folder="flowers")
+    until(lambda: len(watched) == 2)
+    stop, failures, seen = threading.Event(), [], set()
+
+    def ask() -> None:
+        while not stop.is_set():
+            try:
+                bundle = watched["flowers"]
+                seen.add(number_of(bundle))
+                if number_of(bundle) != bundle.head[1][0]:
+                    failures.append("prompt and head of two versions")
+                if number_of(watched["other"]) != -1:
+                    failures.append("mixed up")
+            except Exception as error:
+                failures.append(repr(error))
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for number in range(1, 40):
+        add("flowers", number=number, folder="flowers")
+        time.sleep(0.01)
+    until(lambda: number_of(watched["flowers"]) == 39)
+    stop.set()
+    for thread in threads:
+        thread.join()
+
+    assert failures == []
+    assert len(seen) > 5
+    assert np.isin(list(seen), np.arange(40)).all()
+    assert MANIFEST in {path.name for path in (watched.folder / "flowers").iterdir()}
