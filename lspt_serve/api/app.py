@@ -48,7 +48,9 @@ async def classify(
     response: Response,
     classifier: Annotated[Classifier, Depends(_classifier)],
     image: Annotated[UploadFile, File(description="A JPEG, PNG, BMP or GIF file.")],
-    task: Annotated[str, Form(description="NAME, NAME@VERSION or NAME:ALIAS; GET /tasks lists them.")],
+    task: Annotated[
+        str, Form(description="NAME, NAME@VERSION or NAME:ALIAS; GET /tasks lists them.")
+    ],
     top_k: Annotated[int, Form(ge=1, le=1000, description="How many labels, best first.")] = 5,
 ) -> Answer:
     """Classify one image by one task."""
