@@ -187,7 +187,8 @@ def to_page(runs: Sequence[Run], plans: Sequence[Plan], latencies: dict[str, flo
         "      --data grocery81.tar --data cifar100.tar --data signdigits10.tar --processes 2",
         f"{len(runs)} final runs, {hours:.1f} hours of training beside the searches. "
         f"{', '.join(map(str, epochs))} epochs (a linear probe 100). *bytes a task* are fp32; *ms* "
-        f"is one image in ONNX Runtime, fp32, one thread, median of {ROUNDS}, all entries in turn.",
+        f"is one image in ONNX Runtime, fp32, one thread, median of {ROUNDS}, all entries in turn. "
+        "*train s* are rough: the runs shared the cores with one another and with other work.",
         "## Methods",
         "![Test accuracy of the methods on each task](results.png)",
         to_table(methods, latencies),
