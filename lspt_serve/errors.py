@@ -11,6 +11,7 @@ LSPTError (a ValueError: the caller can mend it)
 ├── OutputError         a result that could not be written
 ├── RunError            an unfinished run that cannot be gone on with
 ├── AddressError        an address that cannot be listened at
+├── SettingError        a setting of the service that there is not
 ├── UnknownTaskError    a task that the server does not hold
 ├── OverloadedError     more work than the server takes at once
 ├── DeadlineError       an answer that came too late to be wanted
@@ -44,6 +45,7 @@ __all__ = [
     "OutputError",
     "OverloadedError",
     "RunError",
+    "SettingError",
     "SweepError",
     "TooLargeError",
     "UndecodableError",
@@ -98,6 +100,10 @@ class RunError(LSPTError):
 
 class AddressError(LSPTError):
     """An address that cannot be listened at."""
+
+
+class SettingError(LSPTError):
+    """A setting of the service that there is not."""
 
 
 class UnknownTaskError(LSPTError):

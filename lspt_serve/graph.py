@@ -24,6 +24,7 @@ __all__ = [
     "NUM_PROMPTS",
     "PLACE",
     "PROBABILITIES",
+    "REFERENCE_FILE",
     "SLOTS",
     "SPEC_FILE",
     "Dim",
@@ -33,7 +34,7 @@ __all__ = [
     "load_graph_spec",
 ]
 
-GRAPH_FILE, SPEC_FILE = "graph.onnx", "graph.json"
+GRAPH_FILE, SPEC_FILE, REFERENCE_FILE = "graph.onnx", "graph.json", "reference.safetensors"
 IMAGES, FEATURES, PROBABILITIES, BATCH = "images", "features", "probabilities", "batch"
 SLOTS, PLACE, BACK, NUM_PROMPTS = "slots", "place", "back", "num_prompts"  # whose row is whose
 FORMAT_VERSION: Literal[2] = 2  # 1 took the tensors of one task
@@ -81,8 +82,9 @@ def load_graph_spec(folder: Path) -> GraphSpec:
         mistake = first_mistake(error, whole="the file")
         again = "; export the graph again" if mistake.startswith("format_version") else ""
         raise GraphError(f"{path}: {mistake}{again}") from error
-    if not (folder / GRAPH_FILE).is_file():
-        raise GraphError(f"{folder / GRAPH_FILE}: no such file; export the graph again")
+    for name in (GRAPH_FILE, REFERENCE_FILE):
+        if not (folder / name).is_file():
+            raise GraphError(f"{folder / name}: no such file; export the graph again")
     return spec
 
 

@@ -9,47 +9,68 @@ lspt_serve.api are mounted beside them, for bytes must be checked before anythin
 import gc
 import logging
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Literal, Self
 
 import bentoml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lspt_serve.api import create_app
-from lspt_serve.errors import GraphError
-from lspt_serve.runtime import Classifier, OnnxEngine, PromptStore, Watch
+from lspt_serve.errors import SettingError
+from lspt_serve.runtime import (
+    ENGINES,
+    Classifier,
+    Device,
+    EngineName,
+    Precision,
+    PromptStore,
+    Watch,
+    choose_engine,
+)
 
 __all__ = ["LSPTService", "ServiceSettings", "load_classifier"]
 
+PREFIX = "LSPT_"
 logger = logging.getLogger(__name__)
 app = create_app()
 
 
-@dataclass(frozen=True)
-class ServiceSettings:
-    """Where the service finds its parts; each setting is an environment variable of that name."""
+class ServiceSettings(BaseModel):
+    """Where the service finds its parts; each setting is an environment variable LSPT_NAME."""
 
-    graph: Path = Path("graph")  # LSPT_GRAPH: what `lspt export` wrote
-    bundles: Path = Path("bundles")  # LSPT_BUNDLES: a folder of what `lspt train` wrote
-    device: str = "auto"  # LSPT_DEVICE: auto, cpu or cuda
+    model_config = ConfigDict(frozen=True)
+
+    graph: Path = Path("graph")  # what `lspt export` wrote
+    bundles: Path = Path("bundles")  # a folder of what `lspt train` wrote
+    engine: Literal["auto", EngineName] = "auto"  # auto: the fastest on this machine
+    precision: Precision = "fp32"
+    device: Device = "auto"  # auto: a CUDA GPU where there is one
+    # how long an image may wait for others to share its batch; under load they come anyway
+    max_delay_ms: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)] = 0.0
 
     @classmethod
     def from_env(cls) -> Self:
-        """Raises GraphError for a device that there is not."""
-        device = os.environ.get("LSPT_DEVICE", cls.device)
-        if device not in {"auto", "cpu", "cuda"}:
-            raise GraphError(f"LSPT_DEVICE is {device!r}; wanted auto, cpu or cuda")
-        return cls(
-            graph=Path(os.environ.get("LSPT_GRAPH", cls.graph)),
-            bundles=Path(os.environ.get("LSPT_BUNDLES", cls.bundles)),
-            device=device,
-        )
+        """Raises SettingError for a value that there is not."""
+        variables = {name: PREFIX + name.upper() for name in cls.model_fields}
+        values = {name: os.environ[key] for name, key in variables.items() if key in os.environ}
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = variables[str(first["loc"][0])]
+            raise SettingError(f"{key} is {os.environ[key]!r}: {first['msg']}") from error
 
 
 def load_classifier(settings: ServiceSettings) -> Classifier:
     """Load the graph and all bundles that fit it; raises GraphError and BundleError."""
-    engine = OnnxEngine(settings.graph, device=settings.device)  # type: ignore[arg-type]
-    return Classifier(engine, PromptStore(settings.bundles, engine.graph))
+    engine = choose_engine(
+        settings.graph,
+        names=ENGINES if settings.engine == "auto" else [settings.engine],
+        precision=settings.precision,
+        device=settings.device,
+    )
+    store = PromptStore(settings.bundles, engine.graph)
+    return Classifier(engine, store, max_delay_s=settings.max_delay_ms / 1000)
 
 
 @bentoml.service(name="lspt", traffic={"timeout": 60})

@@ -7,7 +7,15 @@ import pytest
 
 from lspt_serve.bundle import BackboneRef, Bundle, MethodRef
 from lspt_serve.errors import BundleError, GraphError
-from lspt_serve.graph import GRAPH_FILE, SPEC_FILE, Dim, GraphSpec, check_fits, load_graph_spec
+from lspt_serve.graph import (
+    GRAPH_FILE,
+    REFERENCE_FILE,
+    SPEC_FILE,
+    Dim,
+    GraphSpec,
+    check_fits,
+    load_graph_spec,
+)
 from lspt_serve.models import Backbone
 from lspt_serve.preprocess import Preprocess
 
@@ -159,12 +167,18 @@ def test_several_differences_are_told_at_once(
 def test_what_was_written_is_read(graph: GraphSpec, tmp_path: Path) -> None:
     (tmp_path / SPEC_FILE).write_text(graph.model_dump_json())
     (tmp_path / GRAPH_FILE).touch()
+    (tmp_path / REFERENCE_FILE).touch()
     assert load_graph_spec(tmp_path) == graph
 
 
-def test_a_graph_without_its_onnx_file_is_refused(graph: GraphSpec, tmp_path: Path) -> None:
+@pytest.mark.parametrize("missing", [GRAPH_FILE, REFERENCE_FILE])
+def test_a_graph_without_one_of_its_files_is_refused(
+    graph: GraphSpec, tmp_path: Path, missing: str
+) -> None:
     (tmp_path / SPEC_FILE).write_text(graph.model_dump_json())
-    with pytest.raises(GraphError, match=r"graph\.onnx: no such file; export the graph again"):
+    for name in {GRAPH_FILE, REFERENCE_FILE} - {missing}:
+        (tmp_path / name).touch()
+    with pytest.raises(GraphError, match=rf"{missing}: no such file; export the graph again"):
         load_graph_spec(tmp_path)
 
 

@@ -10,7 +10,7 @@ import torch
 from toys import coloured, encoded, export_once, random_bundle
 
 from lspt_serve.bundle import save_bundle
-from lspt_serve.errors import BundleError, GraphError
+from lspt_serve.errors import BundleError, GraphError, SettingError
 from lspt_serve.export import create_model
 from lspt_serve.models import Backbone
 from lspt_serve.preprocess import preprocess_image
@@ -19,7 +19,14 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # BentoML's own use of its libraries
     from lspt_serve.service import ServiceSettings, load_classifier
 
-VARIABLES = ("LSPT_GRAPH", "LSPT_BUNDLES", "LSPT_DEVICE")
+VARIABLES = {
+    "LSPT_GRAPH": "/g",
+    "LSPT_BUNDLES": "/b",
+    "LSPT_ENGINE": "openvino",
+    "LSPT_PRECISION": "bf16",
+    "LSPT_DEVICE": "cpu",
+    "LSPT_MAX_DELAY_MS": "2.5",
+}
 WITHOUT_TORCH = """
 import json, sys
 
@@ -99,27 +106,51 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def test_settings_have_defaults(environment: pytest.MonkeyPatch) -> None:
-    assert ServiceSettings.from_env() == ServiceSettings(Path("graph"), Path("bundles"), "auto")
+    settings = ServiceSettings.from_env()
+
+    assert (settings.graph, settings.bundles) == (Path("graph"), Path("bundles"))
+    assert (settings.engine, settings.precision, settings.device) == ("auto", "fp32", "auto")
+    assert settings.max_delay_ms == 0
 
 
 def test_settings_come_from_the_environment(environment: pytest.MonkeyPatch) -> None:
-    for name, value in zip(VARIABLES, ("/g", "/b", "cpu"), strict=True):
+    for name, value in VARIABLES.items():
         environment.setenv(name, value)
 
-    assert ServiceSettings.from_env() == ServiceSettings(Path("/g"), Path("/b"), "cpu")
+    assert ServiceSettings.from_env() == ServiceSettings(
+        graph=Path("/g"),
+        bundles=Path("/b"),
+        engine="openvino",
+        precision="bf16",
+        device="cpu",
+        max_delay_ms=2.5,
+    )
 
 
-@pytest.mark.parametrize("device", ["gpu", "", "CPU"])
-def test_unknown_device_is_refused(environment: pytest.MonkeyPatch, device: str) -> None:
-    environment.setenv("LSPT_DEVICE", device)
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("LSPT_DEVICE", "gpu", "'auto', 'cpu' or 'cuda'"),
+        ("LSPT_DEVICE", "", "'auto', 'cpu' or 'cuda'"),
+        ("LSPT_ENGINE", "TensorFlow", "'onnxruntime' or 'openvino'"),
+        ("LSPT_PRECISION", "fp8", "'fp32' or 'bf16'"),
+        ("LSPT_MAX_DELAY_MS", "-1", "greater than or equal to 0"),
+        ("LSPT_MAX_DELAY_MS", "nan", "finite number"),
+        ("LSPT_MAX_DELAY_MS", "soon", "valid number"),
+    ],
+)
+def test_setting_that_there_is_not_is_refused(
+    environment: pytest.MonkeyPatch, name: str, value: str, wanted: str
+) -> None:
+    environment.setenv(name, value)
 
-    with pytest.raises(GraphError, match=f"LSPT_DEVICE is '{device}'; wanted auto, cpu or cuda"):
+    with pytest.raises(SettingError, match=f"^{name} is '{value}': .*{wanted}"):
         ServiceSettings.from_env()
 
 
 def test_service_without_a_graph_does_not_start(tmp_path: Path) -> None:
     with pytest.raises(GraphError, match=r"graph\.json: cannot be read"):
-        load_classifier(ServiceSettings(tmp_path, tmp_path, "cpu"))
+        load_classifier(ServiceSettings(graph=tmp_path, bundles=tmp_path))
 
 
 def test_service_without_a_folder_of_bundles_does_not_start(
@@ -128,4 +159,4 @@ def test_service_without_a_folder_of_bundles_does_not_start(
     graph = export_once(tiny_backbone, tmp_path_factory)
 
     with pytest.raises(BundleError, match="no such folder of bundles"):
-        load_classifier(ServiceSettings(graph, tmp_path / "nowhere", "cpu"))
+        load_classifier(ServiceSettings(graph=graph, bundles=tmp_path / "nowhere"))

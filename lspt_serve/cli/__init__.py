@@ -1,4 +1,4 @@
-"""The command line: lspt train | inspect | export | serve | sweep | results."""
+"""The command line: lspt train | inspect | export | engines | serve | sweep | results."""
 
 import sys
 
@@ -7,6 +7,7 @@ from rich.markup import escape
 
 from lspt_serve import __version__
 from lspt_serve.cli.console import console
+from lspt_serve.cli.engines import engines
 from lspt_serve.cli.export import export
 from lspt_serve.cli.inspect import inspect
 from lspt_serve.cli.results import results
@@ -33,6 +34,7 @@ app = typer.Typer(
 app.command()(train)
 app.command()(inspect)
 app.command()(export)
+app.command()(engines)
 app.command()(serve)
 app.command()(sweep)
 app.command()(results)

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -17,10 +17,12 @@ from lspt_serve.errors import MethodError
 from lspt_serve.preprocess import Normalisation
 
 __all__ = [
+    "DeviceOption",
     "ImgSize",
     "Json",
     "NormaliseBy",
     "Overwrite",
+    "PrecisionOption",
     "console",
     "explain_rounding",
     "parse_options",
@@ -39,6 +41,13 @@ ImgSize = Annotated[
 NormaliseBy = Annotated[
     Normalisation | None,
     typer.Option(help="Pixels that the backbone was trained on; as its file says unless given."),
+]
+DeviceOption = Annotated[
+    Literal["auto", "cpu", "cuda"], typer.Option(help="auto: a CUDA GPU where there is one.")
+]
+PrecisionOption = Annotated[
+    Literal["fp32", "bf16"],
+    typer.Option(help="Of the matrix products; bf16 is faster, less exact."),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that lspt wrote.")]
 

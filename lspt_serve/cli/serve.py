@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from rich.markup import escape
 
-from lspt_serve.cli.console import console
+from lspt_serve.cli.console import DeviceOption, PrecisionOption, console
 from lspt_serve.errors import AddressError
 
 __all__ = ["serve"]
@@ -19,9 +20,12 @@ def serve(
     bundles: Annotated[Path, typer.Option(help="Folder of bundles.")] = Path("bundles"),
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen at.", min=1, max=65535)] = 3000,
-    device: Annotated[
-        Literal["auto", "cpu", "cuda"], typer.Option(help="auto: a CUDA GPU where there is one.")
+    engine: Annotated[
+        Literal["auto", "onnxruntime", "openvino"],
+        typer.Option(help="auto: the fastest here; lspt engines shows them."),
     ] = "auto",
+    precision: PrecisionOption = "fp32",
+    device: DeviceOption = "auto",
 ) -> None:
     """Serve all bundles of a folder over HTTP.
 
@@ -30,22 +34,32 @@ def serve(
     Then:  curl -F image=@photo.jpg -F task=flowers http://127.0.0.1:3000/classify
     """
     from lspt_serve.graph import load_graph_spec
-    from lspt_serve.runtime import PromptStore
+    from lspt_serve.runtime import ENGINES, PromptStore, fastest, try_engines
 
     # say what is wrong before BentoML starts
     store = PromptStore(bundles, load_graph_spec(graph))
     _check_address(host, port)
+    names = ENGINES if engine == "auto" else [engine]
+    with console.status(escape(f"trying the engines on {graph}")):
+        found = try_engines(graph, names=names, precisions=[precision], device=device)
+        best = fastest(found, log=_say)
     tasks = ", ".join(task.name for task in store) or "none yet"
-    console.print(f"tasks: {tasks}", highlight=False)
+    _say(f"tasks: {tasks}")
     os.environ.update(
         LSPT_GRAPH=str(graph.resolve()),
         LSPT_BUNDLES=str(bundles.resolve()),
+        LSPT_ENGINE=best.engine.name,
+        LSPT_PRECISION=precision,
         LSPT_DEVICE=device,
         BENTOML_DO_NOT_TRACK=os.environ.get("BENTOML_DO_NOT_TRACK", "True"),
     )
     service = "lspt_serve.service:LSPTService"
     command = ["bentoml", "serve", service, "--host", host, "--port", str(port)]
     os.execv(sys.executable, [sys.executable, "-m", *command])
+
+
+def _say(line: str) -> None:
+    console.print(escape(line), highlight=False, soft_wrap=True)
 
 
 def _check_address(host: str, port: int) -> None:

@@ -29,11 +29,13 @@ from lspt_serve.graph import (
     GraphSpec,
 )
 from lspt_serve.models import Backbone, PromptedViT, create_prompted_vit
+from lspt_serve.reference import Reference, reference_images
 
 __all__ = ["export_graph"]
 
 NOISE = 0.1
 NUM_CLASSES = 10  # of a freshly initialised task; its head stays outside the graph
+REFERENCE_ROWS = 8
 EXAMPLE = [row % 2 for row in range(TRACED)]  # the slots of the batch to trace with
 AXES = {
     SLOTS: {0: "tasks"},
@@ -45,10 +47,11 @@ Inputs = dict[str, list[Dim]]
 
 
 def export_graph(backbone: Backbone, out: Path, *, like: Bundle | None = None) -> GraphSpec:
-    """Write OUT/graph.onnx and OUT/graph.json: the backbone baked in, task tensors as inputs.
+    """Write the folder OUT: the backbone baked in, task tensors as inputs.
 
-    The numbers of images, tasks and prompts are free. The graph is written only after its answers
-    for two tasks with different tensors and numbers of prompts, alone and in one batch, agreed with
+    Beside graph.onnx and graph.json is what torch answers, for every engine to be held to. The
+    numbers of images, tasks and prompts are free. The graph is written only after its answers for
+    two tasks with different tensors and numbers of prompts, alone and in one batch, agreed with
     torch.
 
     Args:
@@ -90,6 +93,7 @@ def export_graph(backbone: Backbone, out: Path, *, like: Bundle | None = None) -
                 backbone.preprocess.img_size,
             ),
         )
+        _refer(list(tasks.values()), backbone.preprocess.img_size).save(folder)
         (folder / SPEC_FILE).write_text(spec.model_dump_json(indent=2) + "\n", "utf-8")
     return spec
 
@@ -132,10 +136,26 @@ def _predictor(path: Path, inputs: Inputs, tasks: Sequence[PromptedViT]) -> Pred
     return predict
 
 
+def _refer(tasks: Sequence[PromptedViT], img_size: int) -> Reference:
+    """What torch answers in fp32, the tasks taking turns."""
+    images = reference_images(REFERENCE_ROWS, img_size)
+    whose = [row % len(tasks) for row in range(len(images))]
+    with torch.inference_mode():
+        rows = [
+            tasks[task].eval().forward_features(torch.from_numpy(image[None]))
+            for image, task in zip(images, whose, strict=True)
+        ]
+    return Reference([_arrays(model) for model in tasks], np.array(whose), torch.cat(rows).numpy())
+
+
 def _fill(bank: Bank, tasks: Iterable[PromptedViT]) -> Bank:
     for slot, model in enumerate(tasks):
-        bank.put(slot, {name: tensor.numpy() for name, tensor in _method_tensors(model).items()})
+        bank.put(slot, _arrays(model))
     return bank
+
+
+def _arrays(model: PromptedViT) -> dict[str, NDArray[np.float32]]:
+    return {name: tensor.numpy() for name, tensor in _method_tensors(model).items()}
 
 
 def _method_tensors(model: PromptedViT) -> dict[str, Tensor]:

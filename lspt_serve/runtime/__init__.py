@@ -1,9 +1,39 @@
 """Bundles and an exported graph to answers. Needs numpy and ONNX Runtime, not torch."""
 
+from lspt_serve.runtime.choose import (
+    ENGINES,
+    PRECISIONS,
+    Candidate,
+    EngineName,
+    Refusal,
+    choose_engine,
+    fastest,
+    try_engines,
+)
 from lspt_serve.runtime.classifier import Classifier, Prediction, top_labels
-from lspt_serve.runtime.engine import Engine
-from lspt_serve.runtime.onnx import OnnxEngine
+from lspt_serve.runtime.engine import Engine, Precision
+from lspt_serve.runtime.onnx import Device, OnnxEngine
+from lspt_serve.runtime.openvino import OpenVINOEngine
 from lspt_serve.runtime.store import PromptStore
 from lspt_serve.runtime.watch import Watch
 
-__all__ = ["Classifier", "Engine", "OnnxEngine", "Prediction", "PromptStore", "Watch", "top_labels"]
+__all__ = [
+    "ENGINES",
+    "PRECISIONS",
+    "Candidate",
+    "Classifier",
+    "Device",
+    "Engine",
+    "EngineName",
+    "OnnxEngine",
+    "OpenVINOEngine",
+    "Precision",
+    "Prediction",
+    "PromptStore",
+    "Refusal",
+    "Watch",
+    "choose_engine",
+    "fastest",
+    "top_labels",
+    "try_engines",
+]

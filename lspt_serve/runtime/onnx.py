@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 from lspt_serve.bank import Bank
 from lspt_serve.errors import GraphError
 from lspt_serve.graph import FEATURES, GRAPH_FILE, IMAGES, load_graph_spec
+from lspt_serve.runtime.engine import NUM_SLOTS, Precision
 
 __all__ = ["Device", "OnnxEngine", "has_cuda_gpu"]
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 Device = Literal["auto", "cpu", "cuda"]
-NUM_SLOTS = 64
 logger = logging.getLogger(__name__)
 
 
 class OnnxEngine:
-    """An exported graph in an ONNX Runtime session.
+    """An exported graph in an ONNX Runtime session, in fp32.
 
     Args:
         folder: what `lspt export` wrote.
@@ -34,6 +34,9 @@ class OnnxEngine:
     Raises:
         GraphError: no such graph, or CUDA was asked for and cannot be had.
     """
+
+    name = "onnxruntime"
+    precision: Precision = "fp32"
 
     def __init__(
         self,

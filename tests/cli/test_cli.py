@@ -24,7 +24,7 @@ from lspt_serve.models import BASELINES, METHODS, Backbone
 from lspt_serve.preprocess import NORMALISATIONS, Preprocess
 from lspt_serve.training import TrainSettings
 
-COMMANDS = ("train", "inspect", "export", "serve", "sweep", "results")
+COMMANDS = ("train", "inspect", "export", "engines", "serve", "sweep", "results")
 LABELS = ("blue", "red")
 
 
@@ -370,6 +370,23 @@ def test_export_takes_no_hint_where_the_bundle_says_it(
     assert not (tmp_path / "out").exists()
 
 
+def test_engines_that_can_run_a_graph_are_shown(
+    run: Run, tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    graph = export_once(tiny_backbone, tmp_path_factory)
+
+    shown, record = run("engines", "--graph", graph), run("engines", "--graph", graph, "--json")
+
+    assert (shown.code, record.code) == (0, 0)
+    assert "ONNX Runtime runs the graph in fp32 only" in " ".join(shown.out.split())
+    found = {(each["engine"], each["precision"]): each for each in json.loads(record.out)}
+    assert "not in bf16" in found["onnxruntime", "bf16"]["refused"]
+    for name in ("onnxruntime", "openvino"):
+        assert re.search(rf"{name} +fp32 +[\d.]+ +\d\.\de-0[678] +100\.0%", shown.out)
+        assert found[name, "fp32"]["images_per_s"] > 0
+        assert found[name, "fp32"]["max_error"] < 1e-5
+
+
 def test_notes_go_to_stderr_as_they_are(run: Run, quick: list[str], tmp_path: Path) -> None:
     data = tmp_path / "data"
     for split in ("train", "val", "test"):
@@ -550,6 +567,50 @@ def test_real_process_gives_its_error_to_the_shell() -> None:
     out, err = process.communicate(timeout=60)
 
     check_error(Ended(process.returncode, out, err), "nowhere")
+
+
+@pytest.mark.parametrize("words", [(), ("--engine", "openvino", "--device", "cpu")])
+def test_serve_says_which_engine_and_hands_it_to_the_service(
+    run: Run,
+    tiny_backbone: Backbone,
+    tmp_path_factory: pytest.TempPathFactory,
+    bundle: Path,
+    words: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    graph = export_once(tiny_backbone, tmp_path_factory)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+
+    def become(path: str, command: list[str]) -> None:
+        assert command[1:3] == ["-m", "bentoml"]
+        raise SystemExit(0)
+
+    monkeypatch.setattr(os, "execv", become)
+
+    ended = run("serve", "--graph", graph, "--bundles", bundle.parent, "--port", 3999, *words)
+
+    (taken,) = re.findall(r"(\w+) is the fastest here and serves", ended.err)
+    assert f"{taken} in fp32 on CPU" in ended.err
+    assert os.environ["LSPT_ENGINE"] == taken
+    if words:
+        assert taken == "openvino"
+        assert "onnxruntime" not in ended.err
+
+
+def test_serve_whose_engine_cannot_be_had_says_so_before_it_starts(
+    run: Run,
+    tiny_backbone: Backbone,
+    tmp_path_factory: pytest.TempPathFactory,
+    bundle: Path,
+) -> None:
+    graph = export_once(tiny_backbone, tmp_path_factory)
+    words = ["serve", "--graph", graph, "--bundles", bundle.parent, "--port", 3999]
+
+    ended = run(*words, "--engine", "onnxruntime", "--precision", "bf16")
+
+    assert (ended.code, ended.out) == (2, "")
+    error = "error: ONNX Runtime runs the graph in fp32 only, not in bf16"
+    assert ended.err.splitlines()[-1] == error
 
 
 def test_serve_refuses_a_port_that_is_taken(

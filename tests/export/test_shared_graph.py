@@ -17,6 +17,7 @@ from lspt_serve.graph import (
     FEATURES,
     GRAPH_FILE,
     IMAGES,
+    REFERENCE_FILE,
     SPEC_FILE,
     GraphSpec,
     check_fits,
@@ -180,7 +181,12 @@ def test_bundles_fit_their_graph(exported: Exported) -> None:
 
 
 def test_nothing_but_the_graph_and_its_description_is_written(exported: Exported) -> None:
-    assert {path.name for path in exported.folder.iterdir()} == {GRAPH_FILE, SPEC_FILE}
+    assert {path.name for path in exported.folder.iterdir()} == {
+        GRAPH_FILE,
+        REFERENCE_FILE,
+        SPEC_FILE,
+        REFERENCE_FILE,
+    }
     assert [path.name for path in exported.folder.parent.iterdir()] == ["graph"]
 
 

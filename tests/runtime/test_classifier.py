@@ -14,7 +14,14 @@ from lspt_serve.bundle import Bundle, save_bundle
 from lspt_serve.export import create_model
 from lspt_serve.graph import GraphSpec
 from lspt_serve.models import Backbone
-from lspt_serve.runtime import Classifier, OnnxEngine, Prediction, PromptStore, top_labels
+from lspt_serve.runtime import (
+    Classifier,
+    OnnxEngine,
+    Precision,
+    Prediction,
+    PromptStore,
+    top_labels,
+)
 from lspt_serve.runtime.classifier import softmax
 
 LABELS = ["ant", "bee", "cat", "dog"]
@@ -24,7 +31,8 @@ Array = NDArray[np.float32]
 class Echo:
     """An engine that gives the first pixels back as features and remembers what it was asked."""
 
-    provider = "Echo"
+    name = provider = "Echo"
+    precision: Precision = "fp32"
     num_slots = 2
 
     def __init__(self, graph: GraphSpec) -> None:

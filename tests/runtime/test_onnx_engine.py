@@ -1,5 +1,4 @@
 import ctypes
-import shutil
 from pathlib import Path
 from typing import NoReturn
 
@@ -13,7 +12,6 @@ import lspt_serve.runtime.onnx
 from lspt_serve.bundle import Bundle
 from lspt_serve.errors import GraphError
 from lspt_serve.export import create_model
-from lspt_serve.graph import GRAPH_FILE, SPEC_FILE, load_graph_spec
 from lspt_serve.models import Backbone
 from lspt_serve.runtime import OnnxEngine
 from lspt_serve.runtime.onnx import CPU, CUDA, has_cuda_gpu
@@ -40,41 +38,6 @@ def by_torch(backbone: Backbone, bundle: Bundle, batch_size: int) -> NDArray[np.
             torch.from_numpy(noise(batch_size))
         )
     return features.numpy()
-
-
-@pytest.mark.parametrize("batch_size", [1, 2, 7])
-@pytest.mark.parametrize("num_threads", [0, 1])
-def test_features_are_those_of_torch(
-    tiny_backbone: Backbone, graph: Path, bundle: Bundle, batch_size: int, num_threads: int
-) -> None:
-    engine = OnnxEngine(graph, device="cpu", num_threads=num_threads)
-
-    engine.put(3, bundle.method_tensors)
-    features = engine.features(noise(batch_size), [3] * batch_size)
-
-    wanted = by_torch(tiny_backbone, bundle, batch_size)
-    assert features.dtype == np.float32
-    assert np.abs(features - wanted).max() <= 1e-5 * np.abs(wanted).max()
-
-
-def test_slot_that_is_filled_again_answers_for_the_new_task_alone(
-    tiny_backbone: Backbone, graph: Path, bundle: Bundle
-) -> None:
-    engine = OnnxEngine(graph, device="cpu", num_slots=2)
-    wider = random_bundle(tiny_backbone, num_prompts=5, seed=1)
-    engine.put(0, wider.method_tensors)
-    engine.put(1, wider.method_tensors)
-    engine.put(1, bundle.method_tensors)
-
-    first, second = engine.features(noise(2), [0, 1])
-
-    wanted = by_torch(tiny_backbone, wider, 2)[0], by_torch(tiny_backbone, bundle, 2)[1]
-    np.testing.assert_allclose(first, wanted[0], atol=1e-5 * np.abs(wanted[0]).max(), rtol=0)
-    np.testing.assert_allclose(second, wanted[1], atol=1e-5 * np.abs(wanted[1]).max(), rtol=0)
-
-
-def test_engine_knows_its_graph(graph: Path) -> None:
-    assert OnnxEngine(graph, device="cpu").graph == load_graph_spec(graph)
 
 
 def test_cpu_is_taken_when_it_is_asked_for(graph: Path) -> None:
@@ -123,37 +86,3 @@ def test_features_on_a_gpu_are_those_of_torch(
 
     assert engine.provider == OnnxEngine(graph).provider == CUDA
     assert np.abs(features - wanted).max() <= 2e-3 * np.abs(wanted).max()  # TF32
-
-
-def test_folder_without_a_graph_is_refused_with_the_command_that_makes_one(
-    tmp_path: Path,
-) -> None:
-    with pytest.raises(GraphError, match=r"graph\.json: cannot be read: .*lspt export --out"):
-        OnnxEngine(tmp_path)
-
-
-def test_description_without_its_graph_is_refused(graph: Path, tmp_path: Path) -> None:
-    shutil.copy(graph / SPEC_FILE, tmp_path)
-
-    with pytest.raises(GraphError, match=r"graph\.onnx: no such file"):
-        OnnxEngine(tmp_path)
-
-
-@pytest.mark.parametrize("data", [b"", b"no graph at all", b"\x08\x0a\xff\xff"])
-def test_broken_graph_is_refused_in_one_line(graph: Path, tmp_path: Path, data: bytes) -> None:
-    shutil.copy(graph / SPEC_FILE, tmp_path)
-    (tmp_path / GRAPH_FILE).write_bytes(data)
-
-    with pytest.raises(GraphError, match="ONNX Runtime cannot load it") as caught:
-        OnnxEngine(tmp_path, device="cpu")
-
-    assert "\n" not in str(caught.value)
-
-
-def test_truncated_graph_is_refused(graph: Path, tmp_path: Path) -> None:
-    shutil.copy(graph / SPEC_FILE, tmp_path)
-    data = (graph / GRAPH_FILE).read_bytes()
-    (tmp_path / GRAPH_FILE).write_bytes(data[: len(data) // 2])
-
-    with pytest.raises(GraphError, match="ONNX Runtime cannot load it"):
-        OnnxEngine(tmp_path, device="cpu")

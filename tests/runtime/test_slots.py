@@ -10,6 +10,7 @@ from toys import simple_bundle
 from lspt_serve.bundle import MethodRef
 from lspt_serve.graph import GraphSpec
 from lspt_serve.preprocess import Preprocess
+from lspt_serve.runtime import Precision
 from lspt_serve.runtime.slots import Slots
 
 Array = NDArray[np.float32]
@@ -19,7 +20,8 @@ BUNDLES = [simple_bundle(f"task-{number}", number=number) for number in range(20
 class Notebook:
     """An engine whose slots hold one number each, and which says what it finds there."""
 
-    provider = "Notebook"
+    name = provider = "Notebook"
+    precision: Precision = "fp32"
     graph = GraphSpec(
         backbone=BUNDLES[0].manifest.backbone,
         method=MethodRef(name="vpt-shallow"),

@@ -1,0 +1,79 @@
+"""What torch answered in fp32 when a graph was exported; an engine is held to it before it serves.
+
+Written by the export beside the graph, read by the runtime; needs neither torch nor ONNX.
+
+B rows, F pooled features.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from lspt_serve.errors import GraphError, first_line
+from lspt_serve.graph import REFERENCE_FILE
+
+__all__ = ["Reference", "reference_images"]
+
+FEATURES, WHOSE = "features", "whose"
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """The tensors of some tasks, and the features of one batch of `reference_images`.
+
+    Args:
+        tasks: each a task's tensors as they enter the graph; a linear probe has none.
+        whose: which of the tasks a row is for; B.
+        features: B x F.
+    """
+
+    tasks: Sequence[Mapping[str, Array]]
+    whose: NDArray[np.int64]
+    features: Array
+
+    def save(self, folder: Path) -> None:
+        """Write FOLDER/reference.safetensors."""
+        tensors: dict[str, NDArray[Any]] = {
+            f"{number}/{name}": np.ascontiguousarray(tensor)
+            for number, task in enumerate(self.tasks)
+            for name, tensor in task.items()
+        }
+        tensors |= {FEATURES: self.features, WHOSE: self.whose}
+        save_file(tensors, folder / REFERENCE_FILE)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Reference":
+        """Raises GraphError if the file is missing or broken."""
+        path = folder / REFERENCE_FILE
+        try:
+            tensors = load_file(path)
+            features, whose = tensors.pop(FEATURES), tensors.pop(WHOSE)
+        except (OSError, SafetensorError, KeyError) as error:
+            raise GraphError(
+                f"{path}: cannot be read: {first_line(error)}; export the graph again"
+            ) from error
+        tasks: list[dict[str, Array]] = [{} for _ in range(int(whose.max()) + 1)]
+        for key, tensor in tensors.items():
+            number, _, name = key.partition("/")
+            tasks[int(number)][name] = tensor
+        return cls(tasks, whose, features)
+
+
+def reference_images(count: int, img_size: int) -> Array:
+    """Noise with a spectrum of 1/f, as photographs have it, normalised; the same on every machine.
+
+    Returns:
+        count x 3 x img_size x img_size.
+    """
+    noise = np.random.RandomState(0).standard_normal((count, 3, img_size, img_size))
+    frequency = np.hypot(np.fft.fftfreq(img_size)[:, None], np.fft.rfftfreq(img_size))
+    frequency[0, 0] = 1 / img_size
+    images = np.fft.irfft2(np.fft.rfft2(noise) / frequency, s=(img_size, img_size))
+    return np.asarray(images / images.std(axis=(1, 2, 3), keepdims=True), np.float32)

@@ -1,0 +1,146 @@
+"""Which engine serves: the fastest of those that answer on this machine as torch did."""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lspt_serve.errors import GraphError
+from lspt_serve.graph import load_graph_spec
+from lspt_serve.reference import Reference, reference_images
+from lspt_serve.runtime.engine import Engine, Precision
+from lspt_serve.runtime.gate import Parity, check_engine
+from lspt_serve.runtime.onnx import Device, OnnxEngine
+from lspt_serve.runtime.openvino import OpenVINOEngine
+
+__all__ = [
+    "ENGINES",
+    "PRECISIONS",
+    "Candidate",
+    "EngineName",
+    "Refusal",
+    "choose_engine",
+    "fastest",
+    "try_engines",
+]
+
+EngineName = Literal["onnxruntime", "openvino"]
+ENGINES: tuple[EngineName, ...] = ("onnxruntime", "openvino")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
+REPEATS = 5
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An engine that passed the gate, and how fast it runs the reference's batch."""
+
+    engine: Engine
+    parity: Parity
+    images_per_s: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.engine.name} in {self.engine.precision} on {self.engine.provider}: "
+            f"{self.images_per_s:.1f} images/s, differs from torch by {self.parity.max_error:.1e} "
+            f"of a row, top-1 agreement {self.parity.top1_agreement:.1%}"
+        )
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """An engine that cannot serve here, and why."""
+
+    name: EngineName
+    precision: Precision
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name} in {self.precision} is not taken: {self.reason}"
+
+
+def choose_engine(
+    folder: Path,
+    *,
+    names: Iterable[EngineName] = ENGINES,
+    precision: Precision = "fp32",
+    device: Device = "auto",
+) -> Engine:
+    """The fastest of the engines that pass the gate; the log has all of them.
+
+    Raises:
+        GraphError: there is no such graph, or no engine that can serve it; says why of each.
+    """
+    return fastest(
+        try_engines(folder, names=names, precisions=[precision], device=device), log=logger.info
+    ).engine
+
+
+def fastest(found: Iterable[Candidate | Refusal], *, log: Callable[[str], object]) -> Candidate:
+    """The one that runs the most images in a second.
+
+    Args:
+        log: is told of each, and which one was taken.
+
+    Raises:
+        GraphError: none passed; says why of each.
+    """
+    best: Candidate | None = None
+    refusals: list[str] = []
+    for each in found:
+        log(str(each))
+        if isinstance(each, Refusal):
+            refusals.append(each.reason)
+        elif best is None or each.images_per_s > best.images_per_s:
+            best = each
+    if best is None:
+        raise GraphError("; ".join(refusals))
+    log(f"{best.engine.name} is the fastest here and serves")
+    return best
+
+
+def try_engines(
+    folder: Path,
+    *,
+    names: Iterable[EngineName] = ENGINES,
+    precisions: Iterable[Precision] = ("fp32",),
+    device: Device = "auto",
+) -> Iterator[Candidate | Refusal]:
+    """Build each engine, hold it to the reference, and time it.
+
+    Raises:
+        GraphError: there is no such graph, or no reference beside it.
+    """
+    load_graph_spec(folder)
+    reference = Reference.load(folder)
+    for name in names:
+        for precision in precisions:
+            try:
+                yield _try(create_engine(folder, name, precision, device), reference)
+            except GraphError as error:
+                yield Refusal(name, precision, str(error))
+
+
+def create_engine(folder: Path, name: EngineName, precision: Precision, device: Device) -> Engine:
+    """Raises GraphError if the engine cannot be had in this precision or on this device."""
+    if name == "openvino":
+        if device == "cuda":
+            raise GraphError("OpenVINO runs on the CPU, and device 'cuda' was asked for")
+        return OpenVINOEngine(folder, precision=precision)
+    if precision != "fp32":
+        raise GraphError(f"ONNX Runtime runs the graph in fp32 only, not in {precision}")
+    return OnnxEngine(folder, device=device)
+
+
+def _try(engine: Engine, reference: Reference) -> Candidate:
+    parity = check_engine(engine, reference)
+    whose = reference.whose.tolist()
+    images = reference_images(len(whose), engine.graph.preprocess.img_size)
+    seconds = []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        engine.features(images, whose)
+        seconds.append(time.perf_counter() - started)
+    return Candidate(engine, parity, len(images) / min(seconds))

@@ -1,0 +1,76 @@
+"""The parity gate: an engine serves only after it answered on this machine as torch did in fp32.
+
+B rows, F pooled features.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lspt_serve.errors import GraphError
+from lspt_serve.reference import Reference, reference_images
+from lspt_serve.runtime.engine import Engine, Precision
+
+__all__ = ["Parity", "check_engine"]
+
+# The error of a row is the length of its difference from torch's, over the length of torch's.
+MAX_ERROR: dict[Precision, float] = {"fp32": 1e-3, "bf16": 0.05}
+MIN_AGREEMENT: dict[Precision, float] = {"fp32": 0.99, "bf16": 0.9}
+HEADS, NUM_CLASSES = 100, 10  # random heads, whose answers are much closer to one another than a
+#                               trained head's: their agreement is a lower bound, and a finer one
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far an engine's features are from torch's.
+
+    Attributes:
+        max_error: of the row that is farthest.
+        top1_agreement: share of the top-1 answers of random heads that stay the same.
+    """
+
+    max_error: float
+    top1_agreement: float
+
+
+def check_engine(engine: Engine, reference: Reference) -> Parity:
+    """Run the reference's batch whole, its first half, and its first row alone.
+
+    Puts the reference's tasks into the engine's first slots.
+
+    Raises:
+        GraphError: the difference is more than the engine's precision explains.
+    """
+    for slot, tensors in enumerate(reference.tasks):
+        engine.put(slot, tensors)
+    whose, wanted = reference.whose.tolist(), reference.features
+    images = reference_images(len(whose), engine.graph.preprocess.img_size)
+    worst = 0.0
+    for count in sorted({1, max(1, len(images) // 2), len(images)}):
+        got = engine.features(images[:count], whose[:count])
+        worst = max(worst, float(row_errors(got, wanted[:count]).max()))
+    parity = Parity(worst, top1_agreement(got, wanted))
+    most, least = MAX_ERROR[engine.precision], MIN_AGREEMENT[engine.precision]
+    if not (parity.max_error <= most and parity.top1_agreement >= least):
+        raise GraphError(
+            f"{engine.name} in {engine.precision} does not serve here: it differs from torch by "
+            f"{worst:.1e} of a row and agrees in {parity.top1_agreement:.1%} of answers, wanted at "
+            f"most {most:g} and at least {least:.0%}; take another engine or precision"
+        )
+    return parity
+
+
+def row_errors(got: Array, wanted: Array) -> Array:
+    """Length of the difference over the length of what was wanted, row by row (B)."""
+    lengths = np.linalg.norm(wanted, axis=1)
+    return np.asarray(np.linalg.norm(got - wanted, axis=1) / lengths)
+
+
+def top1_agreement(got: Array, wanted: Array) -> float:
+    """Share of the answers of random heads, on features (B x F) about their mean, that agree."""
+    heads = np.random.RandomState(0).standard_normal((HEADS, wanted.shape[1], NUM_CLASSES))
+    mean = wanted.mean(axis=0)
+    answers = [((features - mean) @ heads).argmax(axis=-1) for features in (got, wanted)]
+    return float((answers[0] == answers[1]).mean())

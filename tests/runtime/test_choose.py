@@ -1,0 +1,75 @@
+import logging
+from pathlib import Path
+
+import pytest
+from toys import corrupt, export_once
+
+import lspt_serve.runtime.choose
+from lspt_serve.errors import GraphError
+from lspt_serve.graph import GRAPH_FILE
+from lspt_serve.models import Backbone
+from lspt_serve.runtime import Candidate, Engine, Refusal, choose_engine, try_engines
+from lspt_serve.runtime.gate import Parity
+
+
+@pytest.fixture(scope="module")
+def graph(tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_once(tiny_backbone, tmp_path_factory)
+
+
+@pytest.mark.parametrize("fastest", ["onnxruntime", "openvino"])
+def test_fastest_serves_and_the_log_says_why(
+    graph: Path, fastest: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def race(engine: Engine, reference: object) -> Candidate:
+        return Candidate(engine, Parity(1e-6, 1.0), 20.0 if engine.name == fastest else 10.0)
+
+    monkeypatch.setattr(lspt_serve.runtime.choose, "_try", race)
+
+    with caplog.at_level(logging.INFO, "lspt_serve"):
+        engine = choose_engine(graph, device="cpu")
+
+    assert engine.name == fastest
+    for wanted in (
+        "onnxruntime in fp32 on CPUExecutionProvider: ",
+        "openvino in fp32 on CPU: ",
+        "0 images/s, differs from torch by 1.0e-06 of a row, top-1 agreement 100.0%",
+        f"{fastest} is the fastest here and serves",
+    ):
+        assert wanted in caplog.text
+
+
+def test_engines_are_really_tried(graph: Path) -> None:
+    found = list(try_engines(graph, device="cpu"))
+
+    assert [type(each) for each in found] == [Candidate, Candidate]
+    for each in found:
+        assert isinstance(each, Candidate)
+        assert each.images_per_s > 0
+        assert each.parity.max_error < 1e-5
+
+
+def test_engine_that_is_asked_for_is_taken(graph: Path) -> None:
+    assert choose_engine(graph, names=["onnxruntime"], device="cpu").name == "onnxruntime"
+
+
+def test_what_an_engine_cannot_do_is_said(graph: Path) -> None:
+    (found,) = try_engines(graph, names=["onnxruntime"], precisions=["bf16"])
+
+    assert found == Refusal(
+        "onnxruntime", "bf16", "ONNX Runtime runs the graph in fp32 only, not in bf16"
+    )
+
+
+def test_openvino_does_not_stand_in_for_a_gpu(graph: Path) -> None:
+    with pytest.raises(GraphError, match="OpenVINO runs on the CPU, and device 'cuda' was asked"):
+        choose_engine(graph, names=["openvino"], device="cuda")
+
+
+def test_no_engine_serves_what_none_gets_right(graph: Path, tmp_path: Path) -> None:
+    for file in graph.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    corrupt(tmp_path / GRAPH_FILE)
+
+    with pytest.raises(GraphError, match=r"onnxruntime .* not serve here: .*openvino .* not serve"):
+        choose_engine(tmp_path, device="cpu")

@@ -1,0 +1,139 @@
+"""What every engine has to do. What is special about one is in a file of its own."""
+
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from toys import export_once, noise, random_bundle
+
+from lspt_serve.bundle import Bundle
+from lspt_serve.errors import GraphError
+from lspt_serve.export import create_model
+from lspt_serve.graph import GRAPH_FILE, SPEC_FILE, load_graph_spec
+from lspt_serve.models import Backbone
+from lspt_serve.runtime import Engine, OnnxEngine, OpenVINOEngine
+
+Create = Callable[..., Engine]
+ENGINES: dict[str, Create] = {
+    "onnxruntime": partial(OnnxEngine, device="cpu"),
+    "openvino": OpenVINOEngine,
+}
+
+
+@pytest.fixture(params=ENGINES)
+def create(request: pytest.FixtureRequest) -> Create:
+    return ENGINES[request.param]
+
+
+@pytest.fixture(scope="module")
+def graph(tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_once(tiny_backbone, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_backbone: Backbone) -> Bundle:
+    return random_bundle(tiny_backbone, num_prompts=3)
+
+
+def by_torch(backbone: Backbone, bundle: Bundle, batch_size: int) -> NDArray[np.float32]:
+    with torch.inference_mode():
+        features = create_model(backbone, bundle).forward_features(
+            torch.from_numpy(noise(batch_size))
+        )
+    return features.numpy()
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7])
+@pytest.mark.parametrize("num_threads", [0, 1])
+def test_features_are_those_of_torch(
+    create: Create,
+    tiny_backbone: Backbone,
+    graph: Path,
+    bundle: Bundle,
+    batch_size: int,
+    num_threads: int,
+) -> None:
+    engine = create(graph, num_threads=num_threads)
+
+    engine.put(3, bundle.method_tensors)
+    features = engine.features(noise(batch_size), [3] * batch_size)
+
+    wanted = by_torch(tiny_backbone, bundle, batch_size)
+    assert features.dtype == np.float32
+    assert np.abs(features - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
+def test_slot_that_is_filled_again_answers_for_the_new_task_alone(
+    create: Create, tiny_backbone: Backbone, graph: Path, bundle: Bundle
+) -> None:
+    engine = create(graph, num_slots=2)
+    wider = random_bundle(tiny_backbone, num_prompts=5, seed=1)
+    engine.put(0, wider.method_tensors)
+    engine.put(1, wider.method_tensors)
+    engine.put(1, bundle.method_tensors)
+
+    first, second = engine.features(noise(2), [0, 1])
+
+    wanted = by_torch(tiny_backbone, wider, 2)[0], by_torch(tiny_backbone, bundle, 2)[1]
+    np.testing.assert_allclose(first, wanted[0], atol=1e-5 * np.abs(wanted[0]).max(), rtol=0)
+    np.testing.assert_allclose(second, wanted[1], atol=1e-5 * np.abs(wanted[1]).max(), rtol=0)
+
+
+def test_answer_stays_when_the_engine_runs_again(
+    create: Create, graph: Path, bundle: Bundle
+) -> None:
+    engine = create(graph)
+    engine.put(0, bundle.method_tensors)
+
+    features = engine.features(noise(2), [0, 0])
+    before = features.copy()
+    engine.features(noise(2, seed=2), [0, 0])
+
+    np.testing.assert_array_equal(features, before)
+
+
+def test_engine_knows_its_graph(create: Create, graph: Path) -> None:
+    assert create(graph).graph == load_graph_spec(graph)
+
+
+def test_folder_without_a_graph_is_refused_with_the_command_that_makes_one(
+    create: Create, tmp_path: Path
+) -> None:
+    with pytest.raises(GraphError, match=r"graph\.json: cannot be read: .*lspt export --out"):
+        create(tmp_path)
+
+
+def test_description_without_its_graph_is_refused(
+    create: Create, graph: Path, tmp_path: Path
+) -> None:
+    shutil.copy(graph / SPEC_FILE, tmp_path)
+
+    with pytest.raises(GraphError, match=r"graph\.onnx: no such file"):
+        create(tmp_path)
+
+
+@pytest.mark.parametrize("data", [b"", b"no graph at all", b"\x08\x0a\xff\xff"])
+def test_broken_graph_is_refused_in_one_line(
+    create: Create, graph: Path, tmp_path: Path, data: bytes
+) -> None:
+    shutil.copytree(graph, tmp_path, dirs_exist_ok=True)
+    (tmp_path / GRAPH_FILE).write_bytes(data)
+
+    with pytest.raises(GraphError, match="cannot load it") as caught:
+        create(tmp_path)
+
+    assert "\n" not in str(caught.value)
+
+
+def test_truncated_graph_is_refused(create: Create, graph: Path, tmp_path: Path) -> None:
+    shutil.copytree(graph, tmp_path, dirs_exist_ok=True)
+    data = (graph / GRAPH_FILE).read_bytes()
+    (tmp_path / GRAPH_FILE).write_bytes(data[: len(data) // 2])
+
+    with pytest.raises(GraphError, match="cannot load it"):
+        create(tmp_path)

@@ -1,0 +1,141 @@
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from toys import corrupt, export_once
+
+from lspt_serve.errors import GraphError
+from lspt_serve.graph import GRAPH_FILE, REFERENCE_FILE, GraphSpec, load_graph_spec
+from lspt_serve.models import Backbone
+from lspt_serve.reference import Reference, reference_images
+from lspt_serve.runtime import OnnxEngine, Precision
+from lspt_serve.runtime.gate import check_engine, row_errors, top1_agreement
+
+Array = NDArray[np.float32]
+
+
+@pytest.fixture(scope="module")
+def graph(tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_once(tiny_backbone, tmp_path_factory)
+
+
+class OffBy:
+    """An engine that knows the reference's answers, and is off by a share of one of its rows."""
+
+    name, provider, num_slots = "off", "nowhere", 64
+
+    def __init__(
+        self, graph: GraphSpec, answers: Array, *, share: float, row: int, precision: Precision
+    ) -> None:
+        self.graph, self.precision = graph, precision
+        self._answers = answers.copy()
+        step = np.random.default_rng(0).standard_normal(answers.shape[1:], np.float32)
+        length = np.linalg.norm(answers[row])
+        self._answers[row] += share * length * step / np.linalg.norm(step)
+
+    def put(self, slot: int, tensors: Mapping[str, Array]) -> None:
+        pass
+
+    def features(self, images: Array, slots: Sequence[int]) -> Array:
+        return self._answers[: len(images)]
+
+
+def test_onnx_runtime_passes(graph: Path) -> None:
+    parity = check_engine(OnnxEngine(graph, device="cpu"), Reference.load(graph))
+
+    assert parity.max_error < 1e-5
+    assert parity.top1_agreement > 0.999
+
+
+@pytest.mark.parametrize(
+    ("share", "precision", "passes"),
+    [(9e-4, "fp32", True), (1.1e-3, "fp32", False), (0.045, "bf16", True), (0.055, "bf16", False)],
+)
+@pytest.mark.parametrize("row", [0, 5])
+def test_one_row_that_is_off_by_too_much_is_enough(
+    graph: Path, share: float, precision: Precision, passes: bool, row: int
+) -> None:
+    reference = Reference.load(graph)
+    engine = OffBy(
+        load_graph_spec(graph), reference.features, share=share, row=row, precision=precision
+    )
+
+    if passes:
+        assert check_engine(engine, reference).max_error == pytest.approx(share, rel=1e-3)
+    else:
+        with pytest.raises(GraphError, match=f"off in {precision} does not serve here: it differs"):
+            check_engine(engine, reference)
+
+
+def test_answers_that_are_not_finite_do_not_pass(graph: Path) -> None:
+    reference = Reference.load(graph)
+    engine = OffBy(
+        load_graph_spec(graph), reference.features, share=np.nan, row=0, precision="bf16"
+    )
+
+    with pytest.raises(GraphError, match="does not serve here"):
+        check_engine(engine, reference)
+
+
+def test_graph_that_was_changed_after_its_export_does_not_pass(graph: Path, tmp_path: Path) -> None:
+    for file in graph.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    corrupt(tmp_path / GRAPH_FILE)
+
+    with pytest.raises(GraphError, match="onnxruntime in fp32 does not serve here"):
+        check_engine(OnnxEngine(tmp_path, device="cpu"), Reference.load(tmp_path))
+
+
+def test_error_of_a_row_is_relative_to_its_length() -> None:
+    wanted = np.array([[3, 4], [0, 10]], np.float32)
+    got = np.array([[3, 4.5], [0.6, 10.8]], np.float32)
+
+    np.testing.assert_allclose(row_errors(got, wanted), [0.1, 0.1], rtol=1e-6)
+
+
+def test_agreement_is_all_for_equal_features_and_chance_for_unrelated_ones() -> None:
+    rng = np.random.default_rng(0)
+    first, second = rng.standard_normal((2, 50, 20)).astype(np.float32)
+
+    assert top1_agreement(first, first) == 1
+    assert top1_agreement(second, first) == pytest.approx(0.1, abs=0.05)
+
+
+def test_reference_keeps_what_it_was_given(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    tasks = [{"method.prompts": rng.standard_normal((n, 4), np.float32)} for n in (2, 3)]
+    whose, features = np.array([0, 1, 0]), rng.standard_normal((3, 4), np.float32)
+
+    Reference(tasks, whose, features).save(tmp_path)
+    loaded = Reference.load(tmp_path)
+
+    np.testing.assert_array_equal(loaded.whose, whose)
+    np.testing.assert_array_equal(loaded.features, features)
+    for got, wanted in zip(loaded.tasks, tasks, strict=True):
+        assert got.keys() == wanted.keys()
+        np.testing.assert_array_equal(got["method.prompts"], wanted["method.prompts"])
+
+
+@pytest.mark.parametrize("data", [None, b"", b"no tensors"])
+def test_graph_without_a_reference_is_to_be_exported_again(
+    tmp_path: Path, data: bytes | None
+) -> None:
+    if data is not None:
+        (tmp_path / REFERENCE_FILE).write_bytes(data)
+
+    with pytest.raises(
+        GraphError, match=r"reference\.safetensors: cannot be read: .*; export the graph again"
+    ):
+        Reference.load(tmp_path)
+
+
+def test_reference_images_are_smooth_and_of_unit_variance() -> None:
+    images = reference_images(4, 32)
+
+    assert images.shape == (4, 3, 32, 32)
+    assert images.dtype == np.float32
+    np.testing.assert_allclose(images.std(axis=(1, 2, 3)), 1, rtol=1e-5)
+    neighbours = np.corrcoef(images[..., 1:].ravel(), images[..., :-1].ravel())[0, 1]
+    assert neighbours > 0.6  # of white noise 0

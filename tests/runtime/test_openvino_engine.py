@@ -1,0 +1,52 @@
+import sys
+from pathlib import Path
+
+import numpy as np
+import openvino
+import pytest
+from toys import export_once, noise, random_bundle
+
+from lspt_serve.errors import GraphError
+from lspt_serve.models import Backbone
+from lspt_serve.runtime import OpenVINOEngine
+
+
+@pytest.fixture(scope="module")
+def graph(tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_once(tiny_backbone, tmp_path_factory)
+
+
+def has_bf16() -> bool:
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+@pytest.mark.skipif(not has_bf16(), reason="the CPU has no bf16 instructions")
+def test_bf16_is_near_fp32_and_is_not_fp32(tiny_backbone: Backbone, graph: Path) -> None:
+    bundle = random_bundle(tiny_backbone, num_prompts=3)
+    answers = []
+    for precision in ("fp32", "bf16"):
+        engine = OpenVINOEngine(graph, precision=precision)
+        engine.put(0, bundle.method_tensors)
+        answers.append(engine.features(noise(4), [0] * 4))
+    exact, near = answers
+
+    difference = np.linalg.norm(near - exact) / np.linalg.norm(exact)
+    assert 1e-4 < difference < 0.05
+
+
+def test_precision_that_the_cpu_has_not_is_refused(
+    graph: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino.Core, "get_property", lambda *args: ["FP32", "INT8"])
+
+    with pytest.raises(GraphError, match="OpenVINO has no bf16 on this CPU; wanted fp32"):
+        OpenVINOEngine(graph, precision="bf16")
+
+
+def test_without_openvino_is_told_how_to_get_it(
+    graph: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+
+    with pytest.raises(GraphError, match=r"pip install 'lspt-serve\[openvino\]'"):
+        OpenVINOEngine(graph)
