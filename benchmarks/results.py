@@ -15,40 +15,31 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, median
 
 import numpy as np
+from results_page import split_runs, to_page
 
 from lspt_serve.export import export_graph
 from lspt_serve.graph import check_fits
 from lspt_serve.models import Backbone, create_prompted_vit, load_backbone
-from lspt_serve.results import (
-    Grid,
-    Run,
-    compare,
-    comparison_grid,
-    draw_comparison,
-    load_runs,
-)
-from lspt_serve.results.table import Text
+from lspt_serve.results import Run, compare, draw_comparison, load_runs
 from lspt_serve.runtime import OnnxEngine
-from lspt_serve.training import create_bundle
-from lspt_serve.training.sweep import Plan, load_config, make_plans
+from lspt_serve.training import create_bundle, load_dataset
+from lspt_serve.training.sweep import load_config, make_plans
 
 CONFIG = Path(__file__).with_suffix(".toml")
-TRIED = Path(__file__).with_name("tried.md")
 ROUNDS = 31
 Model = tuple[str, str, str | None]  # method, its options as JSON, pool
-TARGETS = {"the best other prompt method": 1.0, "linear": 3.0}  # points of the mean over tasks
 
 
 def sweep(args: argparse.Namespace, out: Path) -> None:
     """Several processes on one storage; each has its share of the cores."""
     command = [sys.executable, "-m", "lspt_serve", "sweep", str(args.config)]
     command += ["--backbone", args.backbone, "--storage", str(args.storage), "--out", str(out)]
-    command += ["--cache", str(args.storage.with_name("cache"))]
+    command += ["--cache", str(cache_of(args))]
     command += [word for path in args.data for word in ("--data", str(path))]
     threads = max(1, (os.cpu_count() or 1) // args.processes)
     env = os.environ | {"OMP_NUM_THREADS": str(threads)}
@@ -58,6 +49,11 @@ def sweep(args: argparse.Namespace, out: Path) -> None:
     codes = [process.wait() for process in started]
     if any(codes):
         raise SystemExit("lspt sweep failed; its message is above")
+
+
+def cache_of(args: argparse.Namespace) -> Path:
+    storage: Path = args.storage
+    return storage.with_name("cache")
 
 
 def measure_latencies(backbone: Backbone, runs: Sequence[Run]) -> dict[str, float]:
@@ -98,114 +94,6 @@ def create_engine(backbone: Backbone, model: Model) -> OnnxEngine:
     return engine
 
 
-def to_table(runs: Iterable[Run], latencies: dict[str, float]) -> str:
-    """The table of `lspt results`, with a column for latency."""
-    parts = []
-    for comparison in compare(list(runs)):
-        grid = comparison_grid(comparison)
-        rows = [[*row, to_cell(latencies.get(row[0].text))] for row in grid.rows]
-        parts.append(Grid(grid.caption, [*grid.header, "ms"], rows, grid.notes).to_markdown())
-    return "\n\n".join(parts)
-
-
-def to_cell(latency: float | None) -> Text:
-    return Text("-" if latency is None else f"{latency:.1f}")
-
-
-def to_verdict(runs: Sequence[Run]) -> list[str]:
-    """LSPT's mean over tasks beside the targets."""
-    (comparison,) = compare(runs)
-    means = {row.name: 100 * row.mean.mean for row in comparison.rows if row.mean}
-    if not {"lspt", "linear"} <= means.keys():
-        return ["- `lspt` or `linear` failed on a task: nothing to compare."]
-    others = {
-        name: value for name, value in means.items() if "lspt" not in name and name != "linear"
-    }
-    best = max(others, key=others.__getitem__)
-    beaten = dict(zip(TARGETS, (best, "linear"), strict=True))
-    lines = []
-    for words, target in TARGETS.items():
-        name = beaten[words]
-        ahead = means["lspt"] - means[name]
-        verdict = "met" if ahead >= target else "missed"
-        known = "" if words == name else f" ({name})"
-        lines.append(
-            f"- `lspt` is {ahead:+.1f} points from {words}{known}; the target was "
-            f"{target:+.0f}: **{verdict}**."
-        )
-    return lines
-
-
-def to_choices(runs: Sequence[Run], plans: Iterable[Plan]) -> str:
-    """What the search has chosen, by entry and task."""
-    tasks = list(dict.fromkeys(run.task for run in runs))
-    found = {(run.name, run.task): run for run in sorted(runs, key=lambda run: run.error is None)}
-    rows = []
-    for plan in plans:
-        own = [found.get((plan.name, task)) for task in tasks]
-        cells = [choice(run, plan) if run else "-" for run in own]
-        rows.append([Text(plan.name), *map(Text, cells), Text(", ".join(plan.space))])
-    caption = "What the search chose, and its accuracy on val in %."
-    return Grid(caption, ["entry", *tasks, "searched"], rows).to_markdown()
-
-
-def choice(run: Run, plan: Plan) -> str:
-    if run.error or run.val is None:
-        return "failed"
-    chosen = run.train | {f"options.{name}": value for name, value in run.options.items()}
-    values = [chosen[name] for name in plan.space]
-    words = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
-    return f"{', '.join(words)}: {100 * run.val:.1f}"
-
-
-def split_runs(runs: Sequence[Run], plans: Sequence[Plan]) -> tuple[list[Run], list[Run]]:
-    """Those of entries with a search of their own, and those of LSPT and what copies it."""
-    searched = [plan.name for plan in plans if not plan.like]
-    methods = [run for run in runs if run.name in searched]
-    return methods, [run for run in runs if run.name == "lspt" or run.name not in searched]
-
-
-def to_ablation(runs: Sequence[Run], latencies: dict[str, float]) -> list[str]:
-    if {run.name for run in runs} <= {"lspt"}:
-        return ["The variants have not been run yet."]
-    return [
-        "![Test accuracy of variants of LSPT on each task](ablation.png)",
-        "Each trained with what was tuned for `lspt`, without a search of its own.",
-        to_table(runs, latencies),
-    ]
-
-
-def to_page(runs: Sequence[Run], plans: Sequence[Plan], latencies: dict[str, float]) -> str:
-    methods, ablation = split_runs(runs, plans)
-    epochs = sorted({run.train["epochs"] for run in methods if run.method != "linear"})
-    hours = sum(run.train_s or 0 for run in runs) / 3600
-    parts = [
-        "# Results",
-        "Made by one command from one config, [results.toml](../benchmarks/results.toml); the runs "
-        "are in [results.json](results.json):",
-        "    python benchmarks/results.py --backbone vit.pth --data clothing10.tar \\\n"
-        "      --data grocery81.tar --data cifar100.tar --data signdigits10.tar --processes 2",
-        f"{len(runs)} final runs, {hours:.1f} hours of training beside the searches. "
-        f"{', '.join(map(str, epochs))} epochs (a linear probe 100). *bytes a task* are fp32; *ms* "
-        f"is one image in ONNX Runtime, fp32, one thread, median of {ROUNDS}, all entries in turn. "
-        "*train s* are rough: the runs shared the cores with one another and with other work.",
-        "## Methods",
-        "![Test accuracy of the methods on each task](results.png)",
-        to_table(methods, latencies),
-        "\n".join(to_verdict(methods)),
-        to_choices(methods, [plan for plan in plans if not plan.like]),
-        "## What was tried for LSPT",
-        TRIED.read_text("utf-8").strip(),
-        "## What LSPT is without its parts",
-        *to_ablation(ablation, latencies),
-        "## Published",
-        "Beside figures that others published, of another backbone and other tasks:",
-        "    lspt results docs/results.json --published mae\n"
-        "    lspt results docs/results.json --published mocov3",
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--backbone", required=True)
@@ -221,9 +109,15 @@ def main() -> None:
     config = load_config(args.config)
     plans = make_plans(config)
     runs = load_runs(out)
-    latencies = measure_latencies(load_backbone(args.backbone, img_size=config.img_size), runs)
+    backbone = load_backbone(args.backbone, img_size=config.img_size)
+    tasks = {
+        path.stem: load_dataset(path, backbone.preprocess.img_size, cache=cache_of(args))
+        for path in args.data
+    }
+    latencies = measure_latencies(backbone, runs)
     (args.docs / "latencies.json").write_text(json.dumps(latencies, indent=1) + "\n")
-    (args.docs / "results.md").write_text(to_page(runs, plans, latencies))
+    page = to_page(runs, plans, backbone, tasks, latencies)
+    (args.docs / "results.md").write_text(page)
     methods, ablation = split_runs(runs, plans)
     for name, part in (("results", methods), ("ablation", ablation)):
         for comparison in compare(part) if len({run.name for run in part}) > 1 else []:

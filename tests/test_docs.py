@@ -1,6 +1,8 @@
 """What the documents tell people to type is what the program takes."""
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,9 +17,21 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs
 
 
 def commands(text: str) -> list[list[str]]:
-    """The words of every indented or help line that starts with lspt; \\ joins lines."""
+    """The words of every indented or help line that runs lspt; \\ joins lines."""
     joined = text.replace("\\\n", " ")
-    return [line.split() for line in re.findall(r"^ +(?:\.venv/bin/)?lspt (.+)$", joined, re.M)]
+    lspt = r"^ +(?:(?:\.venv/bin/)?lspt|torchrun .*-m lspt_serve) (.+)$"
+    return [line.split() for line in re.findall(lspt, joined, re.M)]
+
+
+def scripts() -> dict[str, set[str]]:
+    """The options that documents give to each python script."""
+    found: dict[str, set[str]] = {}
+    for path in DOCUMENTS:
+        joined = path.read_text("utf-8").replace("\\\n", " ")
+        for script, rest in re.findall(r"^ +(?:\.venv/bin/)?python (\S+\.py)(.*)$", joined, re.M):
+            options = re.findall(r"--[a-z-]+", rest)
+            found[script] = found.get(script, set()) | set(options)
+    return found
 
 
 def all_commands() -> list[list[str]]:
@@ -33,6 +47,16 @@ def test_a_documented_command_has_only_options_that_exist(words: list[str]) -> N
     command = typer.main.get_command(app).commands[words[0]]  # type: ignore[attr-defined]
     known = {option for parameter in command.params for option in parameter.opts}
     assert {word for word in words[1:] if word.startswith("--")} <= known
+
+
+@pytest.mark.parametrize(("script", "options"), scripts().items(), ids=[*scripts()])
+def test_a_documented_script_has_only_options_that_exist(script: str, options: set[str]) -> None:
+    helped = subprocess.run(
+        [sys.executable, ROOT / script, "--help"], capture_output=True, text=True, timeout=60
+    )
+
+    assert helped.returncode == 0, helped.stderr
+    assert options <= set(re.findall(r"--[a-z-]+", helped.stdout))
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
