@@ -81,6 +81,10 @@ def write_fgvc_without_images_folder(folder: Path) -> Path:
     return write_fgvc(folder, images=".")
 
 
+def write_fgvc_dogs(folder: Path) -> Path:
+    return write_fgvc(folder, images="Images")
+
+
 def write_tar(
     path: Path,
     *,
@@ -139,7 +143,12 @@ NAMED: list[Write] = [
     write_tar_of_numbers,
     write_saved_datasets,
 ]
-NUMBERED: list[Write] = [write_vtab, write_fgvc, write_fgvc_without_images_folder]
+NUMBERED: list[Write] = [
+    write_vtab,
+    write_fgvc,
+    write_fgvc_without_images_folder,
+    write_fgvc_dogs,
+]
 
 
 def check_split(split: Split, name: str) -> None:

@@ -17,6 +17,7 @@ __all__ = ["FGVC_FILES", "VTAB_FILES", "read_fgvc", "read_vtab"]
 
 VTAB_FILES = {"train": "train800.txt", "val": "val200.txt", "test": "test.txt"}
 FGVC_FILES = {name: f"{name}.json" for name in SPLITS}
+IMAGE_FOLDERS = (".", "images", "Images")  # Cars, Flowers; CUB-200, NABirds; Dogs
 
 
 def read_vtab(folder: Path) -> Source:
@@ -31,7 +32,7 @@ def read_vtab(folder: Path) -> Source:
 
 
 def read_fgvc(folder: Path) -> Source:
-    """DIR/{train,val,test}.json: {"path": label}; paths are relative to DIR or to DIR/images."""
+    """DIR/{train,val,test}.json: {"path": label}; paths are relative to one of IMAGE_FOLDERS."""
     splits = {name: _read_object(folder, file) for name, file in FGVC_FILES.items()}
     return Source(in_order(sample.label for sample in splits["train"]), splits)
 
@@ -63,7 +64,7 @@ def _read_object(folder: Path, file: str) -> list[Sample]:
 
 
 def _locate(folder: Path, name: str) -> Path:
-    places = (folder / name, folder / "images" / name)
+    places = [folder / images / name for images in IMAGE_FOLDERS]
     try:
         return next((path for path in places if path.is_file()), places[0])
     except OSError:  # a name that is too long, a folder that may not be read
