@@ -45,7 +45,7 @@ $(VENV)/train: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/dev: $(VENV)/train
-	$(PIP) --group dev
+	$(PIP) --editable '.[datasets]' --group dev
 	@touch $@
 
 # The quickstart: real scans as class folders, three bundles, a linear probe beside them, one graph.

@@ -9,6 +9,7 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 from toys import encoded
@@ -121,7 +122,6 @@ def write_tar_of_numbers(folder: Path) -> Path:
 
 
 def write_saved_datasets(folder: Path) -> Path:
-    datasets = pytest.importorskip("datasets", reason="the extra `datasets` is not installed")
     kinds = {"image": datasets.Image(), "label": datasets.ClassLabel(names=[*NAMES, "unseen"])}
     splits = {}
     for split in SPLITS:
@@ -432,7 +432,7 @@ def test_saved_dataset_without_the_extra_says_what_to_install(
 
 
 def test_saved_single_split_is_split_by_the_seed(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets", reason="the extra `datasets` is not installed")
+
     kinds = {"label": datasets.ClassLabel(names=["no", "yes"]), "picture": datasets.Image()}
     rows = {
         "label": [n % 2 for n in range(8)],
@@ -449,7 +449,7 @@ def test_saved_single_split_is_split_by_the_seed(tmp_path: Path) -> None:
 
 
 def test_saved_splits_without_test_are_refused(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets", reason="the extra `datasets` is not installed")
+
     part = datasets.Dataset.from_dict({"label": [0, 1]})
     datasets.DatasetDict(train=part, validation=part).save_to_disk(str(tmp_path))
 
