@@ -6,8 +6,10 @@ import json
 import os
 import sys
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -121,19 +123,26 @@ def write_tar_of_numbers(folder: Path) -> Path:
     return write_tar(folder / "task.tar", header="split,file,label", about=about)
 
 
-def write_saved_datasets(folder: Path) -> Path:
-    kinds = {"image": datasets.Image(), "label": datasets.ClassLabel(names=[*NAMES, "unseen"])}
-    splits = {}
-    for split in SPLITS:
-        own = [(index, row) for index, row in enumerate(ROWS) if row[0] == split]
-        rows = {
-            "image": [{"bytes": image(index), "path": None} for index, _ in own],
-            "label": [row[2] for _, row in own],
-        }
-        name = "validation" if split == "val" else split
-        splits[name] = datasets.Dataset.from_dict(rows, features=datasets.Features(kinds))
-    datasets.DatasetDict(splits).save_to_disk(str(folder))
+def saved(folder: Path, kind: Any, **labels: Sequence[int | None]) -> Path:
+    """A dict of splits with these labels, images counted through."""
+    kinds = datasets.Features({"image": datasets.Image(), "label": kind})
+    numbers = count()
+    parts = {}
+    for split, own in labels.items():
+        images = [{"bytes": image(next(numbers)), "path": None} for _ in own]
+        parts[split] = datasets.Dataset.from_dict({"image": images, "label": own}, features=kinds)
+    datasets.DatasetDict(parts).save_to_disk(str(folder))
     return folder
+
+
+def write_saved_datasets(folder: Path, kind: Any = None) -> Path:
+    labels = {split: [row[2] for row in ROWS if row[0] == split] for split in SPLITS}
+    kind = kind or datasets.ClassLabel(names=[*NAMES, "unseen"])
+    return saved(folder, kind, train=labels["train"], validation=labels["val"], test=labels["test"])
+
+
+def write_saved_integers(folder: Path) -> Path:
+    return write_saved_datasets(folder, datasets.Value("int32"))
 
 
 NAMED: list[Write] = [
@@ -148,6 +157,7 @@ NUMBERED: list[Write] = [
     write_fgvc,
     write_fgvc_without_images_folder,
     write_fgvc_dogs,
+    write_saved_integers,
 ]
 
 
@@ -432,7 +442,6 @@ def test_saved_dataset_without_the_extra_says_what_to_install(
 
 
 def test_saved_single_split_is_split_by_the_seed(tmp_path: Path) -> None:
-
     kinds = {"label": datasets.ClassLabel(names=["no", "yes"]), "picture": datasets.Image()}
     rows = {
         "label": [n % 2 for n in range(8)],
@@ -448,12 +457,70 @@ def test_saved_single_split_is_split_by_the_seed(tmp_path: Path) -> None:
         assert (split.images[:, 0, 0, 0] // 10 % 2).tolist() == split.targets.tolist()
 
 
-def test_saved_splits_without_test_are_refused(tmp_path: Path) -> None:
+LABELS = datasets.ClassLabel(names=["no", "yes"])
+TWENTY = [n % 2 for n in range(20)]
 
-    part = datasets.Dataset.from_dict({"label": [0, 1]})
-    datasets.DatasetDict(train=part, validation=part).save_to_disk(str(tmp_path))
 
-    with pytest.raises(DataError, match="splits train, validation; test is missing"):
+@pytest.mark.parametrize(
+    ("there", "sizes"),
+    [
+        (["test"], {"train": 16, "val": 4, "test": 2}),
+        (["valid"], {"train": 16, "val": 2, "test": 4}),
+        ([], {"train": 12, "val": 4, "test": 4}),
+    ],
+)
+def test_saved_splits_that_are_missing_are_split_off_train(
+    tmp_path: Path, there: list[str], sizes: dict[str, int]
+) -> None:
+    saved(tmp_path, LABELS, train=TWENTY, **{name: [0, 1] for name in there})
+
+    dataset, again, other = (load_dataset(tmp_path, 4, seed=seed) for seed in (0, 0, 1))
+
+    assert dataset.sizes == sizes
+    off_train = [
+        {int(red) // 10 for red in split.images[:, 0, 0, 0]} & set(range(20))
+        for split in splits(dataset).values()
+    ]
+    assert sum(map(len, off_train)) == 20
+    assert set.union(*off_train) == set(range(20))
+    for name, split in splits(dataset).items():
+        assert (split.images[:, 0, 0, 0] // 10 % 2).tolist() == split.targets.tolist()
+        assert np.array_equal(split.images, splits(again)[name].images)
+    assert not np.array_equal(dataset.train.images, other.train.images)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["validation", "test"], "splits validation, test; train is missing"),
+        (["train", "dev", "test"], "splits train, dev, test; val is missing.*; rename them"),
+    ],
+)
+def test_saved_splits_that_are_not_understood_are_refused(
+    tmp_path: Path, names: list[str], message: str
+) -> None:
+    saved(tmp_path, LABELS, **{name: [0, 1] for name in names})
+
+    with pytest.raises(DataError, match=message):
+        load_dataset(tmp_path, 4)
+
+
+@pytest.mark.parametrize("missing", [None, -1])
+@pytest.mark.parametrize("kind", [LABELS, datasets.Value("int64")], ids=["named", "integers"])
+def test_saved_rows_without_a_label_are_refused(
+    tmp_path: Path, kind: Any, missing: int | None
+) -> None:
+    saved(tmp_path, kind, train=[0, missing, 1], validation=[0, 1], test=[0, 1])
+
+    with pytest.raises(DataError, match=r"train: rows without a label: 1$"):
+        load_dataset(tmp_path, 4)
+
+
+def test_saved_columns_that_are_no_labels_are_refused(tmp_path: Path) -> None:
+    saved(tmp_path, datasets.Value("float32"), train=[0, 1])
+
+    wanted = "train: columns image, label; wanted an Image and a ClassLabel, or integers"
+    with pytest.raises(DataError, match=wanted):
         load_dataset(tmp_path, 4)
 
 

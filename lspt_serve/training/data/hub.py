@@ -1,5 +1,6 @@
 """Hugging Face `datasets`, as `save_to_disk` writes them; needs the extra `datasets`."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ HUB_FILES = ("dataset_dict.json", "state.json")  # a dict of splits, or a single
 
 
 def read_hub(folder: Path, seed: int) -> Source:
-    """A dict of splits as it is; a single split is split by the seed.
+    """A dict of splits, or a single one; val and test that are not there are split off by the seed.
 
-    The first column of images and the first of class labels are taken.
+    The first column of images is taken, and the first of class labels or else the integers `label`.
 
     Raises:
-        DataError: the extra is not installed, it cannot be loaded, a column or split is missing.
+        DataError: the extra is not installed, it cannot be loaded, there is no train or no column
+            of images or labels, or a split of another name where val or test is missing.
     """
     try:
         import datasets
@@ -33,14 +35,19 @@ def read_hub(folder: Path, seed: int) -> Source:
     if not isinstance(loaded, datasets.DatasetDict):
         labels, samples = _read_split(folder, loaded)
         return Source(labels, split_by_seed(str(folder), samples, labels, seed))
-    splits = {SPLIT_OF.get(str(name), str(name)): part for name, part in loaded.items()}
-    if lacking := [name for name in SPLITS if name not in splits]:
+    parts = {SPLIT_OF.get(str(name), str(name)): part for name, part in loaded.items()}
+    lacking = [name for name in SPLITS if name not in parts]
+    if "train" in lacking or (lacking and not parts.keys() <= set(SPLITS)):
         raise DataError(
             f"{folder}: splits {name_some(loaded)}; {name_some(lacking)} is missing: wanted "
-            "train, val (or validation) and test"
+            "train, val (or validation) and test; rename them"
         )
-    read = {name: _read_split(folder / name, splits[name]) for name in SPLITS}
-    return Source(read["train"][0], {name: samples for name, (_, samples) in read.items()})
+    read = {name: _read_split(folder / name, parts[name]) for name in SPLITS if name in parts}
+    labels = read["train"][0]
+    splits = {name: samples for name, (_, samples) in read.items()}
+    if lacking:
+        splits |= split_by_seed(str(folder), splits["train"], labels, seed, held_out=lacking)
+    return Source(labels, splits)
 
 
 def _read_split(where: Path, split: Any) -> tuple[list[str], list[Sample]]:
@@ -51,15 +58,17 @@ def _read_split(where: Path, split: Any) -> tuple[list[str], list[Sample]]:
         next((name for name, f in split.features.items() if isinstance(f, kind)), None)
         for kind in (datasets.Image, datasets.ClassLabel)
     )
+    other = split.features.get("label")
+    if label is None and isinstance(other, datasets.Value) and "int" in other.dtype:
+        label = "label"
     if image is None or label is None:
         raise DataError(
-            f"{where}: columns {name_some(split.features)}; wanted an Image and a ClassLabel"
+            f"{where}: columns {name_some(split.features)}; wanted an Image and a ClassLabel, or "
+            "integers in a column called label"
         )
-    names: list[str] = split.features[label].names
-    numbers: list[int] = list(split[label])
-    if unlabelled := [
-        index for index, number in enumerate(numbers) if number not in range(len(names))
-    ]:
+    numbers: list[Any] = list(split[label])
+    names = _name_numbers(split.features[label], numbers)
+    if unlabelled := [index for index, number in enumerate(numbers) if number not in names]:
         raise DataError(f"{where}: rows without a label: {name_some(unlabelled)}")
     stored = split.cast_column(image, datasets.Image(decode=False))
     samples = [
@@ -67,6 +76,13 @@ def _read_split(where: Path, split: Any) -> tuple[list[str], list[Sample]]:
         for index, number in enumerate(numbers)
     ]
     return [names[number] for number in sorted(set(numbers))], samples
+
+
+def _name_numbers(kind: Any, numbers: Iterable[int | None]) -> dict[int, str]:
+    """Labels by their numbers; numbers that have no names are called by themselves."""
+    if hasattr(kind, "names"):
+        return dict(enumerate(kind.names))
+    return {number: str(number) for number in numbers if number is not None and number >= 0}
 
 
 def _to_sample(name: str, split: Any, column: str, index: int, label: str) -> Sample:

@@ -1,6 +1,6 @@
 """What every layout gives: samples with a label each, in three splits."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ __all__ = [
 
 SPLITS = ("train", "val", "test")
 SPLIT_OF = {name: name for name in SPLITS} | {"validation": "val", "valid": "val"}  # by its names
-VAL_SHARE, TEST_SHARE = 0.15, 0.15  # of what comes unsplit, per label
+SHARE = 0.15  # of what comes unsplit that is held out for val, and for test, per label
 
 
 @dataclass(frozen=True)
@@ -72,25 +72,32 @@ def in_order(labels: Iterable[str]) -> list[str]:
 
 
 def split_by_seed(
-    where: str, samples: list[Sample], labels: list[str], seed: int
+    where: str,
+    samples: list[Sample],
+    labels: list[str],
+    seed: int,
+    *,
+    held_out: Sequence[str] = ("val", "test"),
 ) -> dict[str, list[Sample]]:
-    """70 / 15 / 15 % of each label; raises DataError for a label with fewer than 3 images."""
+    """15 % of each label to each split that is held out, the rest to train.
+
+    Raises DataError for a label with fewer images than there are splits.
+    """
     rng = np.random.default_rng(seed)
-    splits: dict[str, list[Sample]] = {name: [] for name in SPLITS}
+    splits: dict[str, list[Sample]] = {name: [] for name in ("train", *held_out)}
     by_label: dict[str, list[Sample]] = {label: [] for label in labels}
     for sample in samples:
         by_label[sample.label].append(sample)
     for label, own in by_label.items():
-        if len(own) < len(SPLITS):
+        if len(own) < len(splits):
             raise DataError(
-                f"{where}: label {label}: {len(own)} image(s); a split needs at least 3"
+                f"{where}: label {label}: {len(own)} image(s); a split needs at least {len(splits)}"
             )
         order = rng.permutation(len(own))
-        num_val, num_test = (max(1, round(s * len(own))) for s in (VAL_SHARE, TEST_SHARE))
-        bounds = {"val": (0, num_val), "test": (num_val, num_val + num_test)}
-        bounds["train"] = (num_val + num_test, len(own))
-        for name, (start, stop) in bounds.items():
-            splits[name] += [own[i] for i in sorted(order[start:stop])]
+        count = max(1, round(SHARE * len(own)))
+        bounds = [count * number for number in range(1, len(splits))]
+        for name, part in zip((*held_out, "train"), np.split(order, bounds), strict=True):
+            splits[name] += [own[i] for i in sorted(part)]
     return splits
 
 
