@@ -362,6 +362,14 @@ def test_task_json_that_does_not_name_the_numbers_leaves_them(
 
 def test_member_that_the_tar_lacks_is_named(tmp_path: Path) -> None:
     text = table("split,file,label", [*(row[:3] for row in ROWS), ("val", "9.png", 1)])
+def test_task_json_that_calls_two_classes_the_same_is_refused(tmp_path: Path) -> None:
+    about = {"classes": ["eel", "cat", "dog", "cat", "eel"]}
+    path = write_tar(tmp_path / "task.tar", header="split,file,label", about=about)
+
+    with pytest.raises(DataError, match=r"task\.json: two classes are called eel, cat; rename one"):
+        load_dataset(path, 4)
+
+
 
     with pytest.raises(DataError, match=r"1 of 10 .*task\.tar/9\.png \(no such file in the tar\)"):
         load_dataset(write_tar(tmp_path / "task.tar", text=text), 4)

@@ -7,9 +7,10 @@ places in the list `classes` of task.json, if there is one.
 import json
 import posixpath
 import tarfile
+from collections import Counter
 from pathlib import Path
 
-from lspt_serve.errors import DataError
+from lspt_serve.errors import DataError, name_some
 from lspt_serve.training.data.source import Sample, Source
 from lspt_serve.training.data.table import read_table
 
@@ -19,7 +20,7 @@ TABLE, ABOUT = "labels.csv", "task.json"
 
 
 def read_tar(path: Path, seed: int) -> Source:
-    """Raises DataError for what is no plain tar, and for one without labels.csv."""
+    """Raises DataError for what is no plain tar, no labels.csv inside, classes of one name."""
     members = _members(path)
     if TABLE not in members:
         raise DataError(f"{path}: no {TABLE} inside; wanted it beside the images")
@@ -44,8 +45,10 @@ def read_tar(path: Path, seed: int) -> Source:
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: {TABLE} or {ABOUT} cannot be read: {error}") from error
     classes = about.get("classes") if isinstance(about, dict) else None
-    known = classes if isinstance(classes, list) else []
-    names = {str(number): str(name) for number, name in enumerate(known)}
+    known = [str(name) for name in classes] if isinstance(classes, list) else []
+    if twice := [name for name, count in Counter(known).items() if count > 1]:
+        raise DataError(f"{path}: {ABOUT}: two classes are called {name_some(twice)}; rename one")
+    names = {str(number): name for number, name in enumerate(known)}
     return read_table(f"{path}/{TABLE}", text, to_sample, seed=seed, names=names)
 
 
