@@ -146,6 +146,24 @@ def test_train_without_val_is_refused(tmp_path: Path) -> None:
         load_dataset(tmp_path, 4)
 
 
+@pytest.mark.parametrize("name", ["validation", "valid"])
+def test_val_may_be_called_otherwise(tmp_path: Path, name: str) -> None:
+    every = {"cat": 1, "dog": 2}
+    write_splits(tmp_path, **{"train": every, name: every, "test": every})
+
+    dataset = load_dataset(tmp_path, 4)
+
+    assert [split.images[0, 0, 0, 2] for split in splits(dataset)] == [0, 1, 2]
+    assert ids(dataset.val) == {(0, 0), (1, 0), (1, 1)}
+
+
+def test_val_itself_is_taken_where_there_are_two(tmp_path: Path) -> None:
+    every = {"cat": 1, "dog": 1}
+    write_splits(tmp_path, train=every, validation=every, val=every, valid=every, test=every)
+
+    assert load_dataset(tmp_path, 4).val.images[0, 0, 0, 2] == 2
+
+
 def test_single_folder_with_one_label_is_refused(tmp_path: Path) -> None:
     write_labels(tmp_path, {"cat": 9})
 

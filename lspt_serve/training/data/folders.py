@@ -1,9 +1,19 @@
-"""Class folders: `DIR/{train,val,test}/LABEL/*`, or `DIR/LABEL/*`, which is split by the seed."""
+"""Class folders: `DIR/{train,val,test}/LABEL/*`, or `DIR/LABEL/*`, which is split by the seed.
+
+val may be called validation or valid.
+"""
 
 from pathlib import Path
 
 from lspt_serve.errors import DataError
-from lspt_serve.training.data.source import SPLITS, Sample, Source, file_sample, split_by_seed
+from lspt_serve.training.data.source import (
+    SPLIT_OF,
+    SPLITS,
+    Sample,
+    Source,
+    file_sample,
+    split_by_seed,
+)
 
 __all__ = ["read_folders"]
 
@@ -13,12 +23,14 @@ def read_folders(folder: Path, seed: int) -> Source:
     if not (folder / "train").is_dir():
         labels, samples = _labels(folder), _samples(folder)
         return Source(labels, split_by_seed(str(folder), samples, labels, seed))
+    there = [name for name in reversed(SPLIT_OF) if (folder / name).is_dir()]
+    places = {SPLIT_OF[name]: folder / name for name in there}  # of two for val the one called so
     for name in SPLITS:
-        if not (folder / name).is_dir():
+        if name not in places:
             raise DataError(
                 f"{folder} has train but no {name}; wanted train, val and test, or labels alone"
             )
-    return Source(_labels(folder / "train"), {name: _samples(folder / name) for name in SPLITS})
+    return Source(_labels(places["train"]), {name: _samples(places[name]) for name in SPLITS})
 
 
 def _labels(folder: Path) -> list[str]:
