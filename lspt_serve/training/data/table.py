@@ -86,17 +86,18 @@ def _read_rows(where: str, text: str) -> tuple[list[dict[str, str]], _Columns]:
     """The rows, with a value in every column that is used."""
     reader = csv.DictReader(io.StringIO(text, newline=""), restval="")
     try:
-        rows, header = list(reader), list(reader.fieldnames or [])
+        numbered = [(reader.line_num, row) for row in reader]  # the line that a row ends in
     except csv.Error as error:
         raise DataError(f"{where}: line {reader.line_num}: not CSV: {error}") from error
-    columns = _find_columns(where, header, rows)
+    rows = [row for _, row in numbered]
+    columns = _find_columns(where, list(reader.fieldnames or []), rows)
     used = [column for column in (columns.file, columns.label, columns.split) if column]
-    for line, row in enumerate(rows, start=2):
+    for line, row in numbered:
         if empty := [column for column in used if not row[column]]:
-            raise DataError(f"{where}: row {line}: nothing in column {name_some(empty)}")
+            raise DataError(f"{where}: line {line}: nothing in column {name_some(empty)}")
         if columns.split and row[columns.split] not in SPLIT_OF:
             raise DataError(
-                f"{where}: row {line}: split {row[columns.split]!r}; wanted train, val or test"
+                f"{where}: line {line}: split {row[columns.split]!r}; wanted train, val or test"
             )
     return rows, columns
 
