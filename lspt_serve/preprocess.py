@@ -154,7 +154,7 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
+    if image.mode.startswith("I"):
         image = _grey_from_wide(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
