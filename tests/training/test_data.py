@@ -164,6 +164,15 @@ def test_val_itself_is_taken_where_there_are_two(tmp_path: Path) -> None:
     assert load_dataset(tmp_path, 4).val.images[0, 0, 0, 2] == 2
 
 
+def test_image_of_another_format_says_what_to_do(tmp_path: Path) -> None:
+    write_labels(tmp_path, {"cat": 3, "dog": 3})
+    save(tmp_path / "dog" / "more.webp")
+
+    wanted = r"more\.webp \(.* accepted formats: JPEG, PNG, BMP, GIF\); mend or convert them, or"
+    with pytest.raises(DataError, match=wanted):
+        load_dataset(tmp_path, 4)
+
+
 def test_single_folder_with_one_label_is_refused(tmp_path: Path) -> None:
     write_labels(tmp_path, {"cat": 9})
 

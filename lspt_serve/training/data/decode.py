@@ -67,7 +67,7 @@ def decode_source(
     if decoded.bad and on_bad_image == "refuse":
         raise DataError(
             f"{len(decoded.bad)} of {total} images cannot be read: {name_some(decoded.bad)}; "
-            "mend them, or leave them out with --on-bad-image skip"
+            "mend or convert them, or leave them out with --on-bad-image skip"
         )
     return decoded
 
