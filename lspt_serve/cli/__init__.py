@@ -21,7 +21,7 @@ __all__ = ["app", "main"]
 TRAIN_PACKAGES = {
     *("onnx", "onnxscript", "optuna", "tensorboard", "timm", "torch", "torchvision"),
 }
-INSTALL_TRAIN = "install it with: pip install 'lspt-serve[train]'"
+INSTALL_TRAIN = "install it with: pip install '.[train]' in a clone"
 
 app = typer.Typer(
     name="lspt",

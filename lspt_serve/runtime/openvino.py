@@ -46,7 +46,7 @@ class OpenVINOEngine:
             import openvino
         except ImportError as error:
             raise GraphError(
-                "engine 'openvino' needs its package: pip install 'lspt-serve[openvino]'"
+                "engine 'openvino' needs its package: pip install '.[openvino]' in a clone"
             ) from error
         core = openvino.Core()
         has = {"FP32", *core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")}

@@ -642,6 +642,4 @@ def test_without_the_train_extra_a_command_says_what_to_install(
         timeout=60,
         check=False,
     )
-    check_error(
-        Ended(ended.returncode, ended.stdout, ended.stderr), "pip install 'lspt-serve\\[train\\]'"
-    )
+    check_error(Ended(ended.returncode, ended.stdout, ended.stderr), "pip install '\\.\\[train\\]'")

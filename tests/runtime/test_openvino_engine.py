@@ -48,5 +48,5 @@ def test_without_openvino_is_told_how_to_get_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
 
-    with pytest.raises(GraphError, match=r"pip install 'lspt-serve\[openvino\]'"):
+    with pytest.raises(GraphError, match=r"pip install '\.\[openvino\]'"):
         OpenVINOEngine(graph)

@@ -362,8 +362,6 @@ def test_task_json_that_does_not_name_the_numbers_leaves_them(
     assert load_dataset(path, 4).labels == ["eel" if named else "0", "1", "2"]
 
 
-def test_member_that_the_tar_lacks_is_named(tmp_path: Path) -> None:
-    text = table("split,file,label", [*(row[:3] for row in ROWS), ("val", "9.png", 1)])
 def test_task_json_that_calls_two_classes_the_same_is_refused(tmp_path: Path) -> None:
     about = {"classes": ["eel", "cat", "dog", "cat", "eel"]}
     path = write_tar(tmp_path / "task.tar", header="split,file,label", about=about)
@@ -372,6 +370,8 @@ def test_task_json_that_calls_two_classes_the_same_is_refused(tmp_path: Path) ->
         load_dataset(path, 4)
 
 
+def test_member_that_the_tar_lacks_is_named(tmp_path: Path) -> None:
+    text = table("split,file,label", [*(row[:3] for row in ROWS), ("val", "9.png", 1)])
 
     with pytest.raises(DataError, match=r"1 of 10 .*task\.tar/9\.png \(no such file in the tar\)"):
         load_dataset(write_tar(tmp_path / "task.tar", text=text), 4)
@@ -447,7 +447,7 @@ def test_saved_dataset_without_the_extra_says_what_to_install(
     (tmp_path / "dataset_dict.json").write_text('{"splits": []}')
     monkeypatch.setitem(sys.modules, "datasets", None)
 
-    with pytest.raises(DataError, match=r"pip install 'lspt-serve\[datasets\]'"):
+    with pytest.raises(DataError, match=r"pip install '\.\[datasets\]'"):
         load_dataset(tmp_path, 4)
 
 

@@ -25,8 +25,8 @@ def read_hub(folder: Path, seed: int) -> Source:
         import datasets
     except ImportError:
         raise DataError(
-            f"{folder}: saved by Hugging Face datasets; install it: pip install "
-            "'lspt-serve[datasets]'"
+            f"{folder}: saved by Hugging Face datasets; install it: pip install '.[datasets]' in a "
+            "clone"
         ) from None
     try:
         loaded = datasets.load_from_disk(str(folder))
