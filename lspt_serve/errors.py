@@ -10,6 +10,7 @@ LSPTError (a ValueError: the caller can mend it)
 ├── SweepError          a sweep's configuration, storage or results that cannot be used
 ├── OutputError         a result that could not be written
 ├── RunError            an unfinished run that cannot be gone on with
+├── OptionError         options of a command that do not go together, or lack another
 ├── AddressError        an address that cannot be listened at
 ├── SettingError        a setting of the service that there is not
 ├── UnknownTaskError    a task that the server does not hold
@@ -42,6 +43,7 @@ __all__ = [
     "ImageError",
     "LSPTError",
     "MethodError",
+    "OptionError",
     "OutputError",
     "OverloadedError",
     "RunError",
@@ -96,6 +98,10 @@ class OutputError(LSPTError):
 
 class RunError(LSPTError):
     """An unfinished run that cannot be gone on with."""
+
+
+class OptionError(LSPTError):
+    """Options of a command that do not go together, or lack another."""
 
 
 class AddressError(LSPTError):

@@ -18,6 +18,7 @@ from lspt_serve.cli.console import (
     print_json,
     stoppable,
 )
+from lspt_serve.errors import OptionError
 from lspt_serve.files import check_output
 from lspt_serve.graph import SPEC_FILE, ParityRow
 
@@ -54,12 +55,13 @@ def export(
     Example:  lspt export --bundle bundles/flowers --out flowers.onnx
     """
     if backbone is None and like is None and bundle is None:
-        raise typer.BadParameter("give --backbone, --like or --bundle")
+        raise OptionError("nothing to export; give --backbone, --like or --bundle")
     if like is not None and bundle is not None:
-        raise typer.BadParameter("give --like or --bundle, not both")
+        raise OptionError("both --like and --bundle; give one of them")
     if (like or bundle) and (img_size or normalisation):
-        raise typer.BadParameter("--img-size and --normalisation are those of the bundle")
-    check_output(out, overwrite=overwrite, marker=None if bundle else SPEC_FILE)
+        raise OptionError("--img-size and --normalisation are those of the bundle; leave them out")
+    marker = None if bundle else SPEC_FILE
+    check_output(out, overwrite=overwrite, marker=marker)
     task = load_bundle(chosen) if (chosen := bundle or like) else None
     source = backbone or (task.manifest.backbone.source if task else "")
     with stoppable():

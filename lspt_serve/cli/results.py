@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from lspt_serve.cli.console import Json, print_json
-from lspt_serve.errors import SweepError
+from lspt_serve.errors import OptionError, SweepError
 from lspt_serve.results import (
     PUBLISHED,
     Comparison,
@@ -57,9 +57,9 @@ def results(
     Example:  lspt results build/sweep.json --plot build/sweep.png
     """
     if not paths and storage is None:
-        raise typer.BadParameter("give files, folders or --storage")
+        raise OptionError("no runs to show; give files, folders or --storage")
     if markdown and as_json:
-        raise typer.BadParameter("give --markdown or --json, not both")
+        raise OptionError("both --markdown and --json; give one of them")
     if out is not None:
         check_runs_output(out)
     runs = [run for path in paths or [] for run in runs_of(path)]

@@ -17,7 +17,7 @@ from lspt_serve.cli.console import (
     print_json,
     stoppable,
 )
-from lspt_serve.errors import OutputError
+from lspt_serve.errors import OptionError, OutputError
 from lspt_serve.files import check_output
 
 __all__ = ["train"]
@@ -156,7 +156,9 @@ def train(
     """
     full = method == "full"
     if full and (dtype, version, license) != ("float32", 1, None):
-        raise typer.BadParameter("--dtype, --version and --license are those of a bundle")
+        raise OptionError(
+            "--dtype, --version and --license are those of a bundle; leave them out with full"
+        )
     check_task_name(out.name)
     marker = BASELINE if full else MANIFEST
     check_output(out, overwrite=overwrite, marker=marker)
