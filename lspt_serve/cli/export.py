@@ -19,7 +19,7 @@ from lspt_serve.cli.console import (
     stoppable,
 )
 from lspt_serve.errors import OptionError
-from lspt_serve.files import check_output
+from lspt_serve.files import check_output, locked, remove_leftovers
 from lspt_serve.graph import SPEC_FILE, ParityRow
 
 __all__ = ["export"]
@@ -69,12 +69,15 @@ def export(
         from lspt_serve.models import load_backbone
 
         img_size = task.manifest.preprocess.img_size if task else img_size
-        vit = load_backbone(source, img_size=img_size, normalisation=normalisation)
-        with console.status(escape(f"exporting {source} to {out}")):
-            if bundle is not None and task is not None:
-                parity = export_bundle(vit, task, out)
-            else:
-                parity = export_graph(vit, out, like=task).parity
+        with locked(out):
+            remove_leftovers(out)
+            check_output(out, overwrite=overwrite, marker=marker)  # another may have written it
+            vit = load_backbone(source, img_size=img_size, normalisation=normalisation)
+            with console.status(escape(f"exporting {source} to {out}")):
+                if bundle is not None and task is not None:
+                    parity = export_bundle(vit, task, out)
+                else:
+                    parity = export_graph(vit, out, like=task).parity
     if as_json:
         print_json({"out": str(out), "parity": [row.model_dump() for row in parity]})
     else:

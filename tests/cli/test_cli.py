@@ -19,6 +19,7 @@ from lspt_serve import __version__
 from lspt_serve.bundle import BASELINE, MANIFEST, load_bundle, save_bundle
 from lspt_serve.cli import app, main
 from lspt_serve.cli.train import train
+from lspt_serve.files import locked
 from lspt_serve.graph import check_fits, load_graph_spec
 from lspt_serve.models import BASELINES, METHODS, Backbone
 from lspt_serve.preprocess import NORMALISATIONS, Preprocess
@@ -330,6 +331,34 @@ def test_export_of_a_bundle_with_json_is_one_object_on_stdout(
     assert out.is_file()
 
 
+@pytest.mark.parametrize("option", ["--like", "--bundle"])
+def test_export_is_refused_while_another_writes_there(
+    run: Run, bundle: Path, tmp_path: Path, option: str
+) -> None:
+    out = tmp_path / "out"
+
+    with locked(out):
+        ended = run("export", option, bundle, "--out", out)
+
+    check_error(ended, f"out is being written by process {os.getpid()}; wait for its end")
+    assert not out.exists()
+
+
+@pytest.mark.slow
+def test_of_two_exports_to_one_place_the_second_replaces_nothing(
+    bundle: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "colour.onnx"
+    both = [start(["export", "--bundle", str(bundle), "--out", str(out)]) for _ in range(2)]
+    printed = [process.communicate(timeout=300) for process in both]
+    ended = [Ended(process.returncode, *text) for process, text in zip(both, printed, strict=True)]
+    first, second = sorted(ended, key=lambda each: str(each.code))
+
+    assert first.code == 0
+    check_error(second, "is being written by process|exists already")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["colour", "colour.onnx"]
+
+
 def test_a_task_keeps_its_image_size_and_normalisation_from_training_to_export(
     run: Run, quick: list[str], tmp_path: Path
 ) -> None:
@@ -491,11 +520,8 @@ def test_mistake_in_another_command_is_one_line_and_exit_code_2(
         (["--like", "a", "--bundle", "b"], "both --like and --bundle; give one of them$"),
     ],
 )
-def test_export_wants_to_know_what_to_export(run: Run, words: list[str]) -> None:
-    ended = run(*words)
-
-    assert (ended.code, ended.out) == (2, "")
-    assert "--bundle" in ended.err
+def test_export_wants_to_know_what_to_export(run: Run, words: list[str], message: str) -> None:
+    check_error(run("export", "--out", "graph", *words), message)
 
 
 def test_name_that_no_bundle_may_have_is_refused_before_training(
