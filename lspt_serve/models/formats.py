@@ -59,8 +59,8 @@ def _under(prefix: str, tensors: Tensors) -> Tensors:
 
 
 def _moco_v3(wrapper: str | None, tensors: Tensors) -> Weights | None:
-    """The base encoder, not the momentum encoder. Its ViT-S has 12 heads, 32 wide."""
-    encoder = _under("base_encoder.", tensors)
+    """The base encoder; the momentum encoder only where it is alone. ViT-S has 12 heads, 32 wide."""
+    encoder = _under("base_encoder.", tensors) or _under("momentum_encoder.", tensors)
     return Weights(encoder, num_heads={384: 12}) if encoder else None
 
 

@@ -165,6 +165,13 @@ def test_moco_v3_gives_its_base_encoder(tmp_path: Path, embed_dim: int, num_head
     check(backbone, cls_of(vit), normalisation="imagenet", pool="cls")
 
 
+def test_a_momentum_encoder_of_moco_v3_that_is_alone(tmp_path: Path) -> None:
+    vit = create_vit()
+    encoder = encoder_of(vit) | noise("head.0.weight", "head.1.running_mean")
+    state = {"state_dict": prefix("module.momentum_encoder.", encoder)}
+    check(save(tmp_path / "vit.pth.tar", state), cls_of(vit), normalisation="imagenet", pool="cls")
+
+
 @pytest.mark.parametrize("ddp", ["", "module."])
 def test_dino_gives_its_teacher(tmp_path: Path, ddp: str) -> None:
     vit = create_vit()
