@@ -2,20 +2,23 @@
 
     timm       tensors under timm's names, bare or as {"state_dict": ...}
     DeiT, MAE  {"model": ...}; MAE's pretraining adds decoder_* and mask_token
-    MoCo v3    {"state_dict": ...} under module.base_encoder. and module.momentum_encoder.
+    MoCo v3    {"state_dict": ...} under module.base_encoder. and module.momentum_encoder.; linear
+               probing and the conversion for DeiT keep timm's names
     DINO       {"teacher": ..., "student": ...} under backbone. or module.backbone.
     DINOv2     nearly timm's names, with mask_token; bare, or as DINO's teacher
 
-What lies beside the weights (epoch, args, optimizer) and heads of every kind are dropped. A bare
-backbone of DINO has no mark of its own and reads as timm's; a MoCo v3 encoder that its authors'
-script rewrote for DeiT reads as MAE's pretraining.
+What lies beside the weights (epoch, args, optimizer) and heads of every kind are dropped. MoCo v3 and
+MAE keep position embeddings that are computed, not learned, each its own: they tell an encoder that
+stands under timm's names. A bare backbone of DINO has no mark of its own and reads as timm's.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from timm.models.vision_transformer import _convert_dinov2
 from torch import Tensor
 
@@ -58,9 +61,31 @@ def _under(prefix: str, tensors: Tensors) -> Tensors:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
+def _has_computed_positions(tensors: Tensors, *, rows_first: bool) -> bool:
+    """Whether pos_embed is of sines and cosines: half of D for the row, half for the column.
+
+    MoCo v3 puts the row first, MAE the column; the class token has 0.
+    """
+    given = tensors.get("pos_embed")
+    if given is None or given.ndim != 3:
+        return False
+    _, length, dim = given.shape  # 1 x (1 + N) x D
+    side = math.isqrt(max(0, length - 1))
+    if side < 2 or side**2 != length - 1 or dim % 4:
+        return False
+    angles = torch.outer(torch.arange(side), 10_000 ** -(torch.arange(dim // 4) / (dim // 4)))
+    line = torch.cat([angles.sin(), angles.cos()], dim=1)  # side x D/2
+    rows, columns = line.repeat_interleave(side, dim=0), line.repeat(side, 1)  # N x D/2
+    patches = torch.cat((rows, columns) if rows_first else (columns, rows), dim=1)
+    wanted = torch.cat([torch.zeros(1, dim), patches])
+    return torch.allclose(given[0].float(), wanted, rtol=0, atol=5e-3)  # bfloat16's rounding
+
+
 def _moco_v3(wrapper: str | None, tensors: Tensors) -> Weights | None:
     """The base encoder; the momentum encoder only where it is alone. ViT-S has 12 heads, 32 wide."""
     encoder = _under("base_encoder.", tensors) or _under("momentum_encoder.", tensors)
+    if not encoder and _has_computed_positions(tensors, rows_first=True):
+        encoder = tensors
     return Weights(encoder, num_heads={384: 12}) if encoder else None
 
 

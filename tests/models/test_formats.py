@@ -6,6 +6,7 @@ D embed_dim (128), N patches (16).
 import argparse
 import os
 from collections.abc import Callable
+from math import cos, sin
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,56 @@ def test_a_momentum_encoder_of_moco_v3_that_is_alone(tmp_path: Path) -> None:
     encoder = encoder_of(vit) | noise("head.0.weight", "head.1.running_mean")
     state = {"state_dict": prefix("module.momentum_encoder.", encoder)}
     check(save(tmp_path / "vit.pth.tar", state), cls_of(vit), normalisation="imagenet", pool="cls")
+
+
+def computed_positions(vit: VisionTransformer, *, rows_first: bool) -> Tensor:
+    """As MoCo v3 (rows first) and MAE compute them, number by number; 1 x (1 + N) x D."""
+    width, side = vit.embed_dim // 4, vit.patch_embed.grid_size[0]
+    table = [[0.0] * vit.embed_dim]
+    for row in range(side):
+        for column in range(side):
+            places = (row, column) if rows_first else (column, row)
+            angles = [[place / 10_000 ** (i / width) for i in range(width)] for place in places]
+            table.append([wave(a) for half in angles for wave in (sin, cos) for a in half])
+    return torch.tensor([table])
+
+
+def linear_probing(vit: VisionTransformer) -> dict[str, Any]:
+    """What MoCo v3's main_lincls.py saves: a whole ViT with its head."""
+    optimizer = torch.optim.SGD(vit.head.parameters(), lr=0.1, momentum=0.9)
+    return {
+        "epoch": 90,
+        "arch": "vit_small",
+        "state_dict": prefix("module.", dict(vit.state_dict())),
+        "best_acc1": torch.tensor(73.2),
+        "optimizer": optimizer.state_dict(),
+    }
+
+
+@pytest.mark.parametrize(("embed_dim", "num_heads"), [(128, 2), (384, 12)])
+@pytest.mark.parametrize(
+    "layout",
+    [linear_probing, lambda vit: {"model": encoder_of(vit)}, encoder_of],
+    ids=["linear probing", "converted for DeiT", "bare"],
+)
+def test_moco_v3_under_timms_names_is_told_by_its_positions(
+    tmp_path: Path,
+    layout: Callable[[VisionTransformer], dict[str, Any]],
+    embed_dim: int,
+    num_heads: int,
+) -> None:
+    vit = create_vit(embed_dim=embed_dim, num_heads=num_heads)
+    vit.pos_embed.copy_(computed_positions(vit, rows_first=True))
+    backbone = save(tmp_path / "linear-vit-s-300ep.pth.tar", layout(vit))
+    check(backbone, cls_of(vit), normalisation="imagenet", pool="cls")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_positions_of_moco_v3_may_be_rounded(tmp_path: Path, dtype: torch.dtype) -> None:
+    vit = create_vit()
+    vit.pos_embed.copy_(computed_positions(vit, rows_first=True))
+    backbone = save(tmp_path / "vit.pth", linear_probing(vit.to(dtype)))
+    assert backbone.preprocess.mean == NORMALISATIONS["imagenet"][0]
 
 
 @pytest.mark.parametrize("ddp", ["", "module."])
