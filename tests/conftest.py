@@ -64,7 +64,9 @@ def make_backbone(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bac
             for parameter in vit.parameters():
                 parameter.add_(0.2 * torch.randn_like(parameter))
         path = tmp_path_factory.mktemp("backbone") / "tiny.safetensors"
-        save_file(vit.state_dict(), path, metadata={"architecture": json.dumps(wanted)})
+        half = json.dumps([0.5, 0.5, 0.5])
+        metadata = {"architecture": json.dumps(wanted), "mean": half, "std": half}
+        save_file(vit.state_dict(), path, metadata=metadata)
         return load_backbone(str(path))
 
     return make

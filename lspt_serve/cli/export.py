@@ -16,6 +16,7 @@ from lspt_serve.cli.console import (
     Overwrite,
     console,
     print_json,
+    print_note,
     stoppable,
 )
 from lspt_serve.errors import OptionError
@@ -73,6 +74,8 @@ def export(
             remove_leftovers(out)
             check_output(out, overwrite=overwrite, marker=marker)  # another may have written it
             vit = load_backbone(source, img_size=img_size, normalisation=normalisation)
+            for note in () if task else vit.notes:  # a bundle says how it was trained
+                print_note(note)
             with console.status(escape(f"exporting {source} to {out}")):
                 if bundle is not None and task is not None:
                     parity = export_bundle(vit, task, out)

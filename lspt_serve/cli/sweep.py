@@ -69,6 +69,8 @@ def sweep(
         settings = load_config(config)
         plans = make_plans(settings)
         vit = load_backbone(backbone, img_size=settings.img_size, normalisation=normalisation)
+        for note in vit.notes:
+            print_note(note)
         check_plans(plans, vit)
         datasets = {
             task: _load(path, settings, vit, cache=cache, on_bad_image=on_bad_image)

@@ -189,7 +189,7 @@ def train(
         )
         training.join_processes(training.pick_device(device))
         with training.hold(out, run, marker=marker, overwrite=overwrite, restart=restart):
-            vit = training.load_backbone(backbone, img_size=img_size, normalisation=normalisation)
+            vit = training.open_backbone(backbone, img_size=img_size, normalisation=normalisation)
             # say what is wrong with the method before minutes of decoding
             training.check_method(vit, method, pool=pool, init=init, options=options)
             dataset = training.decode(

@@ -19,6 +19,7 @@ from lspt_serve.bundle import Manifest, save_bundle
 from lspt_serve.cli.console import console, print_note, stoppable
 from lspt_serve.files import check_output, locked, remove_leftovers
 from lspt_serve.models import Backbone, create_prompted_vit, load_backbone
+from lspt_serve.preprocess import Normalisation
 from lspt_serve.training import (
     Dataset,
     Epoch,
@@ -44,7 +45,7 @@ __all__ = [
     "decode",
     "hold",
     "join_processes",
-    "load_backbone",
+    "open_backbone",
     "pick_device",
     "tune_and_save",
 ]
@@ -65,6 +66,16 @@ def hold(out: Path, run: Path, *, marker: str, overwrite: bool, restart: bool) -
         check_output(out, overwrite=overwrite, marker=marker)  # one may have been put back
         check_run(run, overwrite=overwrite or restart)
         yield
+
+
+def open_backbone(
+    source: str, *, img_size: int | None, normalisation: Normalisation | None
+) -> Backbone:
+    """`load_backbone`, with its notes."""
+    backbone = load_backbone(source, img_size=img_size, normalisation=normalisation)
+    for note in backbone.notes if rank() == 0 else ():
+        print_note(note)
+    return backbone
 
 
 def check_method(

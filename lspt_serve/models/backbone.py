@@ -29,7 +29,8 @@ class Backbone:
 
     `source` is what `load_backbone` was given, `sha256` is over the tensors that the source gave,
     before position embeddings were resampled: the same weights have the same sha256 whichever file
-    or hub they came from and whatever `preprocess.img_size` is.
+    or hub they came from and whatever `preprocess.img_size` is. `notes` are what a person should
+    know: what was assumed because the source does not tell.
     """
 
     vit: VisionTransformer
@@ -37,16 +38,19 @@ class Backbone:
     sha256: str
     preprocess: Preprocess
     pool: str
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A ViT as its source gives it."""
+    """A ViT as its source gives it, and what of it was assumed."""
 
     vit: VisionTransformer
     mean: Any
     std: Any
     pool: str | None = None
+    assumed_normalisation: Normalisation | None = None
+    assumes_heads: bool = False
 
 
 def load_backbone(
@@ -72,7 +76,8 @@ def load_backbone(
     vit = loaded.vit.eval().requires_grad_(False)
     mean_pooled = vit.cls_token is None or vit.global_pool == "avg"
     pool = loaded.pool or ("patch_mean" if mean_pooled else "cls")
-    return Backbone(vit, source, sha256, preprocess, pool)
+    notes = _note_assumptions(loaded, source, normalisation)
+    return Backbone(vit, source, sha256, preprocess, pool, notes)
 
 
 def sha256_of_tensors(vit: torch.nn.Module) -> str:
@@ -98,7 +103,14 @@ def _from_file(path: Path) -> _Loaded:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BackboneError(f"{path}: no ViT can be made of it: {reason}") from error
     _fill(vit, checkpoint.weights.tensors, path)
-    return _Loaded(vit, checkpoint.mean, checkpoint.std, checkpoint.pool)
+    return _Loaded(
+        vit,
+        checkpoint.mean,
+        checkpoint.std,
+        checkpoint.pool,
+        checkpoint.assumed_normalisation,
+        checkpoint.assumes_heads,
+    )
 
 
 def _fill(vit: VisionTransformer, tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -170,3 +182,15 @@ def _create_preprocess(
         )
     except ValidationError as error:
         raise BackboneError(f"{source}: bad mean or std: {error.errors()[0]['msg']}") from error
+
+
+def _note_assumptions(
+    loaded: _Loaded, source: str, normalisation: Normalisation | None
+) -> tuple[str, ...]:
+    assumed = []
+    if loaded.assumed_normalisation and normalisation is None:
+        assumed.append(f"normalisation {loaded.assumed_normalisation} (see --normalisation)")
+    if loaded.assumes_heads:
+        block: Any = loaded.vit.blocks[0]
+        assumed.append(f"{block.attn.num_heads} heads (a .safetensors file can say them)")
+    return (f"assumed of {source}, which does not say: {', '.join(assumed)}",) if assumed else ()

@@ -19,7 +19,7 @@ from torch import Tensor
 from lspt_serve.errors import BackboneError, first_line
 from lspt_serve.models.architecture import infer_architecture
 from lspt_serve.models.formats import Weights, find_weights
-from lspt_serve.preprocess import NORMALISATIONS
+from lspt_serve.preprocess import NORMALISATIONS, Normalisation
 
 __all__ = ["Checkpoint", "load_checkpoint"]
 
@@ -48,6 +48,17 @@ class Checkpoint:
     @property
     def std(self) -> Any:
         return self.metadata.get("std", NORMALISATIONS[self.weights.normalisation][1])
+
+    @property
+    def assumes_heads(self) -> bool:
+        """Whether nothing tells the number of heads."""
+        return not (self.weights.is_certain or self.metadata.get("architecture"))
+
+    @property
+    def assumed_normalisation(self) -> Normalisation | None:
+        """The one that is taken where nothing tells it."""
+        told = self.weights.is_certain or {"mean", "std"} <= self.metadata.keys()
+        return None if told else self.weights.normalisation
 
     @property
     def pool(self) -> str | None:

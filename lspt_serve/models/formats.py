@@ -7,15 +7,15 @@
     DINO       {"teacher": ..., "student": ...} under backbone. or module.backbone.
     DINOv2     nearly timm's names, with mask_token; bare, or as DINO's teacher
 
-What lies beside the weights (epoch, args, optimizer) and heads of every kind are dropped. MoCo v3 and
-MAE keep position embeddings that are computed, not learned, each its own: they tell an encoder that
-stands under timm's names. A bare backbone of DINO has no mark of its own and reads as timm's.
+What lies beside the weights (epoch, args, optimizer) and heads of every kind are dropped. MoCo v3
+and MAE compute their position embeddings, each in its own way, and never train them: these tell an
+encoder that stands under timm's names. A bare backbone of DINO has no mark and reads as timm's.
 """
 
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -35,13 +35,15 @@ class Weights:
     """Tensors under timm's names, with what their format says that they do not.
 
     `pool=None` is that of the architecture; `num_heads` (embed_dim -> heads) is for widths at which
-    the format departs from the usual.
+    the format departs from the usual. Unless `is_certain`, nothing but a common wrapping tells the
+    format: normalisation and heads are what is usual there.
     """
 
     tensors: Tensors
     normalisation: Normalisation = "imagenet"
     pool: str | None = None
     num_heads: Mapping[int, int] = field(default_factory=dict)
+    is_certain: bool = True
 
 
 def find_weights(loaded: Mapping[Any, Any]) -> Weights:
@@ -53,7 +55,7 @@ def find_weights(loaded: Mapping[Any, Any]) -> Weights:
         named = _under("module.", named)
     found = next(found for read in FORMATS if (found := read(wrapper, named)))
     without_head = {k: v for k, v in found.tensors.items() if not k.startswith("head.")}
-    return Weights(without_head, found.normalisation, found.pool, found.num_heads)
+    return replace(found, tensors=without_head)
 
 
 def _under(prefix: str, tensors: Tensors) -> Tensors:
@@ -82,7 +84,7 @@ def _has_computed_positions(tensors: Tensors, *, rows_first: bool) -> bool:
 
 
 def _moco_v3(wrapper: str | None, tensors: Tensors) -> Weights | None:
-    """The base encoder; the momentum encoder only where it is alone. ViT-S has 12 heads, 32 wide."""
+    """The base encoder, the momentum encoder only where it is alone. ViT-S has 12 heads of 32."""
     encoder = _under("base_encoder.", tensors) or _under("momentum_encoder.", tensors)
     if not encoder and _has_computed_positions(tensors, rows_first=True):
         encoder = tensors
@@ -108,20 +110,24 @@ def _dinov2(wrapper: str | None, tensors: Tensors) -> Weights | None:
 def _mae(wrapper: str | None, tensors: Tensors) -> Weights | None:
     """MAE's pretraining, which has no head: pooled by its own `norm` and the mean over patches."""
     has_head = any(name.startswith("head.") for name in tensors)
-    if "decoder_embed.weight" not in tensors and (wrapper != "model" or has_head):
+    computed = not has_head and _has_computed_positions(tensors, rows_first=False)
+    is_certain = computed or "decoder_embed.weight" in tensors
+    if not is_certain and (wrapper != "model" or has_head):
         return None
     dropped = ("decoder_", "mask_token")
     encoder = {k: v for k, v in tensors.items() if not k.startswith(dropped)}
-    return Weights(encoder, pool=None if "fc_norm.weight" in encoder else "patch_mean")
+    pool = None if "fc_norm.weight" in encoder else "patch_mean"
+    return Weights(encoder, pool=pool, is_certain=is_certain)
 
 
 def _deit(wrapper: str | None, tensors: Tensors) -> Weights | None:
     """DeiT and what MAE fine-tuned from it; an fc_norm says how it is pooled."""
-    return Weights(tensors) if wrapper == "model" else None
+    return Weights(tensors, is_certain=False) if wrapper == "model" else None
 
 
 def _timm(wrapper: str | None, tensors: Tensors) -> Weights:
-    return Weights(tensors, normalisation="half")  # of AugReg, the bulk of timm's ViTs
+    # AugReg's normalisation: the bulk of timm's ViTs
+    return Weights(tensors, normalisation="half", is_certain=False)
 
 
 FORMATS: tuple[Callable[[str | None, Tensors], Weights | None], ...] = (

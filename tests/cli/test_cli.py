@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
+from safetensors.torch import save_file
 from toys import export_once, random_bundle, write_coloured
 from typer.testing import CliRunner
 
@@ -428,6 +429,37 @@ def test_notes_go_to_stderr_as_they_are(run: Run, quick: list[str], tmp_path: Pa
     assert ended.code == 0
     assert "note: val has no image of 1 label(s): [red]" in ended.err.splitlines()
     assert json.loads(ended.out)["labels"] == ["[red]", "blue"]
+
+
+@pytest.mark.parametrize(
+    ("words", "noted"),
+    [
+        (["train", "--out", "new", "--data", "nowhere"], True),
+        (["sweep", "sweep.toml", "--storage", "sweep.db", "--data", "empty"], True),
+        (["export", "--out", "graph"], True),
+        (["export", "--out", "graph", "--like", "colour"], False),
+    ],
+    ids=["train", "sweep", "export", "export of a bundle"],
+)
+def test_what_is_assumed_of_a_bare_backbone_is_noted(
+    run: Run,
+    tiny_backbone: Backbone,
+    bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    *,
+    noted: bool,
+) -> None:
+    monkeypatch.chdir(bundle.parent)
+    Path("empty").mkdir()
+    Path("sweep.toml").write_text('trials = 1\nseeds = [0]\n[[entry]]\nmethod = "linear"\n')
+    save_file(tiny_backbone.vit.state_dict(), "vit.safetensors")
+
+    ended = run(*words, "--backbone", "vit.safetensors")
+
+    note = "note: assumed of vit.safetensors, which does not say: normalisation half"
+    assert (note in " ".join(ended.err.split())) == noted
+    assert "note" not in ended.out
 
 
 def test_unreadable_images_are_skipped_when_asked(

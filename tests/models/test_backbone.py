@@ -21,7 +21,7 @@ from torch import Tensor
 from lspt_serve.errors import BackboneError
 from lspt_serve.models import EMBEDDED, Backbone, create_prompted_vit, load_backbone
 from lspt_serve.models.backbone import sha256_of_tensors
-from lspt_serve.preprocess import NORMALISATIONS, Preprocess, normalise
+from lspt_serve.preprocess import NORMALISATIONS, Normalisation, Preprocess, normalise
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 # Heads are 64 wide, as those of every ViT that is loaded without a description.
@@ -128,6 +128,7 @@ def test_backbones_that_ship_with_the_package_load_by_name(name: str) -> None:
         torch.randn(1, 3, size, size)
     )
     assert backbone.source == name
+    assert backbone.notes == ()
     assert features.isfinite().all()
 
 
@@ -146,6 +147,33 @@ def test_a_file_says_how_its_images_are_prepared_and_pooled(
     backbone = load_backbone(source)
     assert backbone.preprocess == Preprocess(32, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     assert backbone.pool == "patch_mean"
+
+
+@pytest.mark.parametrize(
+    ("said", "normalisation", "assumed"),
+    [
+        (
+            {},
+            None,
+            "normalisation half (see --normalisation), 2 heads (a .safetensors file can say them)",
+        ),
+        ({}, "half", "2 heads (a .safetensors file can say them)"),
+        ({"mean": "[0, 0, 0]"}, "imagenet", "2 heads (a .safetensors file can say them)"),
+        ({"architecture": json.dumps(PLAIN)}, None, "normalisation half (see --normalisation)"),
+        ({"architecture": json.dumps(PLAIN)}, "half", None),
+        (
+            {"architecture": json.dumps(PLAIN), "mean": "[0, 0, 0]", "std": "[1, 1, 1]"},
+            None,
+            None,
+        ),
+    ],
+)
+def test_what_a_file_does_not_say_is_noted(
+    tmp_path: Path, said: dict[str, str], normalisation: Normalisation | None, assumed: str | None
+) -> None:
+    source = write(tmp_path / "vit.safetensors", create_vit(num_classes=0).state_dict(), **said)
+    notes = load_backbone(source, normalisation=normalisation).notes
+    assert notes == ((f"assumed of {source}, which does not say: {assumed}",) if assumed else ())
 
 
 @pytest.mark.parametrize(

@@ -74,8 +74,11 @@ def features(backbone: Backbone, pool: str | None = None) -> Tensor:
         return model.forward_features(IMAGES)
 
 
-def check(backbone: Backbone, wanted: Tensor, *, normalisation: str, pool: str) -> None:
+def check(
+    backbone: Backbone, wanted: Tensor, *, normalisation: str, pool: str, assumed: bool = False
+) -> None:
     assert backbone.pool == pool
+    assert bool(backbone.notes) == assumed
     preprocess = backbone.preprocess
     assert {(preprocess.mean, preprocess.std)} == {
         pixels for name, pixels in NORMALISATIONS.items() if name == normalisation
@@ -87,10 +90,22 @@ def cls_of(vit: VisionTransformer) -> Tensor:
     return vit.forward_features(IMAGES)[:, 0]
 
 
+def compute_positions(vit: VisionTransformer, *, rows_first: bool) -> None:
+    """As MoCo v3 (rows first) and MAE do, number by number."""
+    width, side = vit.embed_dim // 4, vit.patch_embed.grid_size[0]
+    table = [[0.0] * vit.embed_dim]
+    for row in range(side):
+        for column in range(side):
+            places = (row, column) if rows_first else (column, row)
+            angles = [[place / 10_000 ** (i / width) for i in range(width)] for place in places]
+            table.append([wave(a) for half in angles for wave in (sin, cos) for a in half])
+    vit.pos_embed = nn.Parameter(torch.tensor([table]), requires_grad=False)  # 1 x (1 + N) x D
+
+
 def test_a_bare_state_dict_of_timm(tmp_path: Path) -> None:
     vit = create_vit()
     backbone = save(tmp_path / "vit.pth", vit.state_dict())
-    check(backbone, cls_of(vit), normalisation="half", pool="cls")
+    check(backbone, cls_of(vit), normalisation="half", pool="cls", assumed=True)
 
 
 @pytest.mark.parametrize("ddp", ["", "module."])
@@ -98,19 +113,19 @@ def test_a_checkpoint_of_timms_training_script(tmp_path: Path, ddp: str) -> None
     vit = create_vit()
     state = {"arch": "vit_tiny", "state_dict": prefix(ddp, dict(vit.state_dict())), "version": 2}
     backbone = save(tmp_path / "model_best.pth.tar", state | training_state(vit) | {"metric": 71.2})
-    check(backbone, cls_of(vit), normalisation="half", pool="cls")
+    check(backbone, cls_of(vit), normalisation="half", pool="cls", assumed=True)
 
 
 def test_scalars_among_bare_tensors_are_passed_over(tmp_path: Path) -> None:
     vit = create_vit()
     backbone = save(tmp_path / "vit.pth", {"epoch": 3, **vit.state_dict(), "args": ARGS})
-    check(backbone, cls_of(vit), normalisation="half", pool="cls")
+    check(backbone, cls_of(vit), normalisation="half", pool="cls", assumed=True)
 
 
 def test_a_deit(tmp_path: Path) -> None:
     vit = create_vit()
     backbone = save(tmp_path / "deit.pth", {"model": vit.state_dict()})
-    check(backbone, cls_of(vit), normalisation="imagenet", pool="cls")
+    check(backbone, cls_of(vit), normalisation="imagenet", pool="cls", assumed=True)
 
 
 def mean_of_patches(vit: VisionTransformer) -> Tensor:
@@ -123,6 +138,7 @@ def test_mae_pretraining_is_pooled_through_its_own_norm(
 ) -> None:
     # Both are published: with the decoder ("_full") and the encoder alone; pos_embed is in both.
     vit = create_vit()
+    compute_positions(vit, rows_first=False)
     decoder = noise("mask_token", "decoder_embed.weight", "decoder_pos_embed", "decoder_norm.bias")
     decoder |= noise("decoder_blocks.0.attn.qkv.weight", "decoder_pred.weight")
     tensors = encoder_of(vit) | (decoder if with_decoder else {})
@@ -130,6 +146,20 @@ def test_mae_pretraining_is_pooled_through_its_own_norm(
     check(backbone, mean_of_patches(vit), normalisation="imagenet", pool="patch_mean")
     assert (type(backbone.vit.norm), type(backbone.vit.fc_norm)) == (type(vit.norm), nn.Identity)
     torch.testing.assert_close(features(backbone, "cls"), cls_of(vit), atol=1e-6, rtol=0)
+
+
+def test_a_bare_encoder_of_mae_is_told_by_its_positions(tmp_path: Path) -> None:
+    vit = create_vit()
+    compute_positions(vit, rows_first=False)
+    backbone = save(tmp_path / "encoder.pth", encoder_of(vit))
+    check(backbone, mean_of_patches(vit), normalisation="imagenet", pool="patch_mean")
+
+
+def test_an_encoder_with_other_positions_is_taken_for_maes(tmp_path: Path) -> None:
+    vit = create_vit()
+    backbone = save(tmp_path / "encoder.pth", {"model": encoder_of(vit)})
+    wanted = mean_of_patches(vit)
+    check(backbone, wanted, normalisation="imagenet", pool="patch_mean", assumed=True)
 
 
 def test_mae_fine_tuning_is_pooled_before_its_norm(tmp_path: Path) -> None:
@@ -140,7 +170,7 @@ def test_mae_fine_tuning_is_pooled_before_its_norm(tmp_path: Path) -> None:
     for part in (vit.patch_embed, vit._pos_embed, vit.blocks):
         tokens = part(tokens)
     wanted = vit.fc_norm(tokens[:, 1:].mean(dim=1))
-    check(backbone, wanted, normalisation="imagenet", pool="patch_mean")
+    check(backbone, wanted, normalisation="imagenet", pool="patch_mean", assumed=True)
     timms = vit.forward_head(vit.forward_features(IMAGES), pre_logits=True)
     torch.testing.assert_close(features(backbone), timms, atol=1e-6, rtol=0)
     assert type(backbone.vit.norm) is nn.Identity
@@ -150,7 +180,7 @@ def test_mae_linear_probing_drops_its_batch_norm_head(tmp_path: Path) -> None:
     vit = create_vit()
     head = noise("head.0.running_mean", "head.0.num_batches_tracked", "head.1.weight")
     backbone = save(tmp_path / "mae.pth", {"model": encoder_of(vit) | head, "args": ARGS})
-    check(backbone, cls_of(vit), normalisation="imagenet", pool="cls")
+    check(backbone, cls_of(vit), normalisation="imagenet", pool="cls", assumed=True)
 
 
 @pytest.mark.parametrize(("embed_dim", "num_heads"), [(128, 2), (384, 12)])
@@ -171,18 +201,6 @@ def test_a_momentum_encoder_of_moco_v3_that_is_alone(tmp_path: Path) -> None:
     encoder = encoder_of(vit) | noise("head.0.weight", "head.1.running_mean")
     state = {"state_dict": prefix("module.momentum_encoder.", encoder)}
     check(save(tmp_path / "vit.pth.tar", state), cls_of(vit), normalisation="imagenet", pool="cls")
-
-
-def computed_positions(vit: VisionTransformer, *, rows_first: bool) -> Tensor:
-    """As MoCo v3 (rows first) and MAE compute them, number by number; 1 x (1 + N) x D."""
-    width, side = vit.embed_dim // 4, vit.patch_embed.grid_size[0]
-    table = [[0.0] * vit.embed_dim]
-    for row in range(side):
-        for column in range(side):
-            places = (row, column) if rows_first else (column, row)
-            angles = [[place / 10_000 ** (i / width) for i in range(width)] for place in places]
-            table.append([wave(a) for half in angles for wave in (sin, cos) for a in half])
-    return torch.tensor([table])
 
 
 def linear_probing(vit: VisionTransformer) -> dict[str, Any]:
@@ -210,7 +228,7 @@ def test_moco_v3_under_timms_names_is_told_by_its_positions(
     num_heads: int,
 ) -> None:
     vit = create_vit(embed_dim=embed_dim, num_heads=num_heads)
-    vit.pos_embed.copy_(computed_positions(vit, rows_first=True))
+    compute_positions(vit, rows_first=True)
     backbone = save(tmp_path / "linear-vit-s-300ep.pth.tar", layout(vit))
     check(backbone, cls_of(vit), normalisation="imagenet", pool="cls")
 
@@ -218,7 +236,7 @@ def test_moco_v3_under_timms_names_is_told_by_its_positions(
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_positions_of_moco_v3_may_be_rounded(tmp_path: Path, dtype: torch.dtype) -> None:
     vit = create_vit()
-    vit.pos_embed.copy_(computed_positions(vit, rows_first=True))
+    compute_positions(vit, rows_first=True)
     backbone = save(tmp_path / "vit.pth", linear_probing(vit.to(dtype)))
     assert backbone.preprocess.mean == NORMALISATIONS["imagenet"][0]
 
@@ -254,9 +272,9 @@ def test_a_teacher_without_a_prefix(tmp_path: Path) -> None:
 def test_a_bare_backbone_of_dino_reads_as_timms(tmp_path: Path) -> None:
     vit, path = create_vit(num_classes=0), tmp_path / "dino.pth"
     backbone = save(path, vit.state_dict())
-    check(backbone, cls_of(vit), normalisation="half", pool="cls")
+    check(backbone, cls_of(vit), normalisation="half", pool="cls", assumed=True)
     hinted = load_backbone(str(path), normalisation="imagenet")
-    check(hinted, cls_of(vit), normalisation="imagenet", pool="cls")
+    check(hinted, cls_of(vit), normalisation="imagenet", pool="cls", assumed=True)
     assert hinted.sha256 == backbone.sha256
 
 
@@ -336,7 +354,8 @@ def test_safetensors_are_recognised_by_their_names(
     save_file(rename(encoder_of(vit)), tmp_path / "vit.safetensors")
     backbone = load_backbone(str(tmp_path / "vit.safetensors"))
     wanted = cls_of(vit) if pool == "cls" else mean_of_patches(vit)
-    check(backbone, wanted, normalisation=normalisation, pool=pool)
+    assumed = normalisation == "half"
+    check(backbone, wanted, normalisation=normalisation, pool=pool, assumed=assumed)
 
 
 def test_metadata_goes_before_what_a_format_implies(tmp_path: Path) -> None:
