@@ -104,5 +104,6 @@ def _read_pickle(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever its unpickler and zip reader do
         culprit = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it wants to run {culprit[1]}" if culprit else first_line(error)
+        way_out = "save its state_dict alone, or as .safetensors"
+        reason = f"it wants to run {culprit[1]}; {way_out}" if culprit else first_line(error)
         raise BackboneError(f"{path}: no state dict of plain tensors: {reason}") from error
