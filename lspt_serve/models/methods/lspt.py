@@ -32,8 +32,8 @@ class LSPTSettings(VPTSettings):
         gspc: add the mean patch embedding to the prompts.
         lpc: run the coder along the depth. With gspc and lpc off LSPT is VPT-shallow.
         coder: lstm (the paper's), gru or ema (ours).
-        coder_hidden: width of the cell, None for a quarter of embed_dim D. Unless it is D, the cell
-            is behind linear maps (ours).
+        coder_hidden: width of the cell. None is a quarter of embed_dim D, not the full width: that
+            is coder_hidden=D. Unless it is D, the cell is behind linear maps (ours).
         residual: Z_l = S_l + h_l in place of Z_l = h_l (ours).
         input_norm: the coder sees LayerNorm(S_l) in place of S_l (ours).
         deep: every block has prompts P_l of its own, as in VPT-deep, and the coder adds to them, at
