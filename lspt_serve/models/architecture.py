@@ -56,7 +56,7 @@ def infer_architecture(
         "no_embed_class": no_embed_class,
         "init_values": 1e-5 if "blocks.0.ls1.gamma" in tensors else None,
         "pre_norm": "norm_pre.weight" in tensors,
-        "final_norm": fc_norm or "norm.weight" in tensors,
+        "final_norm": True,  # a file that lacks it has lost it
         "fc_norm": fc_norm,
         "global_pool": "token" if class_token and not fc_norm else "avg",
         **_infer_mlp(tensors, embed_dim),

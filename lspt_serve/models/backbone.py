@@ -64,12 +64,13 @@ def load_backbone(
 
     Raises:
         BackboneError: unknown name (the nearest are named), unreadable file, missing, unexpected or
-            misshapen tensors (all are counted), a timm model that is no VisionTransformer, no
-            network, an image size that is no multiple of the patch size.
+            misshapen tensors (all are counted), weights that are not finite, a timm model that is
+            no VisionTransformer, no network, an image size that is no multiple of the patch size.
     """
     path = WEIGHTS / f"{source}.safetensors" if source in EMBEDDED else Path(source)
     is_file = path.suffix in SUFFIXES or (path.exists() and not timm.is_model(source))
     loaded = _from_file(path) if is_file else _from_timm(source)
+    _check_finite(loaded.vit, source)
     sha256 = sha256_of_tensors(loaded.vit)
     _resize(loaded.vit, source, img_size)
     preprocess = _create_preprocess(loaded, source, normalisation)
@@ -148,6 +149,12 @@ def _from_timm(name: str) -> _Loaded:
     config: Any = vit.pretrained_cfg
     pool = "patch_mean" if config.get("tag") == "mae" else None  # as from MAE's own files
     return _Loaded(vit, config["mean"], config["std"], pool)
+
+
+def _check_finite(vit: VisionTransformer, source: str) -> None:
+    for name, tensor in vit.state_dict().items():
+        if not tensor.isfinite().all():
+            raise BackboneError(f"{source}: {name} is not finite; the weights are broken")
 
 
 def _resize(vit: VisionTransformer, source: str, img_size: int | None) -> None:

@@ -188,7 +188,6 @@ def test_what_a_file_does_not_say_is_noted(
         {"pre_norm": True},
         {"init_values": 0.5},
         {"qkv_bias": False},
-        {"final_norm": False},
         {"global_pool": "avg"},
         {"global_pool": "avg", "fc_norm": False},
         {"embed_dim": 64, "num_heads": 1, "mlp_ratio": 3.0, "depth": 1},
@@ -298,6 +297,33 @@ def test_a_message_about_a_state_dict_does_not_speak_of_safetensors(tmp_path: Pa
     with pytest.raises(BackboneError, match="wanted a state dict") as caught:
         load_backbone(str(path))
     assert "cannot be read as safetensors" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(
+    tiny_backbone: Backbone, tmp_path: Path, value: float
+) -> None:
+    tensors = tiny_tensors(tiny_backbone) | {"blocks.1.norm2.bias": torch.full((24,), value)}
+    with pytest.raises(BackboneError, match=r"safetensors: blocks\.1\.norm2\.bias is not finite"):
+        load_backbone(write(tmp_path / "vit.safetensors", tensors))
+
+
+def test_a_lost_block_and_a_lost_final_norm_are_missed(
+    tiny_backbone: Backbone, tmp_path: Path
+) -> None:
+    lost = ("blocks.1.", "norm.")
+    tensors = {k: v for k, v in tiny_tensors(tiny_backbone).items() if not k.startswith(lost)}
+    wanted = r"14 missing \(blocks\.1\.norm1\.weight, .* and 9 more\)$"
+    with pytest.raises(BackboneError, match=wanted):
+        load_backbone(write(tmp_path / "vit.safetensors", tensors))
+
+
+def test_a_file_may_say_that_there_is_no_final_norm(tmp_path: Path) -> None:
+    vit, said = create_vit(final_norm=False, num_classes=0), PLAIN | {"final_norm": False}
+    path = tmp_path / "vit.safetensors"
+    source = write(path, vit.state_dict(), architecture=json.dumps(said))
+    got, wanted = load_backbone(source).vit.forward_features(IMAGES), vit.forward_features(IMAGES)
+    torch.testing.assert_close(got, wanted, atol=1e-6, rtol=0)
 
 
 def test_missing_and_unexpected_tensors_are_named(tiny_backbone: Backbone, tmp_path: Path) -> None:
