@@ -12,8 +12,13 @@ from pydantic import TypeAdapter, ValidationError
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from lspt_serve.errors import BackboneError, first_line, name_some, nearest
+from lspt_serve.errors import BackboneError, name_some, nearest
 from lspt_serve.models.checkpoint import load_checkpoint
+from lspt_serve.models.timm_registry import (
+    create_as_configured,
+    create_pretrained,
+    find_registered,
+)
 from lspt_serve.preprocess import NORMALISATIONS, Normalisation, Preprocess
 
 __all__ = ["EMBEDDED", "Backbone", "load_backbone", "sha256_of_tensors"]
@@ -68,7 +73,7 @@ def load_backbone(
             no VisionTransformer, no network, an image size that is no multiple of the patch size.
     """
     path = WEIGHTS / f"{source}.safetensors" if source in EMBEDDED else Path(source)
-    is_file = path.suffix in SUFFIXES or (path.exists() and not timm.is_model(source))
+    is_file = path.suffix in SUFFIXES or (path.exists() and not find_registered(source))
     loaded = _from_file(path) if is_file else _from_timm(source)
     _check_finite(loaded.vit, source)
     sha256 = sha256_of_tensors(loaded.vit)
@@ -96,6 +101,9 @@ def _from_file(path: Path) -> _Loaded:
     if not path.is_file():
         raise BackboneError(f"{path}: no such file; give a .safetensors or .pth file of a ViT")
     checkpoint = load_checkpoint(path)
+    if "architecture" not in checkpoint.metadata and (hub := create_as_configured(path)):
+        _fill(hub, checkpoint.weights.tensors, path)
+        return _as_timm_says(hub)
     try:
         vit = VisionTransformer(**checkpoint.architecture | {"num_classes": 0})
     except BackboneError as error:
@@ -131,21 +139,16 @@ def _fill(vit: VisionTransformer, tensors: Mapping[str, Tensor], path: Path) -> 
     vit.load_state_dict(dict(tensors))
 
 
-def _from_timm(name: str) -> _Loaded:
-    if not timm.is_model(name):
+def _from_timm(source: str) -> _Loaded:
+    if (name := find_registered(source)) is None:
         known = [*EMBEDDED, *timm.list_models()]
         raise BackboneError(
-            f"unknown backbone {name!r}: no file, no timm model{nearest(name, known)}"
+            f"unknown backbone {source!r}: no file, no timm model{nearest(source, known)}"
         )
-    try:
-        vit = timm.create_model(name, pretrained=True, num_classes=0)
-    except (OSError, RuntimeError) as error:
-        raise BackboneError(
-            f"{name}: pretrained weights cannot be had ({first_line(error)}); "
-            "give a local file instead"
-        ) from error
-    if not isinstance(vit, VisionTransformer):
-        raise BackboneError(f"{name} is a {type(vit).__name__}; wanted a VisionTransformer")
+    return _as_timm_says(create_pretrained(name))
+
+
+def _as_timm_says(vit: VisionTransformer) -> _Loaded:
     config: Any = vit.pretrained_cfg
     pool = "patch_mean" if config.get("tag") == "mae" else None  # as from MAE's own files
     return _Loaded(vit, config["mean"], config["std"], pool)

@@ -15,6 +15,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from timm.models import save_for_hf
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
@@ -234,17 +235,14 @@ def test_a_folder_is_no_backbone(tmp_path: Path) -> None:
         load_backbone(str(tmp_path))
 
 
+@pytest.mark.usefixtures("timm_without_network")
 def test_a_folder_does_not_hide_timms_model_of_that_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "vit_tiny_patch16_224").mkdir()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(timm, "create_model", lambda name, **options: asked.append(name))
-    asked: list[str] = []
 
-    with pytest.raises(BackboneError, match="is a NoneType; wanted a VisionTransformer"):
-        load_backbone("vit_tiny_patch16_224")
-    assert asked == ["vit_tiny_patch16_224"]
+    assert load_backbone("vit_tiny_patch16_224").vit.embed_dim == 192
 
 
 @pytest.mark.parametrize("kept", [0, 4, 100, 5000, -1])
@@ -427,22 +425,28 @@ def test_images_must_be_square(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def timm_without_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """timm.create_model gives random weights in place of downloaded ones."""
+def timm_without_network(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
+    """timm.create_model gives random weights for downloaded ones; what it was asked for."""
     create_model = timm.create_model
+    asked: list[tuple[str, bool]] = []
 
     def create(name: str, *, pretrained: bool, **options: Any) -> torch.nn.Module:
-        assert pretrained
+        asked.append((name, pretrained))
         model: torch.nn.Module = create_model(name, pretrained=False, **options)
         return model
 
     monkeypatch.setattr(timm, "create_model", create)
+    return asked
 
 
-@pytest.mark.usefixtures("timm_without_network")
-def test_a_timm_model_comes_with_its_preprocessing() -> None:
-    backbone = load_backbone("vit_tiny_patch16_224.augreg_in21k")
-    assert backbone.source == "vit_tiny_patch16_224.augreg_in21k"
+@pytest.mark.parametrize("prefix", ["", "timm/", "hf-hub:timm/"])
+def test_a_timm_model_comes_with_its_preprocessing(
+    timm_without_network: list[tuple[str, bool]], prefix: str
+) -> None:
+    name = "vit_tiny_patch16_224.augreg_in21k"
+    backbone = load_backbone(prefix + name)
+    assert timm_without_network[-1] == (name, True)
+    assert (backbone.source, backbone.notes) == (prefix + name, ())
     assert backbone.preprocess == Preprocess(224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     assert not any(parameter.requires_grad for parameter in backbone.vit.parameters())
 
@@ -454,10 +458,15 @@ def test_a_timm_model_of_mae_is_pooled_as_maes_own_file() -> None:
     assert backbone.pool == "patch_mean"
 
 
-@pytest.mark.usefixtures("timm_without_network")
-def test_a_timm_model_that_is_no_vision_transformer_is_named() -> None:
-    with pytest.raises(BackboneError, match="resnet10t is a ResNet; wanted a VisionTransformer"):
-        load_backbone("resnet10t")
+@pytest.mark.parametrize(
+    ("name", "kind"), [("resnet10t", "ResNet"), ("vit_relpos_small_patch16_224", "VisionTransform")]
+)
+def test_a_timm_model_that_is_no_vision_transformer_is_refused_before_its_download(
+    timm_without_network: list[tuple[str, bool]], name: str, kind: str
+) -> None:
+    with pytest.raises(BackboneError, match=f"{name} is a {kind}.*; wanted a VisionTransformer"):
+        load_backbone(name)
+    assert timm_without_network == [(name, False)]
 
 
 @pytest.mark.parametrize("error", [OSError("no route\nto host"), RuntimeError(), ConnectionError()])
@@ -470,3 +479,42 @@ def test_no_network_is_told_with_a_way_out(
     monkeypatch.setattr(timm, "create_model", create)
     with pytest.raises(BackboneError, match=r"cannot be had .*; give a local file instead"):
         load_backbone("vit_tiny_patch16_224")
+
+
+def save_as_timms_hub(folder: Path) -> Any:
+    """A ViT of 2 heads, 32 wide, whose activation no tensor tells, and pixels of its own."""
+    vit: Any = timm.create_model("test_vit", act_layer="quick_gelu").eval()
+    vit.pretrained_cfg |= {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+    save_for_hf(vit, str(folder), safe_serialization=True)
+    return vit
+
+
+def test_a_config_of_timms_hub_beside_the_weights_says_what_they_do_not(tmp_path: Path) -> None:
+    vit = save_as_timms_hub(tmp_path)
+    backbone = load_backbone(str(tmp_path / "model.safetensors"))
+    assert backbone.preprocess == Preprocess(160, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert backbone.notes == ()
+    images = torch.randn(2, 3, 160, 160)
+    got, wanted = backbone.vit.forward_features(images), vit.forward_features(images)
+    torch.testing.assert_close(got, wanted, atol=1e-6, rtol=0)
+
+
+def test_another_config_beside_the_weights_is_passed_over(tmp_path: Path) -> None:
+    save_as_timms_hub(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "vit", "architectures": ["ViTModel"]}')
+    assert load_backbone(str(tmp_path / "model.safetensors")).notes
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        ("{", "no ViT can be made of it"),
+        ('{"architecture": "bogus", "pretrained_cfg": {}}', "no ViT can be made of it: Unknown"),
+        ('{"architecture": "resnet10t", "pretrained_cfg": {}}', "is a ResNet; wanted"),
+    ],
+)
+def test_a_config_that_makes_no_vit_is_refused(tmp_path: Path, content: str, wanted: str) -> None:
+    save_as_timms_hub(tmp_path)
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(BackboneError, match=rf"config\.json:? {wanted}"):
+        load_backbone(str(tmp_path / "model.safetensors"))
