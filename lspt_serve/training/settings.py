@@ -75,14 +75,15 @@ class TrainSettings:
     compile: bool = False
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise DataError(f"{name} must be finite, got {value}")
         for name in ("epochs", "batch_size", "lr", "prompt_lr_scale"):
             if not getattr(self, name) > 0:
                 raise DataError(f"{name} must be above 0, got {getattr(self, name)}")
         for name in ("weight_decay", "warmup_epochs", "mixup"):
             if not getattr(self, name) >= 0:
                 raise DataError(f"{name} must not be negative, got {getattr(self, name)}")
-        if self.mixup == math.inf:
-            raise DataError("mixup must be finite, got inf")
         if not 0 <= self.label_smoothing < 1:
             raise DataError(
                 f"label_smoothing must be at least 0 and below 1, got {self.label_smoothing}"

@@ -48,18 +48,12 @@ def test_learning_rate_is_never_0_and_never_above_its_base(total: int, warmup: i
         ("batch_size", 0),
         ("lr", 0.0),
         ("lr", -1.0),
-        ("lr", math.nan),
         ("prompt_lr_scale", 0.0),
-        ("prompt_lr_scale", math.nan),
         ("weight_decay", -0.1),
-        ("weight_decay", math.nan),
         ("warmup_epochs", -1.0),
         ("mixup", -0.1),
-        ("mixup", math.inf),
-        ("mixup", math.nan),
         ("label_smoothing", -0.1),
         ("label_smoothing", 1.0),
-        ("label_smoothing", math.nan),
         ("accumulate", 0),
         ("accumulate", 65),
         ("early_stop", 0),
@@ -69,6 +63,18 @@ def test_bad_settings_are_named_with_their_value(field: str, value: float) -> No
     bad: dict[str, Any] = {field: value}
 
     with pytest.raises(DataError, match=f"{field} must .* got {value}"):
+        TrainSettings(**bad)
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize(
+    "field",
+    ["lr", "prompt_lr_scale", "weight_decay", "warmup_epochs", "mixup", "label_smoothing"],
+)
+def test_what_is_no_number_is_refused(field: str, value: float) -> None:
+    bad: dict[str, Any] = {field: value}
+
+    with pytest.raises(DataError, match=f"^{field} must be finite, got {value}$"):
         TrainSettings(**bad)
 
 

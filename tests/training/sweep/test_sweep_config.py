@@ -175,6 +175,8 @@ def test_good_plans_pass(tmp_path: Path, tiny_backbone: Backbone) -> None:
         ("vpt-deep", "vpt-dep", "entry 'vpt-dep': unknown method 'vpt-dep'; .*nearest: vpt-deep"),
         ("num_prompts", "num_promts", "entry 'vpt-deep': unknown option 'num_promts'"),
         ("epochs = 12", "epochs = 0", "entry 'vpt-deep': epochs must be above 0, got 0"),
+        ("epochs = 12", "warmup_epochs = inf", "'vpt-deep': warmup_epochs must be finite, got inf"),
+        ("high = 1e-1", "high = inf", "entry 'vpt-deep': lr must be finite, got inf"),
         ("epochs = 12", 'epochs = "many"', "entry 'vpt-deep': epochs: Input should be a valid int"),
         ("epochs = 12", 'epochs = 12\ndevice = "gpu"', "entry 'vpt-deep': unknown device 'gpu'"),
         ("log = true", "log = false", "lr must be above 0, got -1"),
