@@ -124,8 +124,9 @@ def _caption(runs: list[Run]) -> str:
         f"Test accuracy in %, mean ± standard deviation of {seeds} seed(s)",
         f"protocol {first.protocol}, {first.image_size} px{crop}, backbone {first.backbone}",
     ]
-    if trials := [run.trials for run in runs if run.trials]:
-        parts.append(f"{_span(trials)} trial(s) of each entry on each task")
+    if trials := [run.trials for run in runs if run.trials and run.val is not None]:
+        own = "" if len(trials) == len(runs) else " with a search of its own"
+        parts.append(f"{_span(trials)} trial(s) of each entry{own} on each task")
     parts += [" and ".join(_unique(f"lspt-serve {run.lspt_serve}" for run in runs))]
     parts += [" and ".join(_unique(f"torch {run.torch}" for run in runs if run.torch))]
     parts += [" and ".join(_unique(run.machine for run in runs if run.machine))]

@@ -103,6 +103,16 @@ def test_another_normalisation_than_half_is_said() -> None:
     assert where in comparison.caption
 
 
+def test_trials_are_those_of_entries_that_were_searched() -> None:
+    own, copy = run(name="own", trials=4), run(name="copy", trials=6, val=None)
+
+    captions = [compare(runs)[0].caption for runs in ([own], [own, copy], [copy])]
+
+    assert "; 4 trial(s) of each entry on each task; " in captions[0]
+    assert "; 4 trial(s) of each entry with a search of its own on each task; " in captions[1]
+    assert "trial" not in captions[2]
+
+
 def test_the_same_run_from_two_files_counts_once() -> None:
     (comparison,) = compare([run(), run()])
 
