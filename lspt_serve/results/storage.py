@@ -1,7 +1,7 @@
 """The Optuna storage of a sweep: one SQLite file, opened for work or to read its runs."""
 
 import logging
-from collections.abc import Container
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +52,20 @@ def runs_of_storage(storage: Path) -> list[Run]:
         opened.engine.dispose()
 
 
-def read_runs(storage: Any, studies: Container[str] | None = None) -> list[Run]:
-    """The runs in an open storage, by study and seed; None for all its studies."""
+def read_runs(storage: Any, names: Iterable[str] | None = None) -> list[Run]:
+    """The runs in an open storage, by study and seed.
+
+    Args:
+        names: the studies, in the order wanted; None: all, in the order that they were begun in.
+    """
+    studies = {study.study_name: study._study_id for study in storage.get_all_studies()}
+    if names is None:
+        names = [name for name in studies if name.startswith(SEEDS)]
     runs = []
-    for study in storage.get_all_studies():
-        if study.study_name.startswith(SEEDS) and (studies is None or study.study_name in studies):
-            trials = storage.get_all_trials(study._study_id, deepcopy=False)
-            found = [trial.user_attrs["run"] for trial in trials if trial.state.name in DONE]
-            runs += sorted(_validate(found), key=lambda run: run.seed)
+    for name in names:
+        trials = storage.get_all_trials(studies[name], deepcopy=False)
+        found = [trial.user_attrs["run"] for trial in trials if trial.state.name in DONE]
+        runs += sorted(_validate(found), key=lambda run: run.seed)
     return runs
 
 

@@ -74,7 +74,11 @@ class Sweep:
         self._open = self._cells  # those with work left
 
     def run(self, on_status: OnStatus = lambda status: None) -> list[Run]:
-        """Take part in the work until all of it is done; returns the runs of all processes."""
+        """Take part in the work until all of it is done.
+
+        Returns the runs of all processes, by task, entry and seed; tasks as given, entries as in
+        the config.
+        """
         while (status := self._status()).done < status.total:
             begun = self._begin_next()
             if begun is None:
@@ -89,7 +93,7 @@ class Sweep:
                 with self._locks.exclusively():
                     self._locks.release(item.place)
         on_status(status)
-        return read_runs(self._storage, {cell.finals.study_name for cell in self._cells})
+        return read_runs(self._storage, [cell.finals.study_name for cell in self._cells])
 
     def close(self) -> None:
         """Let go of the files."""

@@ -425,6 +425,22 @@ def test_seeds_may_be_added(
     assert [run for run in more if run.seed != 7] == finished[1]
 
 
+def test_runs_stand_in_the_order_of_tasks_and_config_whatever_was_done_first(
+    sweep: Do, tasks: dict[str, Dataset]
+) -> None:
+    linear, other = {"method": "linear"}, {"name": "other", "like": "linear", "pool": "patch_mean"}
+    first = {"name": "first", "method": "linear"}
+    sweep(trials=1, seeds=[6], entry=[linear, other])
+
+    runs = sweep(
+        trials=1, seeds=[6, 5], entry=[first, linear, other], tasks=dict(reversed(tasks.items()))
+    )
+
+    assert [(run.task, run.name, run.seed) for run in runs] == list(
+        itertools.product(["two", "one"], ["first", "linear", "other"], [5, 6])
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
