@@ -67,6 +67,7 @@ class Sweep:
         self.config = config
         self.backbone = backbone
         self.datasets = datasets
+        storage = storage.resolve()  # one lock, by whatever name it is given
         self._locks = Locks(storage.with_name(f"{storage.name}.lock"))
         with self._locks.exclusively():
             self._storage = open_storage(storage, create=True)

@@ -534,6 +534,17 @@ def test_a_run_counts_once_though_the_process_ended_before_it_was_told(
     assert runs_of_storage(tmp_path / "sweep.db") == runs
 
 
+def test_a_storage_has_one_lock_by_whatever_name_it_is_given(sweep: Do, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link.db").symlink_to(tmp_path / "disk" / "sweep.db")  # which is not there yet
+
+    sweep("link.db", trials=1, seeds=[5])
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "link.db"]
+    names = sorted(path.name for path in (tmp_path / "disk").iterdir())
+    assert names == ["sweep.db", "sweep.db.lock"]
+
+
 def test_no_storage_is_made_by_looking(tmp_path: Path) -> None:
     with pytest.raises(SweepError, match=r"none\.db: no such file; wanted the --storage of"):
         runs_of_storage(tmp_path / "none.db")
