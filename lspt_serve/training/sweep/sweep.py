@@ -13,7 +13,7 @@ import optuna
 
 from lspt_serve.models import Backbone
 from lspt_serve.results import Run
-from lspt_serve.results.storage import open_storage, read_runs
+from lspt_serve.results.storage import open_storage, read_runs, usable
 from lspt_serve.training.data import Dataset
 from lspt_serve.training.sweep.cells import Item, open_cells
 from lspt_serve.training.sweep.config import SweepConfig
@@ -52,7 +52,8 @@ class Sweep:
     """The work of a config on tasks, kept in a storage; `run` does it.
 
     Raises:
-        SweepError: the storage is none, or holds the same work with another setup.
+        SweepError: the storage is none, cannot be used just now, or holds the same work with
+            another setup.
         OutputError: it cannot be written.
     """
 
@@ -69,7 +70,8 @@ class Sweep:
         self.datasets = datasets
         storage = storage.resolve()  # one lock, by whatever name it is given
         self._locks = Locks(storage.with_name(f"{storage.name}.lock"))
-        with self._locks.exclusively():
+        self._path = storage
+        with self._locks.exclusively(), usable(storage):
             self._storage = open_storage(storage, create=True)
             self._cells = open_cells(config, plans, backbone, datasets, self._storage)
         self._open = self._cells  # those with work left
@@ -79,7 +81,20 @@ class Sweep:
 
         Returns the runs of all processes, by task, entry and seed; tasks as given, entries as in
         the config.
+
+        Raises:
+            SweepError: the storage cannot be read or written any more.
         """
+        with usable(self._path):
+            self._work(on_status)
+            return read_runs(self._storage, [cell.finals.study_name for cell in self._cells])
+
+    def close(self) -> None:
+        """Let go of the files."""
+        self._storage.engine.dispose()
+        self._locks.close()
+
+    def _work(self, on_status: OnStatus) -> None:
         while (status := self._status()).done < status.total:
             begun = self._begin_next()
             if begun is None:
@@ -94,12 +109,6 @@ class Sweep:
                 with self._locks.exclusively():
                     self._locks.release(item.place)
         on_status(status)
-        return read_runs(self._storage, [cell.finals.study_name for cell in self._cells])
-
-    def close(self) -> None:
-        """Let go of the files."""
-        self._storage.engine.dispose()
-        self._locks.close()
 
     def _status(self) -> Status:
         left = {cell: cell.size - cell.count_done() for cell in self._open}

@@ -2,6 +2,7 @@
 
 import itertools
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -499,6 +500,61 @@ def test_a_file_of_something_else_is_refused(sweep: Do, tmp_path: Path) -> None:
         sweep()
 
     assert (tmp_path / "sweep.db").read_text() == "a thesis"
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waits a tenth of a second for others."""
+    monkeypatch.setattr("lspt_serve.results.storage.BUSY_S", 0.1)
+
+
+FULL = r"{}\.db cannot be used: database or disk is full; make room on the disk and give the same"
+LOCKED = (
+    r"sweep\.db cannot be used: database is locked; another program holds it; wait for its end "
+    "and give the same command again$"
+)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_storage_that_another_program_holds_is_said(go_on: Do, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "sweep.db")) as other:
+        other.execute("BEGIN EXCLUSIVE")
+
+        with pytest.raises(SweepError, match=LOCKED):
+            go_on()
+        with pytest.raises(SweepError, match=LOCKED):
+            runs_of_storage(tmp_path / "sweep.db")
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_storage_that_is_held_in_a_training_ends_the_sweep_which_then_goes_on(
+    sweep: Do, tmp_path: Path
+) -> None:
+    how: dict[str, Any] = {"trials": 1, "seeds": [5]}
+    with closing(sqlite3.connect(tmp_path / "sweep.db")) as other:
+
+        def hold(status: Status) -> None:
+            if status.step == "trial 1 of 1" and not other.in_transaction:
+                other.execute("BEGIN EXCLUSIVE")
+
+        with pytest.raises(SweepError, match=LOCKED):
+            sweep(on_status=hold, **how)
+
+    assert [run.error for run in sweep(**how)] == [None]
+
+
+def test_a_full_disk_is_said(sweep: Do, go_on: Do) -> None:
+    def fill(connection: Any, record: Any) -> None:
+        connection.execute("PRAGMA max_page_count = 1")  # no more than what is there
+
+    event.listen(Engine, "connect", fill)
+    try:
+        with pytest.raises(SweepError, match=FULL.format("new")):
+            sweep("new.db")
+        with pytest.raises(SweepError, match=FULL.format("sweep")):
+            go_on(seeds=[5, *range(6, 30)])
+    finally:
+        event.remove(Engine, "connect", fill)
 
 
 def test_runs_are_read_from_the_storage_at_any_time(sweep: Do, tmp_path: Path) -> None:
