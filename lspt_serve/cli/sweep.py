@@ -76,8 +76,11 @@ def sweep(
             task: _load(path, settings, vit, cache=cache, on_bad_image=on_bad_image)
             for task, path in tasks.items()
         }
-        with closing(Sweep(settings, plans, vit, datasets, storage)) as work, _bar() as report:
-            runs = work.run(report)
+        with closing(Sweep(settings, plans, vit, datasets, storage)) as work:
+            for note in work.notes:
+                print_note(f"{storage}: {note}")
+            with _bar() as report:
+                runs = work.run(report)
         save_runs(out, runs)
     if as_json:
         print_json([run.model_dump(mode="json") for run in runs])

@@ -8,10 +8,11 @@ nothing.
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import optuna
+import torch
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -21,6 +22,7 @@ from optuna.distributions import (
 from optuna.samplers import BaseSampler, PartialFixedSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
+from lspt_serve import __version__
 from lspt_serve.errors import SweepError, name_some
 from lspt_serve.results.storage import DONE
 from lspt_serve.training.sweep.config import Range, Sampler, Space
@@ -34,8 +36,11 @@ __all__ = [
     "finish",
     "open_study",
     "to_distributions",
+    "version_notes",
     "why_all_failed",
 ]
+
+VERSIONS = f"lspt-serve {__version__}, torch {torch.__version__}"
 
 
 def open_study(storage: Any, name: str, setup: Mapping[str, Any]) -> optuna.Study:
@@ -50,6 +55,7 @@ def open_study(storage: Any, name: str, setup: Mapping[str, Any]) -> optuna.Stud
     setup = json.loads(json.dumps(setup))
     stored = study.user_attrs.get("setup")
     if stored is None:  # new
+        study.set_user_attr("versions", VERSIONS)
         study.set_user_attr("setup", setup)
     elif stored != setup:
         raise SweepError(
@@ -57,6 +63,17 @@ def open_study(storage: Any, name: str, setup: Mapping[str, Any]) -> optuna.Stud
             "give another --storage"
         )
     return study
+
+
+def version_notes(studies: Iterable[optuna.Study]) -> list[str]:
+    """A note for each other version that studies were begun with, where that is known."""
+    begun = dict.fromkeys(study.user_attrs.get("versions", VERSIONS) for study in studies)
+    return [
+        f"begun with {versions}, and goes on with {VERSIONS}; what the config leaves to defaults "
+        "may have changed"
+        for versions in begun
+        if versions != VERSIONS
+    ]
 
 
 def _differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

@@ -20,7 +20,13 @@ from lspt_serve.training.sweep.config import SweepConfig
 from lspt_serve.training.sweep.locks import Locks
 from lspt_serve.training.sweep.plan import Params, Plan
 from lspt_serve.training.sweep.protocol import Job, OnEpoch, run_final, run_trial
-from lspt_serve.training.sweep.study import begin, create_sampler, finish, why_all_failed
+from lspt_serve.training.sweep.study import (
+    begin,
+    create_sampler,
+    finish,
+    version_notes,
+    why_all_failed,
+)
 from lspt_serve.training.trainer import Epoch
 
 __all__ = ["Status", "Sweep"]
@@ -51,6 +57,8 @@ OnStatus = Callable[[Status], None]
 class Sweep:
     """The work of a config on tasks, kept in a storage; `run` does it.
 
+    `notes` names other versions that it was begun with.
+
     Raises:
         SweepError: the storage is none, cannot be used just now, or holds the same work with
             another setup.
@@ -74,6 +82,7 @@ class Sweep:
         with self._locks.exclusively(), usable(storage):
             self._storage = open_storage(storage, create=True)
             self._cells = open_cells(config, plans, backbone, datasets, self._storage)
+            self.notes = version_notes(cell.finals for cell in self._cells)
         self._open = self._cells  # those with work left
 
     def run(self, on_status: OnStatus = lambda status: None) -> list[Run]:

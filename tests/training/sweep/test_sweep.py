@@ -19,6 +19,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 from torch.nn.functional import cross_entropy
 
+from lspt_serve import __version__
 from lspt_serve.errors import CompileError, DataError, SweepError
 from lspt_serve.models import Backbone
 from lspt_serve.preprocess import NORMALISATIONS, normalise
@@ -470,6 +471,42 @@ def test_another_setup_on_the_same_storage_is_refused(
 ) -> None:
     with pytest.raises(SweepError, match=message):
         go_on(**changes)
+
+
+def test_another_version_goes_on_with_a_note(
+    tiny_backbone: Backbone,
+    tasks: dict[str, Dataset],
+    finished: tuple[Path, list[Run]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    config = SweepConfig.model_validate(CONFIG | {"entry": ENTRIES})
+    storage = tmp_path / "sweep.db"
+    shutil.copy(finished[0], storage)
+
+    def notes() -> list[str]:
+        one = {"one": tasks["one"]}
+        with closing(Sweep(config, make_plans(config), tiny_backbone, one, storage)) as work:
+            assert work.run() == finished[1]
+            return work.notes
+
+    assert notes() == []
+    monkeypatch.setattr("lspt_serve.training.sweep.study.VERSIONS", "lspt-serve 9")
+    own = f"lspt-serve {__version__}, torch {torch.__version__}"
+    assert notes() == [
+        f"begun with {own}, and goes on with lspt-serve 9; what the config leaves to defaults may "
+        "have changed"
+    ]
+
+
+def test_a_storage_from_before_versions_were_kept_goes_on(
+    go_on: Do, finished: tuple[Path, list[Run]], tmp_path: Path
+) -> None:
+    with closing(sqlite3.connect(tmp_path / "sweep.db")) as storage, storage:
+        deleted = storage.execute("DELETE FROM study_user_attributes WHERE key = 'versions'")
+        assert deleted.rowcount == 2 + 3  # searches and final runs
+
+    assert go_on() == finished[1]
 
 
 def test_other_images_on_the_same_storage_are_refused(go_on: Do, tasks: dict[str, Dataset]) -> None:
