@@ -24,11 +24,16 @@ from lspt_serve.results import (
 
 __all__ = ["results"]
 
+BUNDLES = Path("bundles")  # where lspt serve looks for them too
+
 
 def results(
     paths: Annotated[
         list[Path] | None,
-        typer.Argument(help="Files that lspt sweep wrote, bundles, baselines and folders of them."),
+        typer.Argument(
+            help="Files that lspt sweep wrote, bundles, baselines and folders of them; ./bundles "
+            "unless given."
+        ),
     ] = None,
     storage: Annotated[
         Path | None, typer.Option(help="Also what a sweep has finished by now, from its storage.")
@@ -56,14 +61,12 @@ def results(
 
     Example:  lspt results build/sweep.json --plot build/sweep.png
     """
-    if not paths and storage is None:
-        raise OptionError("no runs to show; give files, folders or --storage")
     if markdown and as_json:
         raise OptionError("both --markdown and --json; give one of them")
     if out is not None:
         check_runs_output(out)
-    runs = [run for path in paths or [] for run in runs_of(path)]
-    runs += runs_of_storage(storage) if storage else []
+    begun = runs_of_storage(storage) if storage else []
+    runs = runs_of(paths or ([] if storage else [_own_bundles()]), begun)
     comparisons = compare(runs)
     if plot is not None:
         _draw(plot, comparisons)
@@ -81,6 +84,15 @@ def results(
             print(grid.to_markdown(), end="\n\n")
         else:
             Console().print(grid.to_rich(), "")
+
+
+def _own_bundles() -> Path:
+    if not BUNDLES.is_dir():
+        raise SweepError(
+            "no folder bundles here; give what lspt sweep wrote, bundles, baselines, folders of "
+            "them, or --storage"
+        )
+    return BUNDLES
 
 
 def _draw(plot: Path, comparisons: list[Comparison]) -> None:

@@ -1,19 +1,18 @@
-"""The record of a run, results.json (a list of them), and what bundles or baselines say of it."""
+"""The record of a run, and results.json, a list of them."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from lspt_serve.baseline import BaselineRecord, load_baseline
-from lspt_serve.bundle import BASELINE, MANIFEST, Manifest, MethodRef, Metrics, load_bundle
 from lspt_serve.errors import SweepError, first_mistake
 from lspt_serve.files import atomic_file
 
-__all__ = ["RUNS", "Run", "check_runs_output", "load_runs", "runs_of", "save_runs"]
+__all__ = ["RUNS", "SETTINGS", "Run", "Triple", "check_runs_output", "load_runs", "save_runs"]
 
 Triple = tuple[float, float, float]
 Share = Annotated[float, Field(ge=0, le=1)]
+SETTINGS = ("method", "options", "pool", "init", "train")  # of a Run, what its seeds share
 
 
 class Run(BaseModel):
@@ -50,6 +49,12 @@ class Run(BaseModel):
     torch: str | None = None
     machine: str | None = None
 
+    @property
+    def circumstances(self) -> tuple[str, int, float, Triple, Triple, str]:
+        """What runs must share to stand in one table."""
+        pixels = self.image_size, self.crop_pct, self.mean, self.std
+        return (self.protocol, *pixels, self.backbone)
+
 
 RUNS = TypeAdapter(list[Run])
 
@@ -75,61 +80,3 @@ def check_runs_output(path: Path) -> None:
     """Raises SweepError if something else than runs would be replaced."""
     if path.exists():
         load_runs(path)
-
-
-def runs_of(path: Path) -> list[Run]:
-    """The runs of a results.json, of a bundle or baseline, or of a folder of them, by name.
-
-    Raises:
-        SweepError: nothing there, or nothing that says how accurate it is.
-        BundleError: a bundle or baseline that is broken.
-    """
-    if not path.is_dir():
-        return load_runs(path)
-    own = _run_of_folder(path)
-    found = [own] if own else [_run_of_folder(p) for p in sorted(path.iterdir()) if p.is_dir()]
-    runs = [run for run in found if run]
-    if not runs:
-        raise SweepError(
-            f"{path} holds no bundle or baseline that says how accurate it is; see lspt train"
-        )
-    return runs
-
-
-def _run_of_folder(folder: Path) -> Run | None:
-    if (folder / BASELINE).is_file():
-        record = load_baseline(folder)
-        return _run_of(record, record.method, record.metrics, record.num_bytes)
-    if not (folder / MANIFEST).is_file():
-        return None
-    bundle = load_bundle(folder)
-    manifest = bundle.manifest
-    if manifest.metrics is None:
-        return None
-    task_bytes = sum(4 * tensor.size for tensor in bundle.tensors.values())
-    method = manifest.trained_as or manifest.method
-    return _run_of(manifest, method, manifest.metrics, task_bytes)
-
-
-def _run_of(
-    record: Manifest | BaselineRecord, method: MethodRef, metrics: Metrics, task_bytes: int
-) -> Run:
-    return Run(
-        task=record.name,
-        name=method.name,
-        method=method.name,
-        options=method.options,
-        pool=record.pool,
-        image_size=record.preprocess.img_size,
-        crop_pct=record.preprocess.crop_pct,
-        mean=record.preprocess.mean,
-        std=record.preprocess.std,
-        protocol="plain",
-        seed=metrics.seed,
-        val=metrics.val_accuracy,
-        test=metrics.test_accuracy,
-        task_bytes=task_bytes,
-        train_s=metrics.train_s,
-        backbone=record.backbone.sha256[:12],
-        lspt_serve=record.created_with.removeprefix("lspt-serve "),
-    )

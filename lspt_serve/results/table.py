@@ -17,15 +17,13 @@ from lspt_serve.results.published import (
     Pretraining,
     published_note,
 )
-from lspt_serve.results.runs import Run, Triple
+from lspt_serve.results.runs import SETTINGS, Run, Triple
 from lspt_serve.results.statistics import Figure, mean_over_tasks, summarise
 
 __all__ = ["Comparison", "Grid", "Row", "Text", "compare", "comparison_grid"]
 
 T = TypeVar("T")
 APART = "compare them one file or folder at a time, or name their entries differently"
-# protocol, image_size, crop_pct, mean and std, backbone
-Circumstances = tuple[str, int, float, Triple, Triple, str]
 
 
 @dataclass(frozen=True)
@@ -57,10 +55,9 @@ def compare(runs: Sequence[Run]) -> list[Comparison]:
         SweepError: two different runs of one entry, task and seed; or runs of one entry and task
             that were trained otherwise.
     """
-    grouped: dict[Circumstances, dict[tuple[str, str, int], Run]] = {}
+    grouped: dict[tuple[object, ...], dict[tuple[str, str, int], Run]] = {}
     for run in runs:
-        pixels = run.image_size, run.crop_pct, run.mean, run.std
-        group = grouped.setdefault((run.protocol, *pixels, run.backbone), {})
+        group = grouped.setdefault(run.circumstances, {})
         known = group.setdefault((run.name, run.task, run.seed), run)
         if known != run:
             raise SweepError(
@@ -80,7 +77,7 @@ def _check_alike(runs: list[Run]) -> None:
         if run.error is not None:
             continue
         first = firsts.setdefault((run.name, run.task), run)
-        for name in ("method", "options", "pool", "init", "train"):
+        for name in SETTINGS:
             if getattr(run, name) != getattr(first, name):
                 raise SweepError(
                     f"runs of {run.name!r} on task {run.task!r} differ in {name}; {APART}"

@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 from test_cli import Ended, check_error, start
 from toys import random_bundle, write_coloured
 
-from lspt_serve.bundle import Metrics, save_bundle
+from lspt_serve.bundle import Bundle, Metrics, save_bundle
 from lspt_serve.cli import main
 from lspt_serve.models import Backbone
 from lspt_serve.results import Run, load_runs, save_runs
@@ -103,15 +103,19 @@ def test_sweep_from_end_to_end(lspt: Command, words: list[str], tmp_path: Path) 
     assert load_runs(tmp_path / "part.json") == runs
 
 
+def save_measured(bundle: Bundle, folder: Path, test: float) -> None:
+    known: Any = {"best_epoch": 1, "seed": 0, "train_s": 2.5, "split": {"test": 4}}
+    metrics = Metrics(val_accuracy=0.5, test_accuracy=test, **known)
+    bundle.manifest = bundle.manifest.model_copy(update={"metrics": metrics})
+    save_bundle(bundle, folder)
+
+
 def test_results_of_files_and_bundles_side_by_side(
     lspt: Command, tiny_backbone: Backbone, tmp_path: Path
 ) -> None:
-    known: Any = {"best_epoch": 1, "seed": 0, "train_s": 2.5, "split": {"test": 4}}
     for method, test in (("linear", 0.5), ("gated", 0.75)):
         bundle = random_bundle(tiny_backbone, name="birds", method=method)
-        metrics = Metrics(val_accuracy=0.5, test_accuracy=test, **known)
-        bundle.manifest = bundle.manifest.model_copy(update={"metrics": metrics})
-        save_bundle(bundle, tmp_path / method / "birds")
+        save_measured(bundle, tmp_path / method / "birds", test)
 
     table = lspt("results", tmp_path / "linear", tmp_path / "gated" / "birds", "--markdown")
 
@@ -185,15 +189,27 @@ def test_mistake_in_results_is_one_line_and_exit_code_2(
     check_error(lspt("results", *extra), message)
 
 
-@pytest.mark.parametrize(
-    ("extra", "message"),
-    [
-        ([], "no runs to show; give files, folders or --storage$"),
-        (["x", "--json", "--markdown"], "both --markdown and --json; give one of them$"),
-    ],
-)
-def test_results_says_how_it_is_used(lspt: Command, extra: list[str], message: str) -> None:
-    check_error(lspt("results", *extra), message)
+def test_results_alone_is_of_the_bundles_here(
+    lspt: Command, tiny_backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    check_error(lspt("results"), "no folder bundles here; give what lspt sweep wrote, bundles, ")
+    for test in (0.5, 0.75):
+        save_measured(random_bundle(tiny_backbone, name="birds"), Path(f"bundles/{test}"), test)
+
+    ended = lspt("results", "--markdown")
+
+    assert ended.code == 0
+    assert [line.split(" | ")[:2] for line in ended.out.splitlines()[4:6]] == [
+        ["| lspt (0.5)", "50.0"],
+        ["| lspt (0.75)", "**75.0**"],
+    ]
+
+
+def test_results_says_how_it_is_used(lspt: Command) -> None:
+    ended = lspt("results", "x", "--json", "--markdown")
+
+    check_error(ended, "both --markdown and --json; give one of them$")
 
 
 def test_two_tables_are_no_picture(lspt: Command, tmp_path: Path) -> None:
