@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-__all__ = ["Figure", "mean_over_tasks", "summarise"]
+__all__ = ["Figure", "mean_over_tasks", "paired_difference", "summarise"]
+
+BySeed = Mapping[int, float]
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ def summarise(values: Sequence[float]) -> Figure:
     return Figure(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
 
 
-def mean_over_tasks(by_task: Sequence[Mapping[int, float]]) -> Figure:
+def mean_over_tasks(by_task: Sequence[BySeed]) -> Figure:
     """The mean of the tasks' means, from seed -> value for each task.
 
     Its standard deviation is that of the mean over tasks from seed to seed, over the `n` seeds that
@@ -31,3 +33,17 @@ def mean_over_tasks(by_task: Sequence[Mapping[int, float]]) -> Figure:
     seeds = sorted(set.intersection(*(set(values) for values in by_task)))
     of_seed = [fmean(values[seed] for values in by_task) for seed in seeds]
     return Figure(mean, stdev(of_seed) if len(seeds) > 1 else None, len(seeds))
+
+
+def paired_difference(own: Mapping[str, BySeed], other: Mapping[str, BySeed]) -> Figure | None:
+    """By how much the mean over tasks is above another's, seed by seed.
+
+    From task -> seed -> value; None unless all tasks of both have the same seeds.
+    """
+    seeds = {frozenset(values) for values in (*own.values(), *other.values())}
+    if own.keys() != other.keys() or len(seeds) != 1:
+        return None
+    (paired,) = seeds
+    return summarise(
+        [fmean(own[task][seed] - other[task][seed] for task in own) for seed in sorted(paired)]
+    )

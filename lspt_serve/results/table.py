@@ -1,7 +1,7 @@
 """Runs side by side: rows of entries, columns of tasks, for a terminal, Markdown or JSON."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import NamedTuple, TypeVar
 
@@ -18,11 +18,15 @@ from lspt_serve.results.published import (
     published_note,
 )
 from lspt_serve.results.runs import SETTINGS, Run, Triple
-from lspt_serve.results.statistics import Figure, mean_over_tasks, summarise
+from lspt_serve.results.statistics import Figure, mean_over_tasks, paired_difference, summarise
 
 __all__ = ["Comparison", "Grid", "Row", "Text", "compare", "comparison_grid"]
 
 T = TypeVar("T")
+Tests = dict[str, dict[int, float]]  # task -> seed -> test accuracy
+TO_BEST = (
+    "to the best: mean over tasks minus that of the best entry, seed by seed, ± standard deviation"
+)
 APART = "compare them one file or folder at a time, or name their entries differently"
 
 
@@ -36,6 +40,7 @@ class Row:
     mean: Figure | None  # over tasks; None unless all tasks of the comparison are there
     task_bytes: float | None  # mean over tasks
     train_s: float | None  # mean over runs
+    to_best: Figure | None = None  # mean minus the best row's, by seed; None: the best, or unpaired
 
 
 @dataclass(frozen=True)
@@ -87,18 +92,25 @@ def _check_alike(runs: list[Run]) -> None:
 def _compare(runs: list[Run]) -> Comparison:
     tasks = _unique(run.task for run in runs)
     names = _unique(run.name for run in runs)
-    rows = [_row(name, [run for run in runs if run.name == name], tasks) for name in names]
+    tests = {name: _tests(run for run in runs if run.name == name) for name in names}
+    rows = [
+        _row(name, [run for run in runs if run.name == name], tasks, tests[name]) for name in names
+    ]
     failures = _unique(
         f"{run.name} on {run.task}, seed {run.seed}: {run.error}" for run in runs if run.error
     )
-    return Comparison(_caption(runs), tasks, rows, failures)
+    return Comparison(_caption(runs), tasks, _beside_best(rows, tests), failures)
 
 
-def _row(name: str, runs: list[Run], tasks: list[str]) -> Row:
-    tests: dict[str, dict[int, float]] = {}
+def _tests(runs: Iterable[Run]) -> Tests:
+    tests: Tests = {}
     for run in runs:
         if run.test is not None:
             tests.setdefault(run.task, {})[run.seed] = run.test
+    return tests
+
+
+def _row(name: str, runs: list[Run], tasks: list[str], tests: Tests) -> Row:
     sizes = {run.task: run.task_bytes for run in runs if run.task_bytes is not None}
     times = [run.train_s for run in runs if run.train_s is not None]
     return Row(
@@ -109,6 +121,18 @@ def _row(name: str, runs: list[Run], tasks: list[str]) -> Row:
         fmean(sizes.values()) if sizes else None,
         fmean(times) if times else None,
     )
+
+
+def _beside_best(rows: list[Row], tests: dict[str, Tests]) -> list[Row]:
+    """The rows with what lies between each and that of the highest mean."""
+    means = {row.name: row.mean.mean for row in rows if row.mean}
+    best = max(means, key=means.__getitem__, default=None)
+    return [
+        replace(row, to_best=paired_difference(tests[row.name], tests[best]))
+        if best is not None and row.name != best
+        else row
+        for row in rows
+    ]
 
 
 def _caption(runs: list[Run]) -> str:
@@ -201,10 +225,14 @@ def comparison_grid(comparison: Comparison, published: Pretraining | None = None
         columns.append([row.mean for row in rows])
         header.append("mean")
     cells = [_column(column) for column in columns]
+    notes = [f"failed: {failure}" for failure in comparison.failures]
+    if any(row.to_best for row in rows):
+        cells.append([_cell(row.to_best) for row in rows])
+        header.append("to the best")
+        notes.append(TO_BEST)
     sizes = [Text("-" if row.task_bytes is None else f"{row.task_bytes:,.0f}") for row in rows]
     times = [Text("-" if row.train_s is None else f"{row.train_s:.1f}") for row in rows]
     header += ["bytes a task", "train s"]
-    notes = [f"failed: {failure}" for failure in comparison.failures]
     if published:
         header += [f"published: {column}" for column in PUBLISHED_COLUMNS]
         notes.append(published_note(published))
@@ -234,7 +262,7 @@ def _column(figures: Sequence[Figure | None]) -> list[Text]:
     return [_cell(figure, best, seeds) for figure in figures]
 
 
-def _cell(figure: Figure | None, best: str, seeds: int) -> Text:
+def _cell(figure: Figure | None, best: str = "", seeds: int = 0) -> Text:
     if figure is None:
         return Text("-")
     std = "" if figure.std is None else f" ± {_percent(figure.std)}"
@@ -244,4 +272,4 @@ def _cell(figure: Figure | None, best: str, seeds: int) -> Text:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
+    return f"{100 * share:z.1f}"

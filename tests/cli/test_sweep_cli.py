@@ -82,7 +82,10 @@ def comparable(path: Path) -> list[dict[str, Any]]:
     return [run.model_dump(exclude={"train_s"}) for run in load_runs(path)]
 
 
-def test_sweep_from_end_to_end(lspt: Command, words: list[str], tmp_path: Path) -> None:
+def test_sweep_from_end_to_end(
+    lspt: Command, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     ended = lspt(*words, "--cache", tmp_path / "cache")
 
     assert ended.code == 0
@@ -122,7 +125,7 @@ def test_results_of_files_and_bundles_side_by_side(
     assert table.code == 0
     lines = table.out.splitlines()
     assert lines[0].startswith("Test accuracy in %, mean ± standard deviation of 1 seed(s); prot")
-    assert lines[4] == "| linear | 50.0 | 300 | 2.5 |"  # 24 x 3 and 3 of fp32
+    assert lines[4] == "| linear | 50.0 | -25.0 | 300 | 2.5 |"  # 24 x 3 and 3 of fp32
     assert lines[5].startswith("| gated | **75.0** | ")
 
     plot = tmp_path / "plot.png"

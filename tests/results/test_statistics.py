@@ -1,6 +1,7 @@
 import pytest
 
 from lspt_serve.results import Figure, mean_over_tasks, summarise
+from lspt_serve.results.statistics import paired_difference
 
 
 def test_mean_and_sample_standard_deviation() -> None:
@@ -32,3 +33,31 @@ def test_tasks_count_equally_whatever_their_seeds() -> None:
 
 def test_tasks_that_share_no_seed_have_a_mean_only() -> None:
     assert mean_over_tasks([{0: 0.5}, {1: 1.0}]) == Figure(0.75, None, 0)
+
+
+def test_difference_is_taken_seed_by_seed() -> None:
+    # by seed: (0.1 - 0.3 + 0.5 - 0.5) / 2 = -0.1 and (0.2 - 0.2 + 0.7 - 0.5) / 2 = 0.1
+    own, other = {"a": {0: 0.1, 1: 0.2}, "b": {0: 0.5, 1: 0.7}}, {"a": {0: 0.3, 1: 0.2}}
+
+    figure = paired_difference(own, other | {"b": {1: 0.5, 0: 0.5}})
+
+    assert figure is not None
+    assert figure.mean == pytest.approx(0.0, abs=1e-12)
+    assert figure.std == pytest.approx(0.02**0.5, abs=1e-12)
+    assert figure.n == 2
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"a": {0: 0.5, 1: 0.5}},  # a task less
+        {"a": {0: 0.5, 1: 0.5}, "b": {0: 0.5}},  # a seed less
+        {"a": {0: 0.5, 2: 0.5}, "b": {0: 0.5, 2: 0.5}},  # other seeds
+        {},
+    ],
+)
+def test_what_cannot_be_paired_has_no_difference(other: dict[str, dict[int, float]]) -> None:
+    own = {"a": {0: 0.5, 1: 0.5}, "b": {0: 0.5, 1: 0.5}}
+
+    assert paired_difference(own, other) is None
+    assert paired_difference(other, own) is None

@@ -58,6 +58,44 @@ def test_markdown_of_hand_worked_figures() -> None:
     assert comparison_grid(comparison).to_markdown() == MARKDOWN
 
 
+def test_difference_to_the_best_is_that_of_pairs_of_seeds() -> None:
+    # means over tasks by seed: best 60, 80; near 61, 77; even 60, 80, but in other tasks
+    tests: dict[str, list[tuple[float, ...]]] = {
+        "best": [(0.60, 0.80), (0.60, 0.80)],
+        "near": [(0.50, 0.80), (0.72, 0.74)],
+        "even": [(0.61, 0.79), (0.59, 0.81)],
+        "unpaired": [(0.10, 0.10, 0.10), (0.20, 0.20, 0.20)],
+    }
+    runs = [
+        run(task, name, seed, test)
+        for name, by_task in tests.items()
+        for task, of_seeds in zip("ab", by_task, strict=True)
+        for seed, test in enumerate(of_seeds)
+    ]
+
+    (comparison,) = compare(runs)
+
+    # near: 1 and -3, whose mean is -1 and whose deviation is sqrt(8)
+    rows = {row.name: row.to_best for row in comparison.rows}
+    assert rows["best"] is None
+    assert rows["unpaired"] is None
+    near, even = rows["near"], rows["even"]
+    assert near is not None
+    assert (near.mean, near.std, near.n) == pytest.approx((-0.01, 8**0.5 / 100, 2), abs=1e-12)
+    assert even is not None
+    assert (even.mean, even.std) == pytest.approx((0.0, 0.0), abs=1e-12)
+    lines = comparison_grid(comparison).to_markdown().splitlines()
+    assert lines[2] == "| entry | a | b | mean | to the best | bytes a task | train s |"
+    assert [line.split(" | ")[4] for line in lines[4:8]] == ["-", "-1.0 ± 2.8", "0.0 ± 0.0", "-"]
+    assert lines[-1].startswith("- to the best: mean over tasks minus that of the best entry")
+
+
+def test_a_single_seed_has_a_difference_without_deviation() -> None:
+    (comparison,) = compare([run(name="x", test=0.5), run(name="y", test=0.75)])
+
+    assert "| x | 50.0 | -25.0 | 1,000 |" in comparison_grid(comparison).to_markdown()
+
+
 def test_terminal_shows_the_same_figures() -> None:
     printed = io.StringIO()
     Console(file=printed, width=200).print(comparison_grid(compare(RUNS)[0]).to_rich())
