@@ -1,16 +1,21 @@
 """The shared graph: made once per backbone, never per task."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from lspt_serve.bank import Bank, prompts_axes
 from lspt_serve.bundle import BackboneRef, Bundle, MethodRef
+from lspt_serve.export.fresh import (
+    Inputs,
+    free_shapes,
+    fresh_task,
+    method_tensors,
+    with_one_more_prompt,
+)
 from lspt_serve.export.parity import Predict, check_parity, create_session
 from lspt_serve.export.to_onnx import TRACED, write_onnx
 from lspt_serve.export.wrapper import SharedGraph, create_model
@@ -25,16 +30,13 @@ from lspt_serve.graph import (
     PLACE,
     SLOTS,
     SPEC_FILE,
-    Dim,
     GraphSpec,
 )
-from lspt_serve.models import Backbone, PromptedViT, create_prompted_vit
+from lspt_serve.models import Backbone, PromptedViT
 from lspt_serve.reference import Reference, reference_images
 
 __all__ = ["export_graph"]
 
-NOISE = 0.1
-NUM_CLASSES = 10  # of a freshly initialised task; its head stays outside the graph
 REFERENCE_ROWS = 8
 EXAMPLE = [row % 2 for row in range(TRACED)]  # the slots of the batch to trace with
 AXES = {
@@ -43,7 +45,6 @@ AXES = {
     BACK: {0: BATCH},
     NUM_PROMPTS: {0: "tasks"},
 }
-Inputs = dict[str, list[Dim]]
 
 
 def export_graph(backbone: Backbone, out: Path, *, like: Bundle | None = None) -> GraphSpec:
@@ -63,11 +64,10 @@ def export_graph(backbone: Backbone, out: Path, *, like: Bundle | None = None) -
         GraphError: the graph disagrees with torch.
         OutputError: OUT cannot be written.
     """
-    first = create_model(backbone, like) if like else _fresh(backbone, MethodRef(name="lspt"))
-    method = MethodRef(name=first.method.name, options=asdict(first.method.settings))
-    second = _fresh(backbone, _with_one_more_prompt(method), pool=first.pool)
+    first = create_model(backbone, like) if like else fresh_task(backbone, "lspt")
+    second = with_one_more_prompt(backbone, first)
     tasks = {like.name if like else "fresh": first, "fresh, one more prompt": second}
-    inputs = _free_shapes(first, second)
+    inputs = free_shapes(method_tensors(first), method_tensors(second))
     feed = _fill(Bank(inputs, len(tasks)), tasks.values()).feed(EXAMPLE)
     traced = {name: torch.from_numpy(array) for name, array in feed.items()}
     tensors = {name: traced.pop(name) for name in inputs}
@@ -82,7 +82,7 @@ def export_graph(backbone: Backbone, out: Path, *, like: Bundle | None = None) -
         )
         spec = GraphSpec(
             backbone=BackboneRef(source=backbone.source, sha256=backbone.sha256),
-            method=method.model_copy(update={"options": first.method.settings.graph_options()}),
+            method=MethodRef(name=first.method.name, options=first.method.settings.graph_options()),
             pool=first.pool,
             preprocess=like.manifest.preprocess if like else backbone.preprocess,
             num_features=first.head.in_features,
@@ -96,26 +96,6 @@ def export_graph(backbone: Backbone, out: Path, *, like: Bundle | None = None) -
         _refer(list(tasks.values()), backbone.preprocess.img_size).save(folder)
         (folder / SPEC_FILE).write_text(spec.model_dump_json(indent=2) + "\n", "utf-8")
     return spec
-
-
-def _fresh(backbone: Backbone, method: MethodRef, *, pool: str | None = None) -> PromptedViT:
-    """A task as it is before training, without zeros, which would hide what comes before them."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = create_prompted_vit(
-            backbone, method.name, num_classes=NUM_CLASSES, pool=pool, **method.options
-        )
-        for tensor in model.method.parameters():
-            if not tensor.any():
-                torch.nn.init.trunc_normal_(tensor, std=NOISE)
-    return model
-
-
-def _with_one_more_prompt(method: MethodRef) -> MethodRef:
-    options = dict(method.options)
-    if NUM_PROMPTS in options:
-        options[NUM_PROMPTS] += 1
-    return method.model_copy(update={"options": options})
 
 
 def _predictor(path: Path, inputs: Inputs, tasks: Sequence[PromptedViT]) -> Predict:
@@ -155,26 +135,7 @@ def _fill(bank: Bank, tasks: Iterable[PromptedViT]) -> Bank:
 
 
 def _arrays(model: PromptedViT) -> dict[str, NDArray[np.float32]]:
-    return {name: tensor.numpy() for name, tensor in _method_tensors(model).items()}
-
-
-def _method_tensors(model: PromptedViT) -> dict[str, Tensor]:
-    return {
-        f"method.{name}": tensor.detach()
-        for name, tensor in sorted(model.method.named_parameters())
-    }
-
-
-def _free_shapes(first: PromptedViT, second: PromptedViT) -> Inputs:
-    """The shape of every tensor; where a task with one more prompt differs the size is a name."""
-    wider = _method_tensors(second)
-    return {
-        name: [
-            size if size == wide else NUM_PROMPTS
-            for size, wide in zip(tensor.shape, wider[name].shape, strict=True)
-        ]
-        for name, tensor in _method_tensors(first).items()
-    }
+    return {name: tensor.numpy() for name, tensor in method_tensors(model).items()}
 
 
 def _axes(inputs: Inputs) -> dict[str, dict[int, str]]:

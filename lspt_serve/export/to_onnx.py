@@ -5,7 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx_ir as ir
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.export import Dim
 
@@ -25,6 +28,7 @@ def write_onnx(
     inputs: Mapping[str, Any] | None = None,
     axes: Mapping[str, Any] | None = None,
     metadata: Mapping[str, str] | None = None,
+    defaults: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> None:
     """Trace `module` and write it; weights of more than 2 GB go into a second file beside it.
 
@@ -33,6 +37,7 @@ def write_onnx(
         inputs: further keyword arguments of the module's forward: (nested) tensors by name.
         axes: the names of their free axes, in the same nesting.
         metadata: goes into the file's metadata_props.
+        defaults: of inputs that need not be fed.
     """
     inputs = {name: nested for name, nested in (inputs or {}).items() if nested}
     axes = {name: nested for name, nested in (axes or {}).items() if name in inputs}
@@ -51,6 +56,11 @@ def write_onnx(
         )
     assert program is not None
     program.model.metadata_props.update(metadata or {})
+    graph = program.model.graph
+    free = {value.name: value for value in graph.inputs}
+    for name, array in (defaults or {}).items():
+        free[name].const_value = ir.tensor(array, name=name)
+        graph.register_initializer(free[name])
     program.save(path)
 
 

@@ -1,4 +1,4 @@
-"""The two modules that are exported. Both call the model's own forward; neither repeats it.
+"""The modules that are exported. All call the model's own forward; none repeats it.
 
 B batch, F pooled features, K classes.
 """
@@ -16,7 +16,7 @@ from lspt_serve.graph import BACK, NUM_PROMPTS, PLACE, SLOTS
 from lspt_serve.models import Backbone, PromptedViT, check_bundled, create_prompted_vit
 from lspt_serve.models.rows import ManyTasks, OneTask, Rows
 
-__all__ = ["BakedGraph", "SharedGraph", "create_model"]
+__all__ = ["BakedGraph", "OneTaskGraph", "SharedGraph", "create_model"]
 
 NO_TENSORS: Mapping[str, Tensor] = MappingProxyType({})  # a linear probe has none
 
@@ -96,6 +96,23 @@ class SharedGraph(nn.Module):
         if axis is None:
             return tensor.index_select(0, slots)
         return tensor.index_select(1, slots).movedim(0, axis + 1)
+
+
+class OneTaskGraph(nn.Module):
+    """All tensors of one task are inputs, its head's too."""
+
+    def __init__(self, model: PromptedViT) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Images (B x 3 x H x W) to probabilities (B x K).
+
+        Args:
+            tensors: of the task, as a bundle holds them.
+        """
+        logits: Tensor = functional_call(self.model, dict(tensors), (images,))
+        return logits.softmax(dim=-1)
 
 
 class BakedGraph(nn.Module):

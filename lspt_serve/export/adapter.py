@@ -1,0 +1,147 @@
+"""Tasks as adapters of ONNX Runtime, for its users in C++, C#, Java and other languages.
+
+One model for every task of a backbone and method, and a file of tensors for each task.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from lspt_serve.bundle import Bundle
+from lspt_serve.errors import GraphError, first_line
+from lspt_serve.export.fresh import free_shapes, method_tensors, with_one_more_prompt
+from lspt_serve.export.parity import check_parity, create_session
+from lspt_serve.export.to_onnx import write_onnx
+from lspt_serve.export.wrapper import OneTaskGraph, create_model
+from lspt_serve.files import atomic_file
+from lspt_serve.graph import IMAGES, PROBABILITIES, ParityRow
+from lspt_serve.models import Backbone, PromptedViT
+
+__all__ = ["ADAPTER_MODEL", "export_adapter"]
+
+ADAPTER_MODEL = "model.onnx"
+LABELS = "labels"  # the free axis of a head
+
+
+def export_adapter(backbone: Backbone, bundle: Bundle, out: Path) -> list[ParityRow]:
+    """Write OUT/NAME.onnx_adapter and OUT/NAME.json, and OUT/model.onnx unless it is there.
+
+    The model takes normalised images (B x 3 x H x W) and, as inputs that an active adapter fills,
+    the tensors of a task; it gives probabilities (B x K). Its own values of these inputs are NaN:
+    a tensor that no adapter brings makes no answer, rather than that of another task. NAME.json
+    holds labels and preprocessing. Written only after the answers agreed with torch in fp32.
+
+    Raises:
+        BundleError: the bundle belongs to another backbone or size of images.
+        GraphError: OUT/model.onnx is of another backbone, method or option, or the answers
+            disagree with torch's.
+        OutputError: OUT cannot be written.
+    """
+    model = create_model(backbone, bundle)
+    out.mkdir(parents=True, exist_ok=True)
+    metadata = _metadata(backbone, bundle, model)
+    if (out / ADAPTER_MODEL).exists():
+        _check_same(out / ADAPTER_MODEL, metadata)
+    else:
+        _write_model(backbone, model, out / ADAPTER_MODEL, metadata)
+    with atomic_file(out / f"{bundle.name}.onnx_adapter") as path:
+        _write_adapter(bundle, path)
+        parity = _check(model, bundle, out / ADAPTER_MODEL, path, backbone.preprocess.img_size)
+    with atomic_file(out / f"{bundle.name}.json") as path:
+        path.write_text(json.dumps(_describe(bundle), indent=2) + "\n", "utf-8")
+    return parity
+
+
+def _metadata(backbone: Backbone, bundle: Bundle, model: PromptedViT) -> dict[str, str]:
+    """What all tasks of one model have in common."""
+    preprocess = bundle.manifest.preprocess
+    return {
+        "backbone_sha256": backbone.sha256,
+        "method": model.method.name,
+        "options": json.dumps(model.method.settings.graph_options()),
+        "pool": model.pool,
+        "img_size": str(preprocess.img_size),
+        "mean": json.dumps(preprocess.mean),
+        "std": json.dumps(preprocess.std),
+    }
+
+
+def _describe(bundle: Bundle) -> dict[str, Any]:
+    manifest = bundle.manifest
+    return {
+        "task": manifest.name,
+        "version": manifest.version,
+        "labels": list(manifest.labels),
+        "preprocess": asdict(manifest.preprocess),
+    }
+
+
+def _check_same(path: Path, metadata: dict[str, str]) -> None:
+    try:
+        session = create_session(path)
+    except Exception as error:  # ONNX Runtime has no common base for what it raises
+        raise GraphError(f"{path}: ONNX Runtime cannot load it: {first_line(error)}") from error
+    theirs = session.get_modelmeta().custom_metadata_map
+    for name, ours in metadata.items():
+        if theirs.get(name) != ours:
+            raise GraphError(
+                f"{path} is of {name} {theirs.get(name)}, the bundle wants {ours}; give another "
+                f"--out"
+            )
+
+
+def _write_model(
+    backbone: Backbone, model: PromptedViT, path: Path, metadata: dict[str, str]
+) -> None:
+    tensors = {name: tensor.detach() for name, tensor in model.task_tensors().items()}
+    of_method = method_tensors(model)
+    shapes = free_shapes(of_method, method_tensors(with_one_more_prompt(backbone, model)))
+    axes: dict[str, dict[int, str]] = {
+        name: {axis: size for axis, size in enumerate(shape) if isinstance(size, str)}
+        for name, shape in shapes.items()
+    }
+    axes |= {"head.weight": {0: LABELS}, "head.bias": {0: LABELS}}
+    with atomic_file(path) as temporary:
+        write_onnx(
+            OneTaskGraph(model),
+            temporary,
+            img_size=backbone.preprocess.img_size,
+            output=PROBABILITIES,
+            inputs={"tensors": tensors},
+            axes={"tensors": {name: axes[name] for name in tensors}},
+            metadata=metadata,
+            defaults={name: np.full_like(t.numpy(), np.nan) for name, t in tensors.items()},
+        )
+
+
+def _write_adapter(bundle: Bundle, path: Path) -> None:
+    adapter = onnxruntime.AdapterFormat()
+    adapter.set_adapter_version(bundle.manifest.version)
+    adapter.set_model_version(1)
+    values = {
+        name: onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(tensor))
+        for name, tensor in bundle.tensors.items()
+    }
+    adapter.set_parameters(values)
+    adapter.export_adapter(str(path.resolve()))
+
+
+def _check(
+    model: PromptedViT, bundle: Bundle, graph: Path, adapter: Path, img_size: int
+) -> list[ParityRow]:
+    session = create_session(graph)
+    loaded = onnxruntime.LoraAdapter()
+    loaded.Load(str(adapter.resolve()))
+    options = onnxruntime.RunOptions()
+    options.add_active_adapter(loaded)
+
+    def predict(images: NDArray[np.float32], _: Sequence[PromptedViT]) -> list[NDArray[np.float32]]:
+        return list(session.run([PROBABILITIES], {IMAGES: images}, options)[0])
+
+    return check_parity(predict, {bundle.name: model}, img_size, softmax=True)

@@ -1,0 +1,57 @@
+"""Tasks to export with: fresh ones, and which sizes of a task's tensors are free in a graph."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lspt_serve.graph import NUM_PROMPTS, Dim
+from lspt_serve.models import Backbone, PromptedViT, create_prompted_vit
+
+__all__ = ["Inputs", "free_shapes", "fresh_task", "method_tensors", "with_one_more_prompt"]
+
+NOISE = 0.1
+NUM_CLASSES = 10
+Inputs = dict[str, list[Dim]]
+
+
+def fresh_task(
+    backbone: Backbone, method: str, *, pool: str | None = None, **options: Any
+) -> PromptedViT:
+    """A task as it is before training, without zeros, which would hide what comes before them."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = create_prompted_vit(backbone, method, num_classes=NUM_CLASSES, pool=pool, **options)
+        for tensor in model.method.parameters():
+            if not tensor.any():
+                torch.nn.init.trunc_normal_(tensor, std=NOISE)
+    return model
+
+
+def with_one_more_prompt(backbone: Backbone, model: PromptedViT) -> PromptedViT:
+    """A fresh task of the same method and options, with one more prompt where it has any."""
+    options = asdict(model.method.settings)
+    if NUM_PROMPTS in options:
+        options[NUM_PROMPTS] += 1
+    return fresh_task(backbone, model.method.name, pool=model.pool, **options)
+
+
+def method_tensors(model: PromptedViT) -> dict[str, Tensor]:
+    """The tensors of the prompt method, as a bundle names them, in order."""
+    return {
+        f"method.{name}": tensor.detach()
+        for name, tensor in sorted(model.method.named_parameters())
+    }
+
+
+def free_shapes(tensors: Mapping[str, Tensor], wider: Mapping[str, Tensor]) -> Inputs:
+    """The shape of every tensor; where a task with one more prompt differs the size is a name."""
+    return {
+        name: [
+            size if size == wide else NUM_PROMPTS
+            for size, wide in zip(tensor.shape, wider[name].shape, strict=True)
+        ]
+        for name, tensor in tensors.items()
+    }

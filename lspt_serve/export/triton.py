@@ -1,0 +1,134 @@
+"""A model repository for NVIDIA Triton: every task in one model, or one task in a model of its own.
+
+DIR/lspt/         python backend: the service's own runtime; image and task in, labels out
+    config.pbtxt  1/model.py  graph/  bundles/
+DIR/lspt-graph/   onnxruntime backend: the shared graph alone, for `--engine triton`
+    config.pbtxt  1/model.onnx
+DIR/NAME/         onnxruntime backend: one task baked in; images in, probabilities out
+    config.pbtxt  1/model.onnx  labels.txt
+"""
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as triton
+
+from lspt_serve.bundle import Bundle
+from lspt_serve.export.baked import export_bundle
+from lspt_serve.export.shared import export_graph
+from lspt_serve.files import atomic_folder
+from lspt_serve.graph import (
+    BACK,
+    FEATURES,
+    GRAPH_FILE,
+    IMAGES,
+    NUM_PROMPTS,
+    PLACE,
+    PROBABILITIES,
+    SLOTS,
+    GraphSpec,
+    ParityRow,
+)
+from lspt_serve.models import Backbone
+
+__all__ = [
+    "CONFIG_FILE",
+    "SHARED_GRAPH",
+    "SHARED_MODEL",
+    "export_task_to_triton",
+    "export_to_triton",
+]
+
+CONFIG_FILE = "config.pbtxt"
+SHARED_MODEL, SHARED_GRAPH = "lspt", "lspt-graph"
+MAX_BATCH_SIZE = 32
+MODEL_PY = "from lspt_serve.triton import TritonPythonModel  # noqa: F401\n"
+
+
+def export_to_triton(
+    backbone: Backbone, repository: Path, *, like: Bundle | None = None
+) -> GraphSpec:
+    """Write REPOSITORY/lspt and REPOSITORY/lspt-graph; bundles go into REPOSITORY/lspt/bundles.
+
+    Raises as `export_graph` does.
+    """
+    with atomic_folder(repository / SHARED_MODEL) as folder:
+        spec = export_graph(backbone, folder / "graph", like=like)
+        (folder / "bundles").mkdir()
+        (folder / "1").mkdir()
+        (folder / "1" / "model.py").write_text(MODEL_PY, "utf-8")
+        _write(folder / CONFIG_FILE, _shared_model())
+        with atomic_folder(repository / SHARED_GRAPH) as beside:
+            (beside / "1").mkdir()
+            for file in (folder / "graph").glob(f"{GRAPH_FILE}*"):  # large weights are in a second
+                shutil.copy(file, beside / "1" / file.name)
+            _write(beside / CONFIG_FILE, _shared_graph(spec))
+    return spec
+
+
+def export_task_to_triton(backbone: Backbone, bundle: Bundle, repository: Path) -> list[ParityRow]:
+    """Write REPOSITORY/NAME, named after the task; raises as `export_bundle` does."""
+    with atomic_folder(repository / bundle.name) as folder:
+        parity = export_bundle(backbone, bundle, folder / "1" / "model.onnx")
+        (folder / "labels.txt").write_text("".join(f"{name}\n" for name in bundle.labels), "utf-8")
+        _write(folder / CONFIG_FILE, _task(bundle))
+    return parity
+
+
+def _write(path: Path, config: Any) -> None:
+    path.write_text(text_format.MessageToString(config), "utf-8")
+
+
+def _shared_model() -> Any:
+    """Dynamic batching hands all waiting requests over; the runtime mixes their tasks."""
+    config = triton.ModelConfig(name=SHARED_MODEL, backend="python", max_batch_size=MAX_BATCH_SIZE)
+    config.input.add(name="image", data_type=triton.TYPE_STRING, dims=[1])
+    config.input.add(name="task", data_type=triton.TYPE_STRING, dims=[1])
+    config.input.add(name="top_k", data_type=triton.TYPE_INT32, dims=[1], optional=True)
+    config.output.add(name="label", data_type=triton.TYPE_STRING, dims=[-1])
+    config.output.add(name="score", data_type=triton.TYPE_FP32, dims=[-1])
+    config.dynamic_batching.SetInParent()
+    config.instance_group.add(count=1, kind=triton.ModelInstanceGroup.KIND_CPU)
+    settings = {"graph": "graph", "bundles": "bundles", "engine": "auto", "precision": "fp32"}
+    for name, value in settings.items():
+        config.parameters[name].string_value = value
+    return config
+
+
+def _shared_graph(spec: GraphSpec) -> Any:
+    """Its rows come sorted by task, and so does its batch: Triton cannot batch them further."""
+    config = triton.ModelConfig(name=SHARED_GRAPH, backend="onnxruntime", max_batch_size=0)
+    img_size = spec.preprocess.img_size
+    config.input.add(name=IMAGES, data_type=triton.TYPE_FP32, dims=[-1, 3, img_size, img_size])
+    for name, shape in spec.inputs.items():
+        sizes = [size for size in shape if isinstance(size, int)]
+        first = [-1, -1] if len(sizes) < len(shape) else [-1]
+        config.input.add(name=name, data_type=triton.TYPE_FP32, dims=[*first, *sizes])
+    if spec.inputs:
+        for name, axes in ((SLOTS, 1), (PLACE, 2), (BACK, 1), (NUM_PROMPTS, 1)):
+            config.input.add(name=name, data_type=triton.TYPE_INT64, dims=[-1] * axes)
+    config.output.add(name=FEATURES, data_type=triton.TYPE_FP32, dims=[-1, spec.num_features])
+    config.parameters["backbone_sha256"].string_value = spec.backbone.sha256
+    return config
+
+
+def _task(bundle: Bundle) -> Any:
+    preprocess = bundle.manifest.preprocess
+    config = triton.ModelConfig(
+        name=bundle.name, backend="onnxruntime", max_batch_size=MAX_BATCH_SIZE
+    )
+    pixels = [3, preprocess.img_size, preprocess.img_size]
+    config.input.add(name=IMAGES, data_type=triton.TYPE_FP32, dims=pixels)
+    config.output.add(
+        name=PROBABILITIES,
+        data_type=triton.TYPE_FP32,
+        dims=[len(bundle.labels)],
+        label_filename="labels.txt",
+    )
+    config.dynamic_batching.SetInParent()
+    config.parameters["preprocess"].string_value = json.dumps(asdict(preprocess))
+    return config

@@ -1,0 +1,73 @@
+"""Where a server finds its parts and what it makes of them, under BentoML and under Triton."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lspt_serve.errors import SettingError
+from lspt_serve.runtime import (
+    ENGINES,
+    Classifier,
+    Device,
+    EngineName,
+    Precision,
+    PromptStore,
+    choose_engine,
+)
+
+__all__ = ["ServiceSettings", "load_classifier"]
+
+PREFIX = "LSPT_"
+
+
+class ServiceSettings(BaseModel):
+    """Each setting is an environment variable LSPT_NAME, or a parameter of a model in Triton."""
+
+    model_config = ConfigDict(frozen=True)
+
+    graph: Path = Path("graph")  # what `lspt export` wrote
+    bundles: Path = Path("bundles")  # a folder of what `lspt train` wrote
+    engine: Literal["auto", EngineName] = "auto"  # auto: the fastest on this machine
+    precision: Precision = "fp32"
+    device: Device = "auto"  # auto: a CUDA GPU where there is one
+    # how long an image may wait for others to share its batch; under load they come anyway
+    max_delay_ms: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)] = 0.0
+
+    @classmethod
+    def from_env(cls) -> Self:
+        """Raises SettingError for a value that there is not."""
+        keys = {name: PREFIX + name.upper() for name in cls.model_fields}
+        given = {name: os.environ[key] for name, key in keys.items() if key in os.environ}
+        return cls.from_words(given, keys)
+
+    @classmethod
+    def from_words(cls, given: Mapping[str, str], keys: Mapping[str, str]) -> Self:
+        """Settings that were given as text.
+
+        Args:
+            keys: what the settings are called where they were given.
+
+        Raises:
+            SettingError: a value that there is not.
+        """
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = str(first["loc"][0])
+            raise SettingError(f"{keys[name]} is {given[name]!r}: {first['msg']}") from error
+
+
+def load_classifier(settings: ServiceSettings) -> Classifier:
+    """Load the graph and all bundles that fit it; raises GraphError and BundleError."""
+    engine = choose_engine(
+        settings.graph,
+        names=ENGINES if settings.engine == "auto" else [settings.engine],
+        precision=settings.precision,
+        device=settings.device,
+    )
+    store = PromptStore(settings.bundles, engine.graph)
+    return Classifier(engine, store, max_delay_s=settings.max_delay_ms / 1000)

@@ -1,0 +1,94 @@
+"""Triton's python backend: the classifier of the service as a model of Triton's.
+
+`lspt export --triton-repository` writes a model.py that imports this. Only Triton's own processes
+can, for they have the utilities of its backend. Inputs and outputs are in config.pbtxt.
+"""
+
+import json
+import logging
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from numpy.typing import NDArray
+
+from lspt_serve.bundle import Bundle
+from lspt_serve.errors import LSPTError
+from lspt_serve.preprocess import preprocess_image
+from lspt_serve.runtime import Watch, top_labels
+from lspt_serve.settings import ServiceSettings, load_classifier
+
+__all__ = ["TritonPythonModel"]
+
+TOP_K = 5
+logger = logging.getLogger(__name__)
+Answer = tuple[Bundle, NDArray[np.float32]]  # probabilities (K)
+
+
+class TritonPythonModel:
+    """Rows of `image` (the bytes of a file) and `task` to `label` and `score`, best first.
+
+    Rows of all requests that Triton's dynamic batching hands over share the batches of one engine.
+    A request is refused as a whole, with the reason, if one of its rows is.
+    """
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load graph and bundles, which config.pbtxt's parameters name relative to its folder."""
+        folder = Path(args["model_repository"])
+        given = {
+            name: value["string_value"]
+            for name, value in json.loads(args["model_config"])["parameters"].items()
+            if name in ServiceSettings.model_fields
+        }
+        for name in ("graph", "bundles"):
+            given[name] = str(folder / given[name])
+        settings = ServiceSettings.from_words(given, {name: name for name in given})
+        self.classifier = load_classifier(settings)
+        self.watch = Watch(self.classifier.store)
+        self.decoders = ThreadPoolExecutor(thread_name_prefix="decode")
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer all requests; their rows are decoded at once and run together."""
+        rows = [list(map(self._submit, *_rows(request))) for request in requests]
+        return [_respond(request, own) for request, own in zip(requests, rows, strict=True)]
+
+    def finalize(self) -> None:
+        """Answer what waits and stop."""
+        self.watch.close()
+        self.decoders.shutdown()
+        self.classifier.close()
+
+    def _submit(self, image: bytes, task: bytes) -> "Future[Answer]":
+        return self.decoders.submit(self._answer, image, task.decode("utf-8", "replace"))
+
+    def _answer(self, image: bytes, task: str) -> Answer:
+        bundle = self.classifier.store[task]
+        pixels = preprocess_image(image, bundle.manifest.preprocess)
+        return bundle, self.classifier.submit(pixels, bundle).result()
+
+
+def _rows(request: Any) -> tuple[list[bytes], list[bytes]]:
+    images, tasks = (
+        pb_utils.get_input_tensor_by_name(request, name).as_numpy().ravel().tolist()
+        for name in ("image", "task")
+    )
+    return images, tasks
+
+
+def _respond(request: Any, rows: "list[Future[Answer]]") -> Any:
+    try:
+        answers = [row.result() for row in rows]
+    except LSPTError as error:
+        return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
+    given = pb_utils.get_input_tensor_by_name(request, "top_k")
+    k = TOP_K if given is None else max(1, int(given.as_numpy().max()))
+    best = [top_labels(probabilities, bundle, k) for bundle, probabilities in answers]
+    shape = len(best), max(map(len, best))
+    labels, scores = np.full(shape, b"", object), np.zeros(shape, np.float32)
+    for row, predictions in enumerate(best):
+        labels[row, : len(predictions)] = [p.label.encode() for p in predictions]
+        scores[row, : len(predictions)] = [p.score for p in predictions]
+    tensors = [pb_utils.Tensor("label", labels), pb_utils.Tensor("score", scores)]
+    return pb_utils.InferenceResponse(output_tensors=tensors)

@@ -1,0 +1,158 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from numpy.typing import NDArray
+from toys import corrupt, noise, random_bundle
+
+from lspt_serve.bundle import Bundle
+from lspt_serve.errors import GraphError
+from lspt_serve.export import create_model, export_adapter
+from lspt_serve.export.adapter import ADAPTER_MODEL
+from lspt_serve.graph import IMAGES, PROBABILITIES
+from lspt_serve.models import Backbone
+
+Array = NDArray[np.float32]
+
+
+@pytest.fixture(scope="module")
+def bundles(tiny_backbone: Backbone) -> list[Bundle]:
+    return [
+        random_bundle(tiny_backbone, name="colour", num_prompts=3),
+        random_bundle(tiny_backbone, name="parity", labels=["even", "odd"], num_prompts=5, seed=1),
+    ]
+
+
+@pytest.fixture(scope="module")
+def out(
+    tiny_backbone: Backbone, bundles: list[Bundle], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    folder = tmp_path_factory.mktemp("adapters") / "new"
+    for bundle in bundles:
+        export_adapter(tiny_backbone, bundle, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def session(out: Path) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(out / ADAPTER_MODEL, providers=["CPUExecutionProvider"])
+
+
+def run(session: onnxruntime.InferenceSession, adapter: Path, images: Array) -> Array:
+    loaded = onnxruntime.LoraAdapter()
+    loaded.Load(str(adapter))
+    options = onnxruntime.RunOptions()
+    options.add_active_adapter(loaded)
+    return session.run([PROBABILITIES], {IMAGES: images}, options)[0]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7])
+def test_one_model_answers_for_every_task_whose_adapter_is_active(
+    tiny_backbone: Backbone,
+    bundles: list[Bundle],
+    out: Path,
+    session: onnxruntime.InferenceSession,
+    batch_size: int,
+) -> None:
+    images = noise(batch_size)
+    for bundle in [*bundles, bundles[0]]:
+        with torch.inference_mode():
+            model = create_model(tiny_backbone, bundle)
+            wanted = model(torch.from_numpy(images)).softmax(dim=-1).numpy()
+
+        got = run(session, out / f"{bundle.name}.onnx_adapter", images)
+
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5)
+
+
+def test_images_alone_have_to_be_fed(session: onnxruntime.InferenceSession) -> None:
+    assert [(i.name, i.shape) for i in session.get_inputs()] == [(IMAGES, ["batch", 3, 32, 32])]
+
+
+def test_without_an_adapter_there_is_no_answer(session: onnxruntime.InferenceSession) -> None:
+    (got,) = session.run([PROBABILITIES], {IMAGES: noise(2)})
+
+    assert np.isnan(got).all()
+
+
+def test_adapter_that_lacks_a_tensor_gives_no_answer(
+    bundles: list[Bundle], session: onnxruntime.InferenceSession, tmp_path: Path
+) -> None:
+    for missing in bundles[0].tensors:
+        adapter = onnxruntime.AdapterFormat()
+        adapter.set_parameters(
+            {
+                name: onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(tensor))
+                for name, tensor in bundles[0].tensors.items()
+                if name != missing
+            }
+        )
+        adapter.export_adapter(str(tmp_path / "partial.onnx_adapter"))
+
+        got = run(session, tmp_path / "partial.onnx_adapter", noise(1))
+
+        assert np.isnan(got).all(), missing
+
+
+def test_labels_and_preprocessing_are_beside_it(bundles: list[Bundle], out: Path) -> None:
+    record = json.loads((out / "parity.json").read_text())
+
+    assert record["labels"] == ["even", "odd"]
+    assert (record["task"], record["version"]) == ("parity", 1)
+    assert record["preprocess"]["img_size"] == 32
+    assert record["preprocess"]["mean"] == [0.5, 0.5, 0.5]
+
+
+def test_model_is_written_once(tiny_backbone: Backbone, bundles: list[Bundle], out: Path) -> None:
+    before = (out / ADAPTER_MODEL).stat().st_mtime_ns
+
+    export_adapter(tiny_backbone, bundles[0], out)
+
+    assert (out / ADAPTER_MODEL).stat().st_mtime_ns == before
+    assert {path.name for path in out.iterdir()} == {
+        ADAPTER_MODEL,
+        *(f"{name}.{end}" for name in ("colour", "parity") for end in ("onnx_adapter", "json")),
+    }
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("vpt-shallow", {"num_prompts": 3}, "is of method lspt, the bundle wants vpt-shallow"),
+        ("lspt", {"num_prompts": 3, "gspc": False}, "is of options .*, the bundle wants "),
+    ],
+)
+def test_model_of_other_tasks_is_not_used(
+    tiny_backbone: Backbone, out: Path, method: str, options: dict[str, Any], message: str
+) -> None:
+    other = random_bundle(tiny_backbone, name="other", method=method, **options)
+
+    with pytest.raises(GraphError, match=rf"model\.onnx {message}.*give another --out"):
+        export_adapter(tiny_backbone, other, out)
+
+    assert not (out / "other.onnx_adapter").exists()
+
+
+def test_model_that_disagrees_with_torch_gets_no_adapter(
+    tiny_backbone: Backbone, bundles: list[Bundle], out: Path, tmp_path: Path
+) -> None:
+    (tmp_path / ADAPTER_MODEL).write_bytes((out / ADAPTER_MODEL).read_bytes())
+    corrupt(tmp_path / ADAPTER_MODEL)
+
+    with pytest.raises(GraphError, match="disagrees with torch"):
+        export_adapter(tiny_backbone, bundles[0], tmp_path)
+
+    assert {path.name for path in tmp_path.iterdir()} == {ADAPTER_MODEL}
+
+
+def test_file_that_is_no_model_is_refused(
+    tiny_backbone: Backbone, bundles: list[Bundle], tmp_path: Path
+) -> None:
+    (tmp_path / ADAPTER_MODEL).write_bytes(b"no model")
+
+    with pytest.raises(GraphError, match=r"model\.onnx: ONNX Runtime cannot load it"):
+        export_adapter(tiny_backbone, bundles[0], tmp_path)
