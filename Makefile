@@ -22,7 +22,7 @@ serve: quickstart ## train the quickstart's tasks if need be, then serve them (P
 
 quickstart: $(TASKS:%=bundles/%/bundle.json) build/linear/digit/bundle.json graph/graph.json
 
-test: $(VENV)/dev ## every check and test
+test: $(VENV)/dev $(VENV)/tritonserver/ready ## every check and test
 	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/check
 	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/test
 
@@ -41,11 +41,19 @@ $(VENV)/train: pyproject.toml constraints.txt
 	@echo "installing the packages (about 6 GB, torch with CUDA most of it) into $(VENV)"
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) pip
-	$(PIP) --editable '.[train,openvino,examples]'
+	$(PIP) --editable '.[train,openvino,triton,examples]'
 	@touch $@
 
 $(VENV)/dev: $(VENV)/train
 	$(PIP) --editable '.[datasets]' --group dev
+	@touch $@
+
+# A tritonserver for the tests, where there is one for this machine; its python wants an older numpy.
+$(VENV)/tritonserver/ready: requirements-tritonserver.txt $(VENV)/dev
+	@echo "installing a tritonserver for the tests (370 MB)"
+	@rm -rf $(@D)
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/pip --disable-pip-version-check install --quiet --requirement $< || rm -rf $(@D)/lib
 	@touch $@
 
 # The quickstart: real scans as class folders, three bundles, a linear probe beside them, one graph.

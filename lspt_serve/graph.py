@@ -27,6 +27,8 @@ __all__ = [
     "REFERENCE_FILE",
     "SLOTS",
     "SPEC_FILE",
+    "TRITON_CONFIG",
+    "TRITON_MODEL",
     "Dim",
     "GraphSpec",
     "ParityRow",
@@ -35,6 +37,7 @@ __all__ = [
 ]
 
 GRAPH_FILE, SPEC_FILE, REFERENCE_FILE = "graph.onnx", "graph.json", "reference.safetensors"
+TRITON_CONFIG, TRITON_MODEL = "config.pbtxt", "lspt"  # in a model repository of NVIDIA Triton
 IMAGES, FEATURES, PROBABILITIES, BATCH = "images", "features", "probabilities", "batch"
 SLOTS, PLACE, BACK, NUM_PROMPTS = "slots", "place", "back", "num_prompts"  # whose row is whose
 FORMAT_VERSION: Literal[2] = 2  # 1 took the tensors of one task

@@ -8,69 +8,17 @@ lspt_serve.api are mounted beside them, for bytes must be checked before anythin
 
 import gc
 import logging
-import os
-from pathlib import Path
-from typing import Annotated, Literal, Self
 
 import bentoml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lspt_serve.api import create_app
-from lspt_serve.errors import SettingError
-from lspt_serve.runtime import (
-    ENGINES,
-    Classifier,
-    Device,
-    EngineName,
-    Precision,
-    PromptStore,
-    Watch,
-    choose_engine,
-)
+from lspt_serve.runtime import Watch
+from lspt_serve.settings import ServiceSettings, load_classifier
 
-__all__ = ["LSPTService", "ServiceSettings", "load_classifier"]
+__all__ = ["LSPTService"]
 
-PREFIX = "LSPT_"
 logger = logging.getLogger(__name__)
 app = create_app()
-
-
-class ServiceSettings(BaseModel):
-    """Where the service finds its parts; each setting is an environment variable LSPT_NAME."""
-
-    model_config = ConfigDict(frozen=True)
-
-    graph: Path = Path("graph")  # what `lspt export` wrote
-    bundles: Path = Path("bundles")  # a folder of what `lspt train` wrote
-    engine: Literal["auto", EngineName] = "auto"  # auto: the fastest on this machine
-    precision: Precision = "fp32"
-    device: Device = "auto"  # auto: a CUDA GPU where there is one
-    # how long an image may wait for others to share its batch; under load they come anyway
-    max_delay_ms: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)] = 0.0
-
-    @classmethod
-    def from_env(cls) -> Self:
-        """Raises SettingError for a value that there is not."""
-        variables = {name: PREFIX + name.upper() for name in cls.model_fields}
-        values = {name: os.environ[key] for name, key in variables.items() if key in os.environ}
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = variables[str(first["loc"][0])]
-            raise SettingError(f"{key} is {os.environ[key]!r}: {first['msg']}") from error
-
-
-def load_classifier(settings: ServiceSettings) -> Classifier:
-    """Load the graph and all bundles that fit it; raises GraphError and BundleError."""
-    engine = choose_engine(
-        settings.graph,
-        names=ENGINES if settings.engine == "auto" else [settings.engine],
-        precision=settings.precision,
-        device=settings.device,
-    )
-    store = PromptStore(settings.bundles, engine.graph)
-    return Classifier(engine, store, max_delay_s=settings.max_delay_ms / 1000)
 
 
 @bentoml.service(name="lspt", traffic={"timeout": 60})

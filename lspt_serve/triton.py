@@ -15,7 +15,7 @@ import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
 from lspt_serve.bundle import Bundle
-from lspt_serve.errors import LSPTError
+from lspt_serve.errors import LSPTError, OverloadedError, UnknownTaskError
 from lspt_serve.preprocess import preprocess_image
 from lspt_serve.runtime import Watch, top_labels
 from lspt_serve.settings import ServiceSettings, load_classifier
@@ -77,11 +77,20 @@ def _rows(request: Any) -> tuple[list[bytes], list[bytes]]:
     return images, tasks
 
 
+def _code(error: LSPTError) -> Any:
+    """Triton's codes, which HTTP has as 404, 503 and 400."""
+    if isinstance(error, UnknownTaskError):
+        return pb_utils.TritonError.NOT_FOUND
+    if isinstance(error, OverloadedError):
+        return pb_utils.TritonError.UNAVAILABLE
+    return pb_utils.TritonError.INVALID_ARG
+
+
 def _respond(request: Any, rows: "list[Future[Answer]]") -> Any:
     try:
         answers = [row.result() for row in rows]
     except LSPTError as error:
-        return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
+        return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), _code(error)))
     given = pb_utils.get_input_tensor_by_name(request, "top_k")
     k = TOP_K if given is None else max(1, int(given.as_numpy().max()))
     best = [top_labels(probabilities, bundle, k) for bundle, probabilities in answers]

@@ -1,7 +1,6 @@
 import json
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +13,7 @@ from lspt_serve.errors import BundleError, GraphError, SettingError
 from lspt_serve.export import create_model
 from lspt_serve.models import Backbone
 from lspt_serve.preprocess import preprocess_image
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)  # BentoML's own use of its libraries
-    from lspt_serve.service import ServiceSettings, load_classifier
+from lspt_serve.settings import ServiceSettings, load_classifier
 
 VARIABLES = {
     "LSPT_GRAPH": "/g",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import tritonclient.grpc
 import tritonclient.http
@@ -22,12 +23,11 @@ from tritonclient.utils import InferenceServerException
 
 from lspt_serve.bundle import Bundle, save_bundle
 from lspt_serve.export.triton import (
-    CONFIG_FILE,
     SHARED_GRAPH,
-    SHARED_MODEL,
     export_task_to_triton,
     export_to_triton,
 )
+from lspt_serve.graph import TRITON_CONFIG, TRITON_MODEL
 from lspt_serve.models import Backbone
 from lspt_serve.preprocess import preprocess_image
 from lspt_serve.runtime import Classifier, OnnxEngine, PromptStore, top_labels
@@ -35,6 +35,7 @@ from lspt_serve.runtime import Classifier, OnnxEngine, PromptStore, top_labels
 ROOT = Path(__file__).parents[1]
 VENV = ROOT / ".venv" / "tritonserver"  # set up by make test
 SERVER = VENV / f"lib/python{sysconfig.get_python_version()}/site-packages/pytriton/tritonserver"
+LIBRARIES = "nvidia_pytriton.libs"
 START_S = 120
 CLIENTS: dict[str, Any] = {"http": tritonclient.http, "grpc": tritonclient.grpc}
 
@@ -58,7 +59,7 @@ def repository(
     folder = tmp_path_factory.mktemp("triton") / "models"
     export_to_triton(tiny_backbone, folder)
     for bundle in bundles:
-        save_bundle(bundle, folder / SHARED_MODEL / "bundles" / bundle.name)
+        save_bundle(bundle, folder / TRITON_MODEL / "bundles" / bundle.name)
     return folder
 
 
@@ -95,13 +96,14 @@ def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     version = sysconfig.get_python_version()
     stub = SERVER / "python_backend_stubs" / version / "triton_python_backend_stub"
     shutil.copy(stub, folder / "backends" / "python")
-    shutil.copytree(repository / SHARED_MODEL, folder / "models" / SHARED_MODEL)
+    shutil.copytree(repository / TRITON_MODEL, folder / "models" / TRITON_MODEL)
     ports = {"http": free_port(), "grpc": free_port()}
     command = [str(SERVER / "bin" / "tritonserver"), "--allow-metrics=false"]
     command += [f"--model-repository={folder / 'models'}"]
     command += [f"--backend-directory={folder / 'backends'}"]
     command += [f"--{name}-port={port}" for name, port in ports.items()]
-    libraries = [sysconfig.get_config_var("LIBDIR"), os.environ.get("LD_LIBRARY_PATH", "")]
+    libraries = [sysconfig.get_config_var("LIBDIR"), str(SERVER.parents[1] / LIBRARIES)]
+    libraries += [os.environ.get("LD_LIBRARY_PATH", "")]
     environment = os.environ | {
         "PATH": f"{VENV / 'bin'}:{os.environ['PATH']}",
         "LD_LIBRARY_PATH": ":".join(filter(None, libraries)),
@@ -138,7 +140,7 @@ def ask(request: pytest.FixtureRequest, server: dict[str, int]) -> Ask:
         for name, number in numbers.items():
             inputs.append(library.InferInput(name, [len(images), 1], "INT32"))
             inputs[-1].set_data_from_numpy(np.full((len(images), 1), number, np.int32))
-        return client.infer(SHARED_MODEL, inputs)
+        return client.infer(TRITON_MODEL, inputs)
 
     return ask
 
@@ -146,8 +148,8 @@ def ask(request: pytest.FixtureRequest, server: dict[str, int]) -> Ask:
 @pytest.fixture(scope="module")
 def classifier(repository: Path) -> Iterator[Classifier]:
     """The local engine on the same graph and bundles."""
-    engine = OnnxEngine(repository / SHARED_MODEL / "graph", device="cpu")
-    store = PromptStore(repository / SHARED_MODEL / "bundles", engine.graph)
+    engine = OnnxEngine(repository / TRITON_MODEL / "graph", device="cpu")
+    store = PromptStore(repository / TRITON_MODEL / "bundles", engine.graph)
     classifier = Classifier(engine, store, max_batch_size=4)
     yield classifier
     classifier.close()
@@ -186,34 +188,39 @@ def test_rows_of_tasks_with_fewer_labels_are_filled_up(ask: Ask, images: list[by
 @needs_triton
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("image", "task", "message"),
+    ("image", "task", "message", "codes"),
     [
-        (b"no image", "colour", "not one of the accepted formats|cannot be"),
-        (None, "colours", "colours.*nearest: colour"),
+        (
+            b"no image",
+            "colour",
+            "8 bytes that are no image",
+            {"400", "StatusCode.INVALID_ARGUMENT"},
+        ),
+        (None, "colours", "colours.*nearest: colour", {"404", "StatusCode.NOT_FOUND"}),
     ],
 )
 def test_what_cannot_be_answered_is_refused_and_the_next_is_not(
-    ask: Ask, images: list[bytes], image: bytes | None, task: str, message: str
+    ask: Ask, images: list[bytes], image: bytes | None, task: str, message: str, codes: set[str]
 ) -> None:
-    with pytest.raises(InferenceServerException, match=message):
+    with pytest.raises(InferenceServerException, match=message) as refused:
         ask([image or images[0]], [task])
+    assert refused.value.status() in codes
 
     assert ask(images[:1], ["colour"]).as_numpy("label").shape == (1, 3)
 
 
 def read_config(folder: Path) -> Any:
     return text_format.Parse(
-        (folder / CONFIG_FILE).read_text("utf-8"), model_config_pb2.ModelConfig()
+        (folder / TRITON_CONFIG).read_text("utf-8"), model_config_pb2.ModelConfig()
     )
 
 
 def test_shared_graph_is_described_as_it_is(repository: Path) -> None:
     config = read_config(repository / SHARED_GRAPH)
 
-    import onnxruntime
-
     session = onnxruntime.InferenceSession(
-        repository / SHARED_GRAPH / "1" / "model.onnx", providers=["CPUExecutionProvider"]
+        repository / SHARED_GRAPH / "1" / config.default_model_filename,
+        providers=["CPUExecutionProvider"],
     )
     said = {i.name: [size if size > 0 else None for size in i.dims] for i in config.input}
     real = {
@@ -231,7 +238,7 @@ def test_one_task_is_described_with_its_labels(
 
     config = read_config(tmp_path / "colour")
     assert {path.name for path in (tmp_path / "colour").iterdir()} == {
-        CONFIG_FILE,
+        TRITON_CONFIG,
         "1",
         "labels.txt",
     }

@@ -18,10 +18,8 @@ from lspt_serve.errors import LSPTError
 
 __all__ = ["app", "main"]
 
-TRAIN_PACKAGES = {
-    *("onnx", "onnxscript", "optuna", "tensorboard", "timm", "torch", "torchvision"),
-}
-INSTALL_TRAIN = "install it with: pip install '.[train]' in a clone"
+TRAIN_PACKAGES = ("onnx", "onnxscript", "optuna", "tensorboard", "timm", "torch", "torchvision")
+EXTRAS = dict.fromkeys(TRAIN_PACKAGES, "train") | {"tritonclient": "triton"}  # package -> extra
 
 app = typer.Typer(
     name="lspt",
@@ -54,9 +52,13 @@ def main() -> None:
     except LSPTError as error:
         _fail(str(error))
     except ModuleNotFoundError as error:
-        if error.name not in TRAIN_PACKAGES:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
             raise
-        _fail(f"this command needs {error.name}, which serving does not; {INSTALL_TRAIN}")
+        _fail(
+            f"this command needs {package}, which serving does not; install it with: "
+            f"pip install '.[{EXTRAS[package]}]' in a clone"
+        )
 
 
 def _fail(message: str) -> None:

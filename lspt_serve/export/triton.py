@@ -30,21 +30,16 @@ from lspt_serve.graph import (
     PLACE,
     PROBABILITIES,
     SLOTS,
+    TRITON_CONFIG,
+    TRITON_MODEL,
     GraphSpec,
     ParityRow,
 )
 from lspt_serve.models import Backbone
 
-__all__ = [
-    "CONFIG_FILE",
-    "SHARED_GRAPH",
-    "SHARED_MODEL",
-    "export_task_to_triton",
-    "export_to_triton",
-]
+__all__ = ["SHARED_GRAPH", "export_task_to_triton", "export_to_triton"]
 
-CONFIG_FILE = "config.pbtxt"
-SHARED_MODEL, SHARED_GRAPH = "lspt", "lspt-graph"
+SHARED_GRAPH = f"{TRITON_MODEL}-graph"
 MAX_BATCH_SIZE = 32
 MODEL_PY = "from lspt_serve.triton import TritonPythonModel  # noqa: F401\n"
 
@@ -56,17 +51,17 @@ def export_to_triton(
 
     Raises as `export_graph` does.
     """
-    with atomic_folder(repository / SHARED_MODEL) as folder:
+    with atomic_folder(repository / TRITON_MODEL) as folder:
         spec = export_graph(backbone, folder / "graph", like=like)
         (folder / "bundles").mkdir()
         (folder / "1").mkdir()
         (folder / "1" / "model.py").write_text(MODEL_PY, "utf-8")
-        _write(folder / CONFIG_FILE, _shared_model())
+        _write(folder / TRITON_CONFIG, _shared_model())
         with atomic_folder(repository / SHARED_GRAPH) as beside:
             (beside / "1").mkdir()
             for file in (folder / "graph").glob(f"{GRAPH_FILE}*"):  # large weights are in a second
                 shutil.copy(file, beside / "1" / file.name)
-            _write(beside / CONFIG_FILE, _shared_graph(spec))
+            _write(beside / TRITON_CONFIG, _shared_graph(spec))
     return spec
 
 
@@ -75,7 +70,7 @@ def export_task_to_triton(backbone: Backbone, bundle: Bundle, repository: Path) 
     with atomic_folder(repository / bundle.name) as folder:
         parity = export_bundle(backbone, bundle, folder / "1" / "model.onnx")
         (folder / "labels.txt").write_text("".join(f"{name}\n" for name in bundle.labels), "utf-8")
-        _write(folder / CONFIG_FILE, _task(bundle))
+        _write(folder / TRITON_CONFIG, _task(bundle))
     return parity
 
 
@@ -85,7 +80,7 @@ def _write(path: Path, config: Any) -> None:
 
 def _shared_model() -> Any:
     """Dynamic batching hands all waiting requests over; the runtime mixes their tasks."""
-    config = triton.ModelConfig(name=SHARED_MODEL, backend="python", max_batch_size=MAX_BATCH_SIZE)
+    config = triton.ModelConfig(name=TRITON_MODEL, backend="python", max_batch_size=MAX_BATCH_SIZE)
     config.input.add(name="image", data_type=triton.TYPE_STRING, dims=[1])
     config.input.add(name="task", data_type=triton.TYPE_STRING, dims=[1])
     config.input.add(name="top_k", data_type=triton.TYPE_INT32, dims=[1], optional=True)
@@ -101,7 +96,12 @@ def _shared_model() -> Any:
 
 def _shared_graph(spec: GraphSpec) -> Any:
     """Its rows come sorted by task, and so does its batch: Triton cannot batch them further."""
-    config = triton.ModelConfig(name=SHARED_GRAPH, backend="onnxruntime", max_batch_size=0)
+    config = triton.ModelConfig(
+        name=SHARED_GRAPH,
+        backend="onnxruntime",
+        max_batch_size=0,
+        default_model_filename=GRAPH_FILE,
+    )
     img_size = spec.preprocess.img_size
     config.input.add(name=IMAGES, data_type=triton.TYPE_FP32, dims=[-1, 3, img_size, img_size])
     for name, shape in spec.inputs.items():

@@ -360,6 +360,60 @@ def test_of_two_exports_to_one_place_the_second_replaces_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["colour", "colour.onnx"]
 
 
+def test_bundles_are_exported_as_adapters_of_one_model(
+    run: Run, bundle: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "adapters"
+    words = ["export", "--bundle", bundle, "--onnx-adapter", "--out", out]
+
+    ended, again = run(*words, "--json"), run(*words)
+
+    target = out / "colour.onnx_adapter"
+    assert ended.code == 0
+    assert json.loads(ended.out)["out"] == str(target)
+    assert {path.name for path in out.iterdir() if path.name[0] != "."} == {
+        "model.onnx",
+        "colour.json",
+        "colour.onnx_adapter",
+    }
+    check_error(again, f"{target} exists already")
+    assert run(*words, "--overwrite").code == 0
+
+
+def test_a_triton_repository_is_exported_for_all_tasks_and_for_one(
+    run: Run, bundle: Path, tmp_path: Path
+) -> None:
+    repository = tmp_path / "models"
+
+    shared = run("export", "--like", bundle, "--triton-repository", repository)
+    one = run("export", "--bundle", bundle, "--triton-repository", repository)
+
+    assert (shared.code, one.code) == (0, 0)
+    assert {path.name for path in repository.iterdir() if path.name[0] != "."} == {
+        "colour",
+        "lspt",
+        "lspt-graph",
+    }
+    for model in ("colour", "lspt", "lspt-graph"):
+        assert (repository / model / "config.pbtxt").is_file()
+    again = run("export", "--bundle", bundle, "--triton-repository", repository)
+    check_error(again, "models/colour exists already")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--bundle", "b"], "give --out or --triton-repository"),
+        (["--bundle", "b", "--out", "o", "--triton-repository", "t"], "give --out or --triton"),
+        (["--like", "b", "--out", "o", "--onnx-adapter"], "give --bundle and --out as well"),
+    ],
+)
+def test_exports_that_contradict_themselves_are_refused(
+    run: Run, words: list[str], message: str
+) -> None:
+    check_error(run("export", *words), message)
+
+
 def test_a_task_keeps_its_image_size_and_normalisation_from_training_to_export(
     run: Run, quick: list[str], tmp_path: Path
 ) -> None:
