@@ -8,13 +8,12 @@ Arms for each ViT, each in a process of its own, that take turns within one run:
 - fused: the same with torch's fused attention, which ours does without in bf16 on a CPU;
 - reference: the same model in fp32, eager, attention not fused, the backbone's weights without
   gradients, as VPT's and gated prompt tuning's code trains;
-- full: fine-tuning of all weights of timm's own model in fp32, attention fused;
-- ceiling: a product of large matrices in the precision of ours.
+- full: fine-tuning of all weights of timm's own model in fp32, attention fused.
 
-Images are noise and weights are random: neither changes the work. Every repeat starts all processes
-anew. Speeds are medians over all turns, peak memory over repeats, with the least and the most. Peak
-memory is, on a GPU, what torch allocated; on a CPU, what the process's resident memory grew by
-after the imports. FLOPs are those of matrix products and convolutions, as torch counts them.
+Images are noise and weights are random: neither changes the work. Medians over ROUNDS turns, with
+the least and the most. Peak memory is, on a GPU, what torch allocated; on a CPU, what the process's
+resident memory grew by after the imports. The ceiling is the best of torch's large matrix products
+in the same precision; FLOPs are those of matrix products and convolutions, as torch counts them.
 """
 
 import argparse
@@ -47,7 +46,7 @@ VITS = {"vit_tiny_patch16_224": 64, "vit_base_patch16_224": 16}  # batch size on
 GPU_BATCH = 128
 IMG_SIZE, NUM_CLASSES, STEPS = 224, 100, 2  # steps in a turn
 CEILING_SIDE = 4096
-Turn = Callable[[], float]  # STEPS training steps, or one product; the seconds
+Turn = Callable[[], float]  # STEPS training steps; their seconds
 
 
 def create_backbone(name: str) -> Backbone:
@@ -85,23 +84,7 @@ def full(name: str, batch_size: int, device: torch.device) -> Turn:
     return partial(plain_turn, model.train(), *random_batch(batch_size, device))
 
 
-def precision(name: str, device: torch.device) -> torch.dtype:
-    return pick_precision("auto", device, create_backbone(name).vit.embed_dim)
-
-
-def ceiling(name: str, batch_size: int, device: torch.device) -> Turn:
-    dtype = precision(name, device)
-    matrix = torch.randn(CEILING_SIDE, CEILING_SIDE, device=device).to(dtype)
-
-    def turn() -> float:
-        started = time.perf_counter()
-        (matrix @ matrix)[0, 0].item()
-        return time.perf_counter() - started
-
-    return turn
-
-
-ARMS = {"ours": ours, "fused": fused, "reference": reference, "full": full, "ceiling": ceiling}
+ARMS = {"ours": ours, "fused": fused, "reference": reference, "full": full}
 
 
 def plain_turn(model: Any, images: Tensor, targets: Tensor) -> float:
@@ -149,49 +132,28 @@ def resident_mb() -> float:
     return pages * resource.getpagesize() / 1e6
 
 
-def measure(
-    name: str, batch_size: int, device: torch.device, *, rounds: int, repeats: int
-) -> dict[str, Any]:
+def measure(name: str, batch_size: int, device: torch.device, rounds: int) -> dict[str, Any]:
+    context, pipes = multiprocessing.get_context("spawn"), {}
+    for arm in ARMS:
+        pipes[arm], theirs = context.Pipe()
+        context.Process(
+            target=worker, args=(arm, name, batch_size, device, theirs), daemon=True
+        ).start()
+        theirs.close()  # else a worker's end would not be seen
     seconds: dict[str, list[float]] = {arm: [] for arm in ARMS}
-    peaks: dict[str, list[float]] = {arm: [] for arm in ARMS}
-    for _ in range(repeats):
-        pipes = {arm: start(arm, name, batch_size, device) for arm in ARMS}
-        for number in range(1 + rounds):
-            for arm, pipe in pipes.items():
-                pipe.send(True)
-                taken = pipe.recv()
-                if number > 0:  # the first warms up
-                    seconds[arm].append(taken)
+    for number in range(1 + rounds):
         for arm, pipe in pipes.items():
-            pipe.send(False)
-            peaks[arm].append(pipe.recv())
-    work = dict.fromkeys(ARMS, STEPS * batch_size) | {"ceiling": 2 * CEILING_SIDE**3 / 1e12}
-    rates = {arm: [work[arm] / taken for taken in seconds[arm]] for arm in ARMS}
-    arms = {
-        arm: {"images_per_s": spread(rates[arm]), "peak_mb": spread(peaks[arm])}
-        for arm in ARMS
-        if arm != "ceiling"
-    }
-    return {
-        "vit": name,
-        "batch_size": batch_size,
-        "precision": str(precision(name, device)).removeprefix("torch."),
-        "arms": arms,
-        "ceiling_tflop_per_s": spread(rates["ceiling"]),
-    }
-
-
-def start(arm: str, name: str, batch_size: int, device: torch.device) -> Connection:
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    words = (arm, name, batch_size, device, theirs)
-    context.Process(target=worker, args=words, daemon=True).start()
-    theirs.close()  # else a worker's end would not be seen
-    return ours
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    return {"median": median(values), "least": min(values), "most": max(values)}
+            pipe.send(True)
+            taken = pipe.recv()
+            if number > 0:  # the first warms up
+                seconds[arm].append(taken)
+    arms = {}
+    for arm, pipe in pipes.items():
+        pipe.send(False)
+        rates = sorted(STEPS * batch_size / taken for taken in seconds[arm])
+        spread = {"least": rates[0], "most": rates[-1]}
+        arms[arm] = {"images_per_s": median(rates), **spread, "peak_mb": pipe.recv()}
+    return {"vit": name, "batch_size": batch_size, "arms": arms}
 
 
 def count_flops(name: str) -> int:
@@ -202,19 +164,15 @@ def count_flops(name: str) -> int:
     return int(counter.get_total_flops())
 
 
-def ratios(row: dict[str, Any]) -> dict[str, float]:
-    def of(arm: str, what: str) -> float:
-        return float(row["arms"][arm][what]["median"])
-
-    tflop = count_flops(row["vit"]) / 1e12
-    speed, best = of("ours", "images_per_s"), row["ceiling_tflop_per_s"]["median"]
-    return {
-        "speed_ratio": speed / of("reference", "images_per_s"),
-        "fused_ratio": speed / of("fused", "images_per_s"),
-        "memory_ratio": of("ours", "peak_mb") / of("reference", "peak_mb"),
-        "gflop_per_image": 1000 * tflop,
-        "share_of_ceiling": speed * tflop / best,
-    }
+def ceiling(dtype: torch.dtype, device: torch.device) -> float:
+    """FLOP/s of the best of ten products of square matrices."""
+    a = torch.randn(CEILING_SIDE, CEILING_SIDE, device=device).to(dtype)
+    best = float("inf")
+    for _ in range(10):
+        started = time.perf_counter()
+        (a @ a)[0, 0].item()
+        best = min(best, time.perf_counter() - started)
+    return 2 * CEILING_SIDE**3 / best
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
@@ -228,18 +186,28 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="JSON to write")
-    parser.add_argument("--rounds", type=int, default=3, help="turns in each repeat")
-    parser.add_argument("--repeats", type=int, default=3, help="starts of all processes")
+    parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
     device = pick_device("auto")
-    turns = {"rounds": args.rounds, "repeats": args.repeats}
     rows = []
-    for name, on_cpu in VITS.items():
-        row = measure(name, GPU_BATCH if device.type == "cuda" else on_cpu, device, **turns)
-        rows.append(row | ratios(row))
-        print(json.dumps(rows[-1], indent=2), flush=True)
-    report = {"machine": describe_machine(device), "cores": os.cpu_count(), "steps": STEPS}
-    args.out.write_text(json.dumps(report | turns | {"rows": rows}, indent=2) + "\n")
+    for name, batch_size in VITS.items():
+        row = measure(name, GPU_BATCH if device.type == "cuda" else batch_size, device, args.rounds)
+        dtype = pick_precision("auto", device, create_backbone(name).vit.embed_dim)
+        best, arms = ceiling(dtype, device), row["arms"]
+        speed, flops = arms["ours"]["images_per_s"], count_flops(name)
+        row |= {
+            "precision": str(dtype).removeprefix("torch."),
+            "speed_ratio": speed / arms["reference"]["images_per_s"],
+            "fused_ratio": speed / arms["fused"]["images_per_s"],
+            "memory_ratio": arms["ours"]["peak_mb"] / arms["reference"]["peak_mb"],
+            "gflop_per_image": flops / 1e9,
+            "ceiling_tflop_per_s": best / 1e12,
+            "share_of_ceiling": speed * flops / best,
+        }
+        rows.append(row)
+        print(json.dumps(row, indent=2), flush=True)
+    report = {"machine": describe_machine(device), "cores": os.cpu_count(), "rounds": args.rounds}
+    args.out.write_text(json.dumps(report | {"steps": STEPS, "rows": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
