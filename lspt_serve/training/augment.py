@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lspt_serve.training.prefetch import send
 from lspt_serve.training.settings import Augment
 
 __all__ = ["Changes", "augment_batch", "crop", "draw_changes", "flip"]
@@ -53,13 +54,13 @@ def draw_changes(
 def augment_batch(images: Tensor, img_size: int, changes: Changes) -> Tensor:
     """B x C x H x W to B x C x img_size x img_size."""
     if changes.starts is not None:
-        tops, lefts = changes.starts.to(images.device)
+        tops, lefts = send(changes.starts, images.device)
         images = crop(images, tops, lefts, img_size)
     elif margin := images.shape[-1] - img_size:
         start = round(margin / 2)  # as preprocess.crop_middle
         images = images[..., start : start + img_size, start : start + img_size]
     if changes.mirrored is not None:
-        images = flip(images, changes.mirrored.to(images.device))
+        images = flip(images, send(changes.mirrored, images.device))
     return images
 
 

@@ -4,7 +4,7 @@ N images, B rows, S side of the decoded squares, K classes, F pooled features.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from lspt_serve.training.augment import augment_batch
 from lspt_serve.training.data import Split
 from lspt_serve.training.distributed import add_up, rank, world_size
 from lspt_serve.training.picks import Picks
+from lspt_serve.training.prefetch import one_ahead, send
 
 __all__ = ["Batches"]
 
@@ -27,7 +28,7 @@ class Batches:
 
     They lie in the device's memory, those of a np.memmap on disk. Where nothing before the head is
     trained (a linear probe) and images do not vary, the features of all images are computed once,
-    in fp32, and only the head runs from then on.
+    in fp32, and only the head runs from then on. Targets (N) stay on the CPU.
 
     Args:
         varied: images are augmented or mixed.
@@ -56,19 +57,17 @@ class Batches:
         self.split = split
         self.img_size = preprocess.img_size
         self.margin = side - preprocess.img_size
-        self.data_s = 0.0  # spent on inputs so far; on a GPU, by the host
+        self.data_s = 0.0  # waited for inputs so far; on a GPU, by the host
         on_disk = isinstance(split.images, np.memmap)
-        self.images = split.images if on_disk else self._to_device(split.images)
-        self.targets = torch.from_numpy(split.targets).to(self.device)  # N
+        self.images = split.images if on_disk else _planes(split.images).to(self.device)
+        self.targets = torch.from_numpy(split.targets)
         self.mean = torch.tensor(preprocess.mean, device=self.device).view(3, 1, 1)
         self.std = torch.tensor(preprocess.std, device=self.device).view(3, 1, 1)
         trained = [name for name, p in model.named_parameters() if p.requires_grad]
         trains_head_only = all(name.startswith("head.") for name in trained)
         self.features = None  # N x F
         if trains_head_only and not varied:
-            self.features = self._for_all(
-                lambda picks: model.forward_features(self.inputs(picks)), model.head.in_features
-            )
+            self.features = self._for_all(model.forward_features, model.head.in_features)
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -77,41 +76,58 @@ class Batches:
         """N x K, fp32; each process computes a share of them."""
         return self._for_all(self.logits, self.model.head.out_features, batch_size)
 
-    def logits(self, picks: Picks) -> Tensor:
-        """B x K."""
+    def logits(self, inputs: Tensor) -> Tensor:
+        """B x K, of what `prefetch` gave."""
         if self.features is not None:
-            return self.model.head(self.features[picks.rows])  # type: ignore[no-any-return]
-        return self.forward(self.inputs(picks))
+            return self.model.head(inputs)  # type: ignore[no-any-return]
+        return self.forward(inputs)
+
+    def prefetch(self, batches: Iterable[Picks]) -> Iterator[tuple[Picks, Tensor]]:
+        """Each batch with its images, made one batch ahead, or with its features (B x F)."""
+        made: Iterator[tuple[Picks, Tensor]] = map(self._load, batches)
+        if self.features is None:
+            made = one_ahead(self._load, batches)
+        while True:
+            started = time.perf_counter()
+            batch = next(made, None)
+            self.data_s += time.perf_counter() - started
+            if batch is None:
+                return
+            yield batch
 
     def inputs(self, picks: Picks) -> Tensor:
         """Augmented, normalised, mixed images, B x 3 x H x W."""
-        started = time.perf_counter()
         images = self._normalised(picks)
         if picks.partners is not None:
             images = picks.weight * images + (1 - picks.weight) * self._normalised(picks.partners)
-        self.data_s += time.perf_counter() - started
         return images
+
+    def _load(self, picks: Picks) -> tuple[Picks, Tensor]:
+        if self.features is not None:
+            return picks, self.features[send(picks.rows, self.device)]
+        return picks, self.inputs(picks)
 
     def _normalised(self, picks: Picks) -> Tensor:
         if isinstance(self.images, Tensor):
-            images = self.images[picks.rows]
+            images = self.images[send(picks.rows, self.device)]
         else:
-            images = self._to_device(self.images[picks.rows.numpy()])
+            images = send(_planes(self.images[picks.rows.numpy()]), self.device)
         images = augment_batch(images, self.img_size, picks.changes)
         return (images.float() / 255 - self.mean) / self.std
 
-    def _to_device(self, images: NDArray[np.uint8]) -> Tensor:
-        """N x S x S x 3 to N x 3 x S x S."""
-        return torch.from_numpy(np.moveaxis(images, -1, 1).copy()).to(self.device)
-
     @torch.no_grad()
     def _for_all(
-        self, compute: Callable[[Picks], Tensor], width: int, batch_size: int = 64
+        self, compute: Callable[[Tensor], Tensor], width: int, batch_size: int = 64
     ) -> Tensor:
-        """What is computed of all images, N x width in fp32, a share of them in each process."""
+        """What is computed of all inputs, N x width in fp32, a share of them in each process."""
         found = torch.zeros(len(self), width, device=self.device)
         share = torch.arange(len(self)).tensor_split(world_size())[rank()]
-        for rows in share.split(batch_size):
-            if len(rows):
-                found[rows] = compute(Picks(rows)).float()
+        batches = [Picks(rows) for rows in share.split(batch_size) if len(rows)]
+        for picks, inputs in self.prefetch(batches):
+            found[send(picks.rows, self.device)] = compute(inputs).float()
         return add_up(found)
+
+
+def _planes(images: NDArray[np.uint8]) -> Tensor:
+    """N x S x S x 3 to N x 3 x S x S, a copy."""
+    return torch.from_numpy(np.moveaxis(images, -1, 1).copy())

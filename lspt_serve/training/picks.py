@@ -47,7 +47,6 @@ def draw_order(targets: Tensor, sampling: Sampling, generator: torch.Generator) 
     """
     if sampling == "all":
         return torch.randperm(len(targets), generator=generator)
-    targets = targets.cpu()
     chances = 1 / targets.bincount().double()[targets]  # N
     return torch.multinomial(chances, len(targets), replacement=True, generator=generator)
 

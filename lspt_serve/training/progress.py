@@ -18,7 +18,7 @@ __all__ = ["Epoch", "Progress"]
 class Epoch:
     """What one epoch gave; `number` starts at 1, accuracies are in [0, 1].
 
-    Of the time on train, `data_s` went into inputs, `step_s` into all else.
+    Of the time on train, `data_s` was spent waiting for inputs, `step_s` on all else.
     """
 
     number: int

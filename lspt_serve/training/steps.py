@@ -4,7 +4,8 @@ B images in a global batch, K classes.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from lspt_serve.training.augment import draw_changes
 from lspt_serve.training.batches import Batches
 from lspt_serve.training.distributed import add_up, rank, sum_gradients, world_size
 from lspt_serve.training.picks import Picks, draw_order, mix
+from lspt_serve.training.prefetch import send
 from lspt_serve.training.settings import TrainSettings, learning_rate
 
 __all__ = ["Steps", "compile_forward", "mixed_loss"]
@@ -55,9 +57,14 @@ class Steps:
         self.train.model.train()
         order = draw_order(self.train.targets, self.settings.sampling, self.generator)
         batches = order.tensor_split(self.per_epoch)
+        shares = [self._share(self._draw(rows)) for rows in batches]
+        loaded = self.train.prefetch(chain.from_iterable(shares))
         first = (number - 1) * self.per_epoch
         stacked = torch.stack(
-            [self._step(step, self._draw(rows)) for step, rows in enumerate(batches, start=first)]
+            [
+                self._step(step, islice(loaded, len(share)), len(rows))
+                for step, (share, rows) in enumerate(zip(shares, batches, strict=True), start=first)
+            ]
         )
         losses: list[float] = add_up(stacked).tolist()  # the only wait for a GPU
         for step, (loss, rows) in enumerate(zip(losses, batches, strict=True), start=1):
@@ -102,27 +109,35 @@ class Steps:
         picks = Picks(rows, changes)
         return mix(picks, self.settings.mixup, self.generator) if self.settings.mixup else picks
 
-    def _step(self, step: int, batch: Picks) -> Tensor:
-        """Step 0, 1, ... of all epochs; returns the share of this process in the batch's loss."""
+    def _share(self, batch: Picks) -> list[Picks]:
+        """The micro-batches of this process, those that have images."""
+        mine = batch.cut(world_size())[rank()]
+        return [picks for picks in mine.cut(self.settings.accumulate) if len(picks)]
+
+    def _step(self, step: int, share: Iterable[tuple[Picks, Tensor]], size: int) -> Tensor:
+        """Step 0, 1, ... of all epochs, of `size` images in all processes.
+
+        Returns:
+            What this process's share, with its inputs, adds to the mean loss.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate(step) * group["lr_scale"]
         self.optimizer.zero_grad()
         summed = torch.zeros((), device=self.train.device)
-        for picks in batch.cut(world_size())[rank()].cut(self.settings.accumulate):
-            if len(picks):
-                loss = self._loss(picks) * (len(picks) / len(batch))
-                self.scaler.scale(loss).backward()
-                summed += loss.detach()
+        for picks, inputs in share:
+            loss = self._loss(picks, inputs) * (len(picks) / size)
+            self.scaler.scale(loss).backward()
+            summed += loss.detach()
         sum_gradients(self.parameters)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return summed
 
-    def _loss(self, picks: Picks) -> Tensor:
+    def _loss(self, picks: Picks, inputs: Tensor) -> Tensor:
         """Mean over the picks, with the method's own term."""
         low = self.dtype != torch.float32
         with torch.autocast(self.train.device.type, self.dtype, enabled=low):
-            logits = self.train.logits(picks)
+            logits = self.train.logits(inputs)
         loss = mixed_loss(logits.float(), picks, self.train.targets, self.settings.label_smoothing)
         extra = self.train.model.method.regularisation()
         return loss if extra is None else loss + extra
@@ -142,9 +157,10 @@ def mixed_loss(logits: Tensor, picks: Picks, targets: Tensor, label_smoothing: f
     """Mean cross-entropy (B x K) with the picks' own targets, and with their partners', weighed.
 
     Args:
-        targets: of the whole split.
+        targets: of the whole split, on the CPU.
     """
-    own = cross_entropy(logits, targets[picks.rows], label_smoothing=label_smoothing)
+    wanted = send(targets[picks.rows], logits.device)
+    own = cross_entropy(logits, wanted, label_smoothing=label_smoothing)
     if picks.partners is None:
         return own
     other = mixed_loss(logits, picks.partners, targets, label_smoothing)

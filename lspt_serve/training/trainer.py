@@ -84,14 +84,15 @@ def accuracy(logits: Tensor, targets: Tensor) -> float:
 def predict(model: PromptedViT, split: Split, preprocess: Preprocess) -> tuple[Tensor, Tensor]:
     """Logits (N x K) and targets (N) of a split, in fp32."""
     batches = Batches(split, preprocess, model)
-    return _predict(batches, 64, torch.float32), batches.targets
+    return _predict(batches, 64, torch.float32), batches.targets.to(batches.device)
 
 
 def _measure(split: Batches, batch_size: int, dtype: torch.dtype) -> tuple[float, float]:
     """Mean loss and top-1 accuracy; those of process 0, that all decide alike."""
     logits = _predict(split, batch_size, dtype)
-    loss = cross_entropy(logits, split.targets)
-    measured = torch.stack([loss, loss.new_tensor(accuracy(logits, split.targets))])
+    targets = split.targets.to(logits.device)
+    loss = cross_entropy(logits, targets)
+    measured = torch.stack([loss, loss.new_tensor(accuracy(logits, targets))])
     copy_from_first([measured])
     val_loss, val_accuracy = measured.tolist()
     return val_loss, val_accuracy

@@ -1,7 +1,6 @@
 """Full fine-tuning: its first step against a loop on timm's own model, and what it writes."""
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,9 +31,9 @@ from lspt_serve.training import (
     train_task,
     tune,
 )
-from lspt_serve.training.batches import Batches
 from lspt_serve.training.calibration import calibration_error
 from lspt_serve.training.picks import Picks
+from lspt_serve.training.steps import Steps
 
 LABELS = list(COLOURS)
 SHORT = TrainSettings(
@@ -75,13 +74,13 @@ def test_first_step_is_that_of_timms_own_model(
     head = {f"head.{name}": tensor for name, tensor in model.head.state_dict().items()}
     vit.load_state_dict(tiny_backbone.vit.state_dict() | head)
     order: list[Tensor] = []
-    logits: Callable[[Batches, Picks], Tensor] = Batches.logits
+    loss = Steps._loss
 
-    def watched(self: Batches, picks: Picks) -> Tensor:
+    def watched(self: Steps, picks: Picks, inputs: Tensor) -> Tensor:
         order.append(picks.rows)
-        return logits(self, picks)
+        return loss(self, picks, inputs)
 
-    monkeypatch.setattr(Batches, "logits", watched)
+    monkeypatch.setattr(Steps, "_loss", watched)
     one_step = replace(SHORT, epochs=1, batch_size=24, weight_decay=weight_decay)
     fit(model, colours, tiny_backbone.preprocess, one_step)
 

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -125,14 +126,13 @@ def test_epoch_has_the_loss_of_soft_targets(
     smoothing: float,
 ) -> None:
     seen: list[Picks] = []
-    logits: Callable[[Batches, Picks], Tensor] = Batches.logits
+    loss = Steps._loss
 
-    def watched(self: Batches, picks: Picks) -> Tensor:
-        if self.model.training:
-            seen.append(picks)
-        return logits(self, picks)
+    def watched(self: Steps, picks: Picks, inputs: Tensor) -> Tensor:
+        seen.append(picks)
+        return loss(self, picks, inputs)
 
-    monkeypatch.setattr(Batches, "logits", watched)
+    monkeypatch.setattr(Steps, "_loss", watched)
     settings = replace(STILL, mixup=mixup, label_smoothing=smoothing, accumulate=3)
     epoch, _ = trained(tiny_backbone, colours, settings, method)
 
@@ -198,14 +198,13 @@ def test_balanced_epochs_are_drawn_anew_and_train(
     rows = np.r_[0:8, 8:10, 16:18]  # 8, 2 and 2 images
     train = Split(colours.train.images[rows], colours.train.targets[rows])
     seen: list[int] = []
-    logits: Callable[[Batches, Picks], Tensor] = Batches.logits
+    loss = Steps._loss
 
-    def watched(self: Batches, picks: Picks) -> Tensor:
-        if self.model.training:
-            seen.extend(picks.rows.tolist())
-        return logits(self, picks)
+    def watched(self: Steps, picks: Picks, inputs: Tensor) -> Tensor:
+        seen.extend(picks.rows.tolist())
+        return loss(self, picks, inputs)
 
-    monkeypatch.setattr(Batches, "logits", watched)
+    monkeypatch.setattr(Steps, "_loss", watched)
     settings = replace(SHORT, epochs=40, sampling="balanced")
     trained(tiny_backbone, replace(colours, train=train), settings, "linear")
 
@@ -216,18 +215,16 @@ def test_balanced_epochs_are_drawn_anew_and_train(
 
 
 def make_nan(monkeypatch: pytest.MonkeyPatch, row: int, *, epoch: int) -> list[list[int]]:
-    """From this epoch on logits of the row are nan; returns the rows of every step so far."""
+    """From this epoch on the loss of the row is nan; returns the rows of every step so far."""
     seen: list[list[int]] = []
-    logits: Callable[[Batches, Picks], Tensor] = Batches.logits
+    loss = Steps._loss
 
-    def broken(self: Batches, picks: Picks) -> Tensor:
-        if not self.model.training:
-            return logits(self, picks)
+    def broken(self: Steps, picks: Picks, inputs: Tensor) -> Tensor:
         seen.append(picks.rows.tolist())
-        bad = (picks.rows == row) & (len(seen) > 3 * (epoch - 1))
-        return torch.where(bad[:, None], math.nan, logits(self, picks))
+        bad = row in seen[-1] and len(seen) > 3 * (epoch - 1)
+        return loss(self, picks, inputs) * (math.nan if bad else 1.0)
 
-    monkeypatch.setattr(Batches, "logits", broken)
+    monkeypatch.setattr(Steps, "_loss", broken)
     return seen
 
 
@@ -361,6 +358,30 @@ def test_fp16_leaves_out_a_step_whose_gradients_overflow(
         assert torch.equal(after_overflow[name], before[name])
         assert not torch.equal(tensor, before[name])
     model.cpu()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA GPU")
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_steps_and_their_inputs_do_not_wait_for_the_gpu(
+    tiny_backbone: Backbone, colours: Dataset, tmp_path: Path, on_disk: bool
+) -> None:
+    images = tmp_path / "images.npy"
+    np.save(images, colours.train.images)
+    mapped = replace(colours.train, images=np.load(images, mmap_mode="r"))
+    model = fresh(tiny_backbone).to("cuda")
+    train = Batches(mapped if on_disk else colours.train, tiny_backbone.preprocess, model)
+    steps = Steps(train, replace(SHORT, augment="crop+flip", mixup=0.4), torch.float32)
+    steps.run_epoch(1)  # memory is pinned, kernels are loaded
+    shares = [steps._share(steps._draw(torch.arange(start, start + 8))) for start in (0, 8, 16)]
+
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for step, share in enumerate(shares, start=3):
+            steps._step(step, train.prefetch(share), 8)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        model.cpu()
 
 
 def compiler() -> str | None:

@@ -1,0 +1,36 @@
+"""Inputs that nothing waits for: made one ahead, and sent to a GPU behind its back."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+__all__ = ["one_ahead", "send"]
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+
+
+def one_ahead(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
+    """make(item) of each in turn; a thread makes the next while the caller is busy with this one.
+
+    numpy and torch release the interpreter while they read and copy.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        pending: deque[Future[Made]] = deque()
+        for item in items:
+            pending.append(thread.submit(make, item))
+            if len(pending) > 1:
+                yield pending.popleft().result()
+        for last in pending:
+            yield last.result()
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy to the device; to a GPU from pinned memory, in its stream, so that nobody waits."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
