@@ -18,7 +18,6 @@ from lspt_serve.cli.console import (
     stoppable,
 )
 from lspt_serve.errors import OptionError, OutputError
-from lspt_serve.files import check_output
 
 __all__ = ["train"]
 
@@ -161,7 +160,6 @@ def train(
         )
     check_task_name(out.name)
     marker = BASELINE if full else MANIFEST
-    check_output(out, overwrite=overwrite, marker=marker)
     run = run or out.with_name(f"{out.name}.run")
     _check_apart(run, out)
     options = parse_options(option)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,22 @@ from rich.progress import (
 )
 
 from lspt_serve.baseline import BaselineRecord
-from lspt_serve.bundle import Manifest, save_bundle
+from lspt_serve.bundle import Bundle, Manifest, save_bundle
 from lspt_serve.cli.console import console, print_note, stoppable
 from lspt_serve.files import check_output, locked, remove_leftovers
 from lspt_serve.models import Backbone, create_prompted_vit, load_backbone
 from lspt_serve.preprocess import Normalisation
 from lspt_serve.training import (
+    Baseline,
     Dataset,
     Epoch,
     Init,
     TrainSettings,
+    announce_result,
     check_init,
     check_run,
     finish_run,
+    has_saved,
     is_unfinished,
     join_processes,
     leave_processes,
@@ -55,6 +59,8 @@ __all__ = [
 def hold(out: Path, run: Path, *, marker: str, overwrite: bool, restart: bool) -> Iterator[None]:
     """Be the only run that writes `out`, which may be written; of several processes the first is.
 
+    A result that this very run saved before it was killed may be written again.
+
     Raises:
         OutputError: it may not, see `check_output` and `check_run`, or another process writes it.
     """
@@ -63,7 +69,8 @@ def hold(out: Path, run: Path, *, marker: str, overwrite: bool, restart: bool) -
         return
     with locked(out):
         remove_leftovers(out)
-        check_output(out, overwrite=overwrite, marker=marker)  # one may have been put back
+        ours = not restart and has_saved(run, out / marker)  # and killed before its report
+        check_output(out, overwrite=overwrite or ours, marker=marker)
         check_run(run, overwrite=overwrite or restart)
         yield
 
@@ -123,10 +130,10 @@ def tune_and_save(
             record: Manifest | BaselineRecord
             # both are saved before the report is made
             if of_bundle is None:
-                tuning["on_baseline"] = lambda b: None if rank() else save_baseline(b, out)
+                tuning["on_baseline"] = partial(_save, out=out, run=run)
                 record = train_baseline(backbone, dataset, **tuning).record
             else:
-                tuning["on_bundle"] = lambda b: None if rank() else save_bundle(b, out)
+                tuning["on_bundle"] = partial(_save, out=out, run=run)
                 record = train_task(backbone, dataset, **of_bundle, **tuning).manifest
         is_first = rank() == 0
         leave_processes()
@@ -136,6 +143,18 @@ def tune_and_save(
             print_note("weights are not kept: no VisionTransformer of timm answers the same")
         finish_run(run)
     return record
+
+
+def _save(result: Bundle | Baseline, *, out: Path, run: Path) -> None:
+    """By the first process."""
+    if rank():
+        return
+    record = result.manifest if isinstance(result, Bundle) else result.record
+    announce_result(run, record.model_dump(mode="json"))
+    if isinstance(result, Bundle):
+        save_bundle(result, out)
+    else:
+        save_baseline(result, out)
 
 
 @contextmanager
@@ -154,7 +173,7 @@ def _bar(description: str) -> Iterator[tuple[Progress, TaskID]]:
 def _report(bar: Progress, row: TaskID, epochs: int) -> Callable[[Epoch], None]:
     def report(epoch: Epoch) -> None:
         waited = epoch.data_s / max(epoch.data_s + epoch.step_s, 1e-9)
-        status = f"loss {epoch.loss:.3f} val accuracy {epoch.val_accuracy:.1%} data {waited:.0%}"
+        status = f"loss {epoch.loss:.3f} val accuracy {epoch.val_accuracy:.1%} inputs {waited:.0%}"
         bar.update(row, completed=epoch.number, total=epochs, status=status)
 
     return report

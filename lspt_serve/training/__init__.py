@@ -4,7 +4,13 @@ from lspt_serve.training.baseline import Baseline, save_baseline, train_baseline
 from lspt_serve.training.data import Dataset, Split, load_dataset
 from lspt_serve.training.distributed import join_processes, leave_processes, rank
 from lspt_serve.training.init import Init, check_init
-from lspt_serve.training.run import check_run, finish_run, is_unfinished
+from lspt_serve.training.run import (
+    announce_result,
+    check_run,
+    finish_run,
+    has_saved,
+    is_unfinished,
+)
 from lspt_serve.training.settings import TrainSettings, pick_device
 from lspt_serve.training.task import Tuned, create_bundle, train_task, tune
 from lspt_serve.training.trainer import Epoch, fit
@@ -17,11 +23,13 @@ __all__ = [
     "Split",
     "TrainSettings",
     "Tuned",
+    "announce_result",
     "check_init",
     "check_run",
     "create_bundle",
     "finish_run",
     "fit",
+    "has_saved",
     "is_unfinished",
     "join_processes",
     "leave_processes",

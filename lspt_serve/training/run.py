@@ -4,10 +4,11 @@
     state.pt      only while the run is unfinished: all that going on exactly needs
     epochs.csv, events.out.tfevents.*      the logs
     report/       what a report made of the run
+    result.json   only while the run is unfinished: the record of the result that it saved
 
 A kill at any moment leaves a state that the same run goes on from. It is deleted once the run's
-result is in place (`finish_run`), which therefore has to be written before. Of the processes of
-torchrun the first reads and writes; the others are told.
+result and report are in place (`finish_run`), which therefore have to be written before. Of the
+processes of torchrun the first reads and writes; the others are told.
 """
 
 import hashlib
@@ -36,9 +37,18 @@ from lspt_serve.training.logs import EPOCHS, Logs, is_event_file
 from lspt_serve.training.progress import Epoch, Progress
 from lspt_serve.training.settings import TrainSettings, pick_precision
 
-__all__ = ["Run", "check_run", "describe_run", "finish_run", "is_unfinished", "open_run"]
+__all__ = [
+    "Run",
+    "announce_result",
+    "check_run",
+    "describe_run",
+    "finish_run",
+    "has_saved",
+    "is_unfinished",
+    "open_run",
+]
 
-CONFIG, STATE, REPORT = "config.json", "state.pt", "report"
+CONFIG, STATE, REPORT, RESULT = "config.json", "state.pt", "report", "result.json"
 MADE_WITH = "made_with"  # of config.json: what may differ, at the cost of the last bits
 RESTART = "--restart to begin anew, or another --run"
 
@@ -48,9 +58,36 @@ def is_unfinished(folder: Path) -> bool:
     return (folder / STATE).exists()
 
 
+def announce_result(folder: Path, record: dict[str, Any]) -> None:
+    """Say what is about to be saved, so that `has_saved` knows it again.
+
+    Args:
+        record: what bundle.json or baseline.json of the result will hold.
+    """
+    with atomic_file(folder / RESULT) as temporary:
+        temporary.write_text(json.dumps([*_announced(folder), record]), "utf-8")
+
+
+def has_saved(folder: Path, record: Path) -> bool:
+    """Whether the result that this record belongs to is that of the folder's unfinished run."""
+    if not is_unfinished(folder):
+        return False
+    try:
+        return json.loads(record.read_bytes()) in _announced(folder)
+    except (OSError, ValueError):
+        return False
+
+
+def _announced(folder: Path) -> list[Any]:
+    """One more for each time that the run came to its end and was killed there."""
+    path = folder / RESULT
+    return json.loads(path.read_bytes()) if path.exists() else []
+
+
 def finish_run(folder: Path) -> None:
     """Delete the state: what was trained is in place. Config and logs stay."""
     (folder / STATE).unlink(missing_ok=True)
+    (folder / RESULT).unlink(missing_ok=True)
 
 
 def check_run(folder: Path, *, overwrite: bool) -> None:
@@ -231,7 +268,7 @@ def open_run(
         return
     check_run(folder, overwrite=True)
     with locked(folder):
-        for name in (CONFIG, STATE, EPOCHS, REPORT):
+        for name in (CONFIG, STATE, EPOCHS, REPORT, RESULT):
             remove_leftovers(folder / name)
         if is_unfinished(folder) and not restart:
             for note in _compare(folder, config):
@@ -251,6 +288,7 @@ def _clear(folder: Path) -> None:
         if is_event_file(path):
             path.unlink()
     shutil.rmtree(folder / REPORT, ignore_errors=True)
+    (folder / RESULT).unlink(missing_ok=True)
     (folder / STATE).unlink(missing_ok=True)
 
 

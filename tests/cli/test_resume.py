@@ -137,28 +137,52 @@ def test_killed_run_goes_on_to_the_same_bundle(
     left = [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
     assert left == []
     assert {path.name.split(".")[0] for path in (tmp_path / "colour.run").iterdir()} == {
-        *("config", "epochs", "events")
+        *("config", "epochs", "events", "report")
     }
 
 
 def test_all_moments_of_death_are_tried() -> None:
-    assert {die for _, die, _ in DEATHS} | {"after the bundle"} == MOMENTS.keys()
+    assert {die for _, die, _ in DEATHS} | {*AT_THE_END} == MOMENTS.keys()
 
 
-def test_run_killed_before_its_state_was_deleted_has_its_bundle(
-    train: Train, whole: Callable[..., Path], tmp_path: Path
+AT_THE_END = ["in the report", "after the report"]  # the bundle is in place
+
+
+@pytest.mark.parametrize("die", AT_THE_END)
+def test_run_killed_after_its_bundle_was_saved_makes_its_report(
+    train: Train, whole: Callable[..., Path], tmp_path: Path, die: str
+) -> None:
+    out, run = tmp_path / "colour", tmp_path / "colour.run"
+
+    for _ in range(2):
+        assert train(out, *LSPT, die=die)[0] == -signal.SIGKILL
+        check_same(load_bundle(out), load_bundle(whole(*LSPT)))
+    assert (run / "report").exists() == (die == "after the report")
+    code, printed = train(out, *LSPT)
+
+    assert code == 0, printed
+    assert "going on after epoch 4 of 4" in printed
+    check_same(load_bundle(out), load_bundle(whole(*LSPT)))
+    assert (run / "report").is_dir()
+    assert {path.name.split(".")[0] for path in run.iterdir()} == {
+        *("config", "epochs", "events", "report")
+    }
+    assert train(out, *LSPT)[0] == 2
+
+
+def test_bundle_of_another_run_is_no_result_of_the_unfinished_one(
+    train: Train, tmp_path: Path
 ) -> None:
     out = tmp_path / "colour"
-
-    assert train(out, *LSPT, die="after the bundle")[0] == -signal.SIGKILL
-    check_same(load_bundle(out), load_bundle(whole(*LSPT)))
+    assert train(out, *LINEAR)[0] == 0
+    before = load_bundle(out)
+    assert train(out, *LSPT, "--overwrite", die="writing the bundle")[0] == -signal.SIGKILL
 
     code, printed = train(out, *LSPT)
+
     assert code == 2
     assert "exists already" in printed
-    code, printed = train(out, *LSPT, "--overwrite")
-    assert code == 0, printed
-    check_same(load_bundle(out), load_bundle(whole(*LSPT)))
+    check_same(load_bundle(out), before)
 
 
 def test_a_run_may_be_killed_again_and_again(
