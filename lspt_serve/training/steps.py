@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.nn.utils import get_total_norm
 
 from lspt_serve.errors import CompileError, DataError, first_line, name_some
 from lspt_serve.models import PromptedViT
@@ -52,7 +53,7 @@ class Steps:
         """Epoch 1, 2, ...; returns the mean loss per image.
 
         Raises:
-            DataError: a loss that is not finite; the step and its images are named.
+            DataError: a loss or gradient that is not finite; the step and its images are named.
         """
         self.train.model.train()
         order = draw_order(self.train.targets, self.settings.sampling, self.generator)
@@ -60,19 +61,21 @@ class Steps:
         shares = [self._share(self._draw(rows)) for rows in batches]
         loaded = self.train.prefetch(chain.from_iterable(shares))
         first = (number - 1) * self.per_epoch
-        stacked = torch.stack(
-            [
-                self._step(step, islice(loaded, len(share)), len(rows))
-                for step, (share, rows) in enumerate(zip(shares, batches, strict=True), start=first)
-            ]
-        )
-        losses: list[float] = add_up(stacked).tolist()  # the only wait for a GPU
-        for step, (loss, rows) in enumerate(zip(losses, batches, strict=True), start=1):
-            if not math.isfinite(loss):
+        done = [
+            self._step(step, islice(loaded, len(share)), len(rows))
+            for step, (share, rows) in enumerate(zip(shares, batches, strict=True), start=first)
+        ]
+        summed, largest = torch.stack(done, dim=1)  # each of all steps
+        losses: list[float] = add_up(summed).tolist()  # the only wait for a GPU
+        found = zip(losses, largest.tolist(), strict=True)
+        for step, (loss, gradient) in enumerate(found, start=1):
+            if not (math.isfinite(loss) and math.isfinite(gradient)):
+                what = f"a gradient of {gradient}" if math.isfinite(loss) else f"loss {loss}"
+                names = self.train.split.names_of(batches[step - 1].tolist())
                 raise DataError(
-                    f"training diverged: loss {loss} in epoch {number}, step {step} of "
-                    f"{len(batches)}; lower lr {self.settings.lr}, or look at the images of the "
-                    f"step: {name_some(self.train.split.names_of(rows.tolist()), limit=64)}"
+                    f"training diverged: {what} in epoch {number}, step {step} of {len(batches)}; "
+                    f"lower lr {self.settings.lr}, or look at the images of the step: "
+                    f"{name_some(names, limit=64)}"
                 )
         return sum(x * len(rows) for x, rows in zip(losses, batches, strict=True)) / len(order)
 
@@ -118,7 +121,8 @@ class Steps:
         """Step 0, 1, ... of all epochs, of `size` images in all processes.
 
         Returns:
-            What this process's share, with its inputs, adds to the mean loss.
+            What this process's share, with its inputs, adds to the mean loss; and the largest
+            gradient.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate(step) * group["lr_scale"]
@@ -129,9 +133,17 @@ class Steps:
             self.scaler.scale(loss).backward()
             summed += loss.detach()
         sum_gradients(self.parameters)
+        largest = self._largest_gradient()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return summed
+        return torch.stack([summed, largest])
+
+    def _largest_gradient(self) -> Tensor:
+        """Its absolute value; 0 in fp16, where the scaler leaves out steps that overflow."""
+        if self.scaler.is_enabled():
+            return torch.zeros((), device=self.train.device)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        return get_total_norm(gradients, math.inf)
 
     def _loss(self, picks: Picks, inputs: Tensor) -> Tensor:
         """Mean over the picks, with the method's own term."""

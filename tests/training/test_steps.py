@@ -255,6 +255,29 @@ def test_loss_that_is_not_finite_ends_training_with_its_step_and_images(
     )
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("method", ["linear", "lspt"])
+def test_gradient_that_is_not_finite_ends_training_with_its_own_step(
+    tiny_backbone: Backbone, colours: Dataset, method: str, bad: float
+) -> None:
+    model, seen = fresh(tiny_backbone, method), list[Tensor]()
+
+    def harm(gradient: Tensor) -> Tensor:
+        seen.append(gradient)
+        return gradient.index_fill(0, torch.tensor([1]), bad) if len(seen) == 5 else gradient
+
+    model.head.bias.register_hook(harm)
+    with pytest.raises(DataError) as caught:
+        fit(model, colours, tiny_backbone.preprocess, SHORT)
+
+    # 24 images in batches of 8
+    assert f"training diverged: a gradient of {bad} in epoch 2, step 2 of 3;" in str(caught.value)
+    generator = seeded(SHORT.seed)
+    torch.randperm(24, generator=generator)
+    rows = torch.randperm(24, generator=generator)[8:16].tolist()
+    assert str(caught.value).endswith(": " + ", ".join(f"row {row}" for row in rows))
+
+
 @pytest.fixture
 def misled(colours: Dataset) -> Dataset:
     """What helps on train harms on val: val's labels are turned round."""
