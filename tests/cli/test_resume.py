@@ -21,6 +21,17 @@ from lspt_serve.models import Backbone
 EPOCHS, BATCH_SIZE = 4, 6
 LSPT = ["--option", "prompt_dropout=0.3", "--augment", "crop+flip"]
 LINEAR = ["--method", "linear"]
+ALL = [
+    *LSPT,
+    "--precision",
+    "bf16",
+    "--mixup",
+    "0.4",
+    "--sampling",
+    "balanced",
+    "--accumulate",
+    "2",
+]
 SECONDS = {"data_s", "step_s", "images_per_s"}  # columns that no two runs share
 
 Train = Callable[..., tuple[int | None, str]]
@@ -106,6 +117,7 @@ DEATHS = [
     (LSPT, "in epoch 3", 2),
     (LSPT, "after state 4", 4),
     (LSPT, "writing the bundle", 4),
+    (ALL, "in epoch 3", 2),
     (LINEAR, "in epoch 3", 2),
     (LINEAR, "after state 4", 4),
 ]
