@@ -377,6 +377,23 @@ def test_bf16_trains_to_finite_fp32_tensors(tiny_backbone: Backbone, colours: Da
     assert not same_tensors(bf16, fp32)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_bf16_has_nearly_the_losses_of_fp32(
+    tiny_backbone: Backbone, colours: Dataset, method: str
+) -> None:
+    fp32, bf16 = list[Epoch](), list[Epoch]()
+    settings = replace(SHORT, batch_size=24, epochs=4)  # a step each
+    for history, given in ((fp32, settings), (bf16, replace(settings, precision="bf16"))):
+        model = fresh(tiny_backbone, method)
+        fit(model, colours, tiny_backbone.preprocess, given, on_epoch=history.append)
+
+    assert fp32[-1].loss < fp32[0].loss - 0.05
+    for exact, low in zip(fp32, bf16, strict=True):
+        assert low.loss != exact.loss
+        assert low.loss == pytest.approx(exact.loss, abs=0.002)
+        assert low.val_loss == pytest.approx(exact.val_loss, abs=0.002)
+
+
 @pytest.mark.parametrize("batch_size", [1, 5, 24, 1000])
 def test_any_batch_size_sees_every_image_in_every_epoch(
     tiny_backbone: Backbone,
