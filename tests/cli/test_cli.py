@@ -538,7 +538,7 @@ def test_images_are_cropped_augmented_and_cached_when_asked(
     for name in ("first", "second"):
         ended = run(*words, "--out", tmp_path / name)
         assert ended.code == 0
-        assert re.search(r"data \d+%", ended.err)
+        assert re.search(r"inputs \d+%", ended.err)
         assert ("12/12" in ended.err) == (name == "first")  # images decoded
 
     manifests = [load_bundle(tmp_path / name).manifest for name in ("first", "second")]
