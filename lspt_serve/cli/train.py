@@ -54,17 +54,24 @@ def train(
     img_size: ImgSize = None,
     normalisation: NormaliseBy = None,
     init: Annotated[
-        Literal["uniform", "tokens", "kmeans"],
-        typer.Option(help="Prompts start as noise, patch tokens of train or centres of them."),
-    ] = "uniform",
+        Literal["auto", "uniform", "tokens", "kmeans"],
+        typer.Option(
+            help="Prompts start as noise, patch tokens of train or centres of them; auto: as does "
+            "best for the method."
+        ),
+    ] = "auto",
     epochs: Annotated[int, typer.Option(help="Passes over train.")] = 30,
     batch_size: Annotated[int, typer.Option(help="Images in a step.")] = 64,
     lr: Annotated[
         float, typer.Option(help="Peak learning rate of AdamW; full wants 1e-5 to 1e-4.")
     ] = 3e-3,
     prompt_lr_scale: Annotated[
-        float, typer.Option(help="Learning rate of the prompts, in multiples of --lr.")
-    ] = 1.0,
+        float | None,
+        typer.Option(
+            help="Learning rate of the prompts, in multiples of --lr; 10 for tokens and centres, 1 "
+            "for noise unless given."
+        ),
+    ] = None,
     weight_decay: Annotated[float, typer.Option(help="Weight decay of AdamW.")] = 0.01,
     warmup_epochs: Annotated[float, typer.Option(help="Epochs before the cosine.")] = 3.0,
     augment: Annotated[

@@ -28,7 +28,6 @@ from lspt_serve.training import (
     Init,
     TrainSettings,
     announce_result,
-    check_init,
     check_run,
     finish_run,
     has_saved,
@@ -37,6 +36,7 @@ from lspt_serve.training import (
     leave_processes,
     load_dataset,
     pick_device,
+    pick_init,
     rank,
     save_baseline,
     train_baseline,
@@ -90,7 +90,7 @@ def check_method(
 ) -> None:
     """Raises MethodError for what no model can be made of."""
     model = create_prompted_vit(backbone, method, num_classes=2, pool=pool, **options)
-    check_init(model.method, init)
+    pick_init(model.method, init)
 
 
 def decode(data: Path, backbone: Backbone, **settings: Any) -> Dataset:

@@ -3,7 +3,7 @@
 from lspt_serve.training.baseline import Baseline, save_baseline, train_baseline
 from lspt_serve.training.data import Dataset, Split, load_dataset
 from lspt_serve.training.distributed import join_processes, leave_processes, rank
-from lspt_serve.training.init import Init, check_init
+from lspt_serve.training.init import Init, pick_init
 from lspt_serve.training.run import (
     announce_result,
     check_run,
@@ -24,7 +24,6 @@ __all__ = [
     "TrainSettings",
     "Tuned",
     "announce_result",
-    "check_init",
     "check_run",
     "create_bundle",
     "finish_run",
@@ -35,6 +34,7 @@ __all__ = [
     "leave_processes",
     "load_dataset",
     "pick_device",
+    "pick_init",
     "rank",
     "save_baseline",
     "train_baseline",

@@ -21,25 +21,35 @@ from lspt_serve.preprocess import Preprocess, crop_middle, normalise
 from lspt_serve.training.data import Split
 
 __all__ = [
+    "LR_SCALES",
     "Init",
-    "check_init",
     "collect_tokens",
     "initialise_prompts",
     "kmeans",
+    "pick_init",
     "random_tokens",
 ]
 
-Init = Literal["uniform", "tokens", "kmeans"]
+Init = Literal["auto", "uniform", "tokens", "kmeans"]
+# Of the prompts' learning rate, in multiples of lr: tokens are 10 to 30 times as large as noise.
+LR_SCALES: dict[Init, float] = {"uniform": 1.0, "tokens": 10.0, "kmeans": 10.0}
 MAX_IMAGES, MAX_TOKENS = 256, 4096  # tokens of each block; 12 blocks of a ViT-B are 150 MB
 BATCH_SIZE = 64
 
 
-def check_init(method: PromptMethod, init: Init) -> None:
-    """Raises MethodError for an unknown init, or one that a method without prompts cannot have."""
+def pick_init(method: PromptMethod, init: Init) -> Init:
+    """`auto` is what does best for the method.
+
+    Raises:
+        MethodError: an unknown init, or one that a method without prompts cannot have.
+    """
     if init not in get_args(Init):
         raise MethodError(f"unknown init {init!r}; wanted one of: {', '.join(get_args(Init))}")
+    if init == "auto":
+        init = method.default_init  # type: ignore[assignment]
     if init != "uniform" and not hasattr(method, "prompts"):
         raise MethodError(f"init {init!r} needs prompts, and method {method.name!r} has none")
+    return init
 
 
 @torch.no_grad()
@@ -52,16 +62,15 @@ def initialise_prompts(
     The same images, seed and thread count give the same prompts, bit for bit.
 
     Raises:
-        MethodError: see check_init.
+        MethodError: see pick_init.
         DataError: fewer tokens in train than prompts.
     """
-    check_init(model.method, init)
-    if init == "uniform":
+    if pick_init(model.method, init) == "uniform":
         return
     prompts = model.method.get_parameter("prompts")
     blocks = prompts.view(-1, *prompts.shape[-2:])  # (1 or L) x P x D
     generator = torch.Generator().manual_seed(seed)
-    start = random_tokens if init == "tokens" else kmeans
+    start = kmeans if init == "kmeans" else random_tokens
     tokens = collect_tokens(model, train, preprocess, depth=len(blocks), generator=generator)
     for own, entering in zip(blocks, tokens, strict=True):
         own.copy_(start(entering, len(own), generator))

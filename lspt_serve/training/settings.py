@@ -43,7 +43,8 @@ class TrainSettings:
     Args:
         batch_size: images in a step, of all processes and micro-batches together.
         lr: at its peak, of the head and what else is no prompt.
-        prompt_lr_scale: the learning rate of the learned prompts, in multiples of lr.
+        prompt_lr_scale: the learning rate of the learned prompts, in multiples of lr. None: what
+            suits where they start, see lspt_serve/training/init.py.
         label_smoothing: share of every target that goes to all classes alike, in [0, 1).
         mixup: alpha of its Beta distribution; 0: images are not mixed.
         sampling: what an epoch of N images is: every image once, or N draws with replacement in
@@ -59,7 +60,7 @@ class TrainSettings:
     epochs: int = 30
     batch_size: int = 64
     lr: float = 3e-3
-    prompt_lr_scale: float = 1.0
+    prompt_lr_scale: float | None = None
     weight_decay: float = 0.01
     warmup_epochs: float = 3.0
     augment: Augment = "none"
@@ -79,7 +80,7 @@ class TrainSettings:
             if isinstance(value, float) and not math.isfinite(value):
                 raise DataError(f"{name} must be finite, got {value}")
         for name in ("epochs", "batch_size", "lr", "prompt_lr_scale"):
-            if not getattr(self, name) > 0:
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise DataError(f"{name} must be above 0, got {getattr(self, name)}")
         for name in ("weight_decay", "warmup_epochs", "mixup"):
             if not getattr(self, name) >= 0:

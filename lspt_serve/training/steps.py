@@ -162,7 +162,7 @@ def _param_groups(model: PromptedViT, settings: TrainSettings) -> list[dict[str,
     groups = [{"params": list(trained.values()), "lr_scale": 1.0}]
     if prompts is None:
         return groups
-    return [{"params": [prompts], "lr_scale": settings.prompt_lr_scale}, *groups]
+    return [{"params": [prompts], "lr_scale": settings.prompt_lr_scale or 1.0}, *groups]
 
 
 def mixed_loss(logits: Tensor, picks: Picks, targets: Tensor, label_smoothing: float) -> Tensor:

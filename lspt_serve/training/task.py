@@ -22,7 +22,7 @@ from lspt_serve.rounding import Dtype, round_tensors
 from lspt_serve.training.calibration import calibration_error, fit_temperature, scale_head
 from lspt_serve.training.data import Dataset
 from lspt_serve.training.distributed import rank
-from lspt_serve.training.init import Init, check_init, initialise_prompts
+from lspt_serve.training.init import LR_SCALES, Init, initialise_prompts, pick_init
 from lspt_serve.training.report import Record, write_report
 from lspt_serve.training.run import Run, describe_run, open_run
 from lspt_serve.training.settings import TrainSettings, pick_device
@@ -35,13 +35,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Tuned:
-    """A model after training; `train_s` is what that took, interruptions left out."""
+    """A model after training; `train_s` is what that took, interruptions left out.
+
+    `init` and `settings` are what they were, where they were left to us.
+    """
 
     model: PromptedViT
     preprocess: Preprocess
     best: Epoch  # whose tensors the model holds
     epochs: list[Epoch]
     train_s: float
+    init: Init
+    settings: TrainSettings
 
 
 def tune(
@@ -51,7 +56,7 @@ def tune(
     method: str = "lspt",
     options: dict[str, Any] | None = None,
     pool: str | None = None,
-    init: Init = "uniform",
+    init: Init = "auto",
     settings: TrainSettings = TrainSettings(),  # noqa: B008  frozen
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
     run: Path | None = None,
@@ -81,7 +86,9 @@ def tune(
     )
     model.to(pick_device(settings.device))
     preprocess = replace(backbone.preprocess, crop_pct=dataset.crop_pct)
-    check_init(model.method, init)
+    init = pick_init(model.method, init)
+    if settings.prompt_lr_scale is None:
+        settings = replace(settings, prompt_lr_scale=LR_SCALES[init])
     opened: AbstractContextManager[Run | None] = nullcontext()
     if run is not None:
         config = describe_run(model, backbone, dataset, preprocess, init=init, settings=settings)
@@ -106,7 +113,7 @@ def tune(
     train_s = time.perf_counter() - started
     if folder is not None:
         epochs, train_s = folder.earlier + epochs, folder.earlier_s + train_s
-    return Tuned(model, preprocess, best, epochs, train_s)
+    return Tuned(model, preprocess, best, epochs, train_s, init, settings)
 
 
 def train_task(

@@ -268,7 +268,7 @@ def test_train_starts_from_the_tasks_own_tokens(
 ) -> None:
     plain, own = tmp_path / "plain", tmp_path / "own"
 
-    assert run(*quick, "--out", plain).code == 0
+    assert run(*quick, "--out", plain, "--init", "uniform").code == 0
     assert run(*quick, "--out", own, "--init", init).code == 0
 
     prompts = [load_bundle(path).tensors["method.prompts"] for path in (plain, own)]

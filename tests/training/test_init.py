@@ -11,13 +11,20 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from toys import COLOURS, coloured_split
+from toys import COLOURS, coloured_dataset, coloured_split
 
 from lspt_serve.errors import DataError, MethodError
 from lspt_serve.models import METHODS, Backbone, PromptedViT, create_prompted_vit
 from lspt_serve.preprocess import normalise
 from lspt_serve.training import Dataset, Init, TrainSettings, init, train_task
-from lspt_serve.training.init import collect_tokens, initialise_prompts, kmeans, random_tokens
+from lspt_serve.training.init import (
+    collect_tokens,
+    initialise_prompts,
+    kmeans,
+    pick_init,
+    random_tokens,
+)
+from lspt_serve.training.task import tune
 
 PROMPTED = sorted(METHODS.keys() - {"linear"})
 SHORT = TrainSettings(epochs=1, batch_size=8, warmup_epochs=0.5, precision="fp32", device="cpu")
@@ -167,9 +174,59 @@ def test_a_method_without_prompts_is_refused(tiny_backbone: Backbone, how: Init)
         )
 
 
+@pytest.mark.parametrize(
+    ("method", "options", "wanted"),
+    [
+        ("lspt", {}, "tokens"),
+        ("lspt", {"deep": False}, "uniform"),
+        ("lspt", {"lpc": False}, "uniform"),
+        ("vpt-deep", {}, "tokens"),
+        ("v2apt", {}, "tokens"),
+        ("vpt-shallow", {}, "uniform"),
+        ("gated", {}, "uniform"),
+        ("vfpt", {}, "uniform"),
+        ("linear", {}, "uniform"),
+    ],
+)
+def test_auto_is_what_did_best_for_the_method(
+    tiny_backbone: Backbone, method: str, options: dict[str, Any], wanted: Init
+) -> None:
+    assert pick_init(create(tiny_backbone, method, **options).method, "auto") == wanted
+
+
+@pytest.mark.parametrize(
+    ("how", "scale", "wanted"),
+    [
+        ("auto", None, ("tokens", 10)),
+        ("kmeans", None, ("kmeans", 10)),
+        ("uniform", None, ("uniform", 1)),
+        ("auto", 3.0, ("tokens", 3)),
+    ],
+)
+def test_learning_rate_of_the_prompts_goes_by_where_they_start(
+    tiny_backbone: Backbone,
+    how: Init,
+    scale: float | None,
+    wanted: tuple[Init, float],
+) -> None:
+    settings, colours = replace(SHORT, prompt_lr_scale=scale), coloured_dataset(4, 2, 2)
+
+    left, told = (
+        tune(tiny_backbone, colours, init=init, settings=chosen)
+        for init, chosen in (
+            (how, settings),
+            (wanted[0], replace(settings, prompt_lr_scale=wanted[1])),
+        )
+    )
+
+    assert (left.init, left.settings.prompt_lr_scale) == wanted
+    for name, tensor in told.model.task_tensors().items():
+        torch.testing.assert_close(left.model.task_tensors()[name], tensor, rtol=0, atol=0)
+
+
 def test_an_unknown_init_is_refused(tiny_backbone: Backbone) -> None:
     unknown: Any = "zeros"
-    with pytest.raises(MethodError, match="unknown init 'zeros'; wanted one of: uniform, tokens"):
+    with pytest.raises(MethodError, match="unknown init 'zeros'; wanted one of: auto, uniform"):
         initialise_prompts(
             create(tiny_backbone, "lspt"), TRAIN, tiny_backbone.preprocess, unknown, seed=0
         )

@@ -85,7 +85,7 @@ def test_run_is_described_whole(train: Train, tmp_path: Path, tiny_backbone: Bac
 
     config = json.loads((tmp_path / "run" / "config.json").read_bytes())
     assert (config["method"], config["options"]["prompt_dropout"]) == ("lspt", 0.25)
-    assert (config["pool"], config["init"], config["lr"]) == ("cls", "uniform", SHORT.lr)
+    assert (config["pool"], config["init"], config["lr"]) == ("cls", "tokens", SHORT.lr)
     assert config["precision"] == "float32"
     assert config["backbone"] == tiny_backbone.sha256
     assert (config["labels"], config["train"]["images"]) == (LABELS, 12)
@@ -107,7 +107,7 @@ def test_run_is_described_whole(train: Train, tmp_path: Path, tiny_backbone: Bac
         ({"settings": replace(SHORT, precision="bf16")}, "precision float32 there, bfloat16 here;"),
         ({"options": {"num_prompts": 3}}, r"options\.num_prompts \d+ there, 3 here;"),
         ({"pool": "patch_mean"}, "pool cls there, patch_mean here;"),
-        ({"init": "tokens"}, "init uniform there, tokens here;"),
+        ({"init": "kmeans"}, "init tokens there, kmeans here;"),
         ({"dataset": darker}, r"val\.sha256 [0-9a-f]{12} there, [0-9a-f]{12} here;"),
         ({"dataset": swapped}, r"train\.sha256 [0-9a-f]{12} there, [0-9a-f]{12} here;"),
         (

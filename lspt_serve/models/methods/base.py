@@ -73,6 +73,7 @@ class PromptMethod(nn.Module, ABC):
     trains_backbone: ClassVar[bool] = False  # a baseline, see BASELINES
 
     num_image_prompts = 0  # made of the image; they stand before the learned ones
+    default_init = "uniform"  # where prompts start best, see docs/results.md
 
     def __init__(self, settings: Settings) -> None:
         super().__init__()

@@ -107,6 +107,7 @@ class LSPT(VPTShallow):
         if self.deep:
             shape = (vit.depth, settings.num_prompts, vit.embed_dim)
             self.prompts = uniform_prompts(shape, vit)  # L x P x D
+            self.default_init = "tokens"
         if settings.lpc:
             self.coder = CODERS[settings.coder](vit.embed_dim, width, starts_at_zero=settings.deep)
             if settings.forget_bias is not None and isinstance(self.coder, LSTMCoder):

@@ -57,6 +57,7 @@ class VFPT(VPTDeep):
     name = "vfpt"
     settings_type = VFPTSettings
     settings: VFPTSettings
+    default_init = "uniform"
 
     def __init__(self, settings: VFPTSettings, vit: Shape) -> None:
         super().__init__(settings, vit)

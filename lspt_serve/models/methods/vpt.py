@@ -47,6 +47,7 @@ class VPTDeep(PromptMethod):
 
     name = "vpt-deep"
     settings_type = VPTSettings
+    default_init = "tokens"
 
     def __init__(self, settings: VPTSettings, vit: Shape) -> None:
         super().__init__(settings)

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from lspt_serve.errors import DataError, LSPTError, SweepError, first_mistake, nearest
 from lspt_serve.models import Backbone, create_prompted_vit
-from lspt_serve.training.init import Init, check_init
+from lspt_serve.training.init import Init, pick_init
 from lspt_serve.training.settings import TrainSettings, pick_device
 from lspt_serve.training.sweep.config import (
     OPTIONS,
@@ -93,7 +93,7 @@ def _searched(entry: Entry, config: SweepConfig, where: str) -> Plan:
         method=method,
         options=entry.options,
         pool=entry.pool,
-        init=_init(entry.init or "uniform"),
+        init=_init(entry.init or "auto"),
         train={k: v for k, v in (config.train | entry.train).items() if k not in space},
         space=space,
         trials=_count_trials(space, config),
@@ -201,7 +201,7 @@ def check_plans(plans: list[Plan], backbone: Backbone) -> None:
                 model = create_prompted_vit(
                     backbone, plan.method, num_classes=2, pool=plan.pool, **plan.options | options
                 )
-                check_init(model.method, plan.init)
+                pick_init(model.method, plan.init)
             except LSPTError as error:
                 raise SweepError(f"entry {plan.name!r}: {error}") from error
 

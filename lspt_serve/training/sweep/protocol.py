@@ -112,7 +112,7 @@ def run_final(
         method=job.plan.method,
         options=job.options,
         pool=job.plan.pool,
-        init=job.plan.init,
+        init=tuned.init if tuned else job.plan.init,
         image_size=backbone.preprocess.img_size,
         crop_pct=dataset.crop_pct,
         mean=backbone.preprocess.mean,
@@ -145,7 +145,7 @@ def _tune(job: Job, backbone: Backbone, dataset: Dataset, on_epoch: OnEpoch) -> 
 def _measure(job: Job, tuned: Tuned, dataset: Dataset) -> dict[str, Any]:
     served = tuned.model.fold()
     return {
-        "train": {name: value for name, value in asdict(job.settings).items() if name != "seed"},
+        "train": {name: value for name, value in asdict(tuned.settings).items() if name != "seed"},
         "test": accuracy(*predict(served, dataset.test, tuned.preprocess)),
         "task_bytes": sum(4 * tensor.numel() for tensor in served.task_tensors().values()),
         "train_s": round(tuned.train_s, 2),
