@@ -1,0 +1,155 @@
+"""Many callers, few slots, tasks that are replaced meanwhile: every single answer is looked at.
+
+An answer says which image it was made of, what was in the slot, and whose head was applied, so that
+no two can be mixed up unseen. The engine is a stand-in for a graph: under stress is all that lies
+between the callers and it. A million answers:
+
+    LSPT_STRESS_ANSWERS=250000 pytest tests/runtime/test_stress.py
+"""
+
+import os
+import random
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from toys import simple_bundle
+
+from lspt_serve.bundle import Bundle, save_bundle
+from lspt_serve.graph import GraphSpec
+from lspt_serve.runtime import Classifier, Precision, PromptStore, Watch
+
+Array = NDArray[np.float32]
+NUM_TASKS, NUM_SLOTS, BATCH_SIZE, VERSIONS = 40, 8, 8, 100
+CALLERS, OUTSTANDING = 4, 50
+ANSWERS = int(os.environ.get("LSPT_STRESS_ANSWERS", "10000"))  # of each caller
+NUMBERS = NUM_TASKS * VERSIONS  # one for each version of each task, and as many images
+
+
+def to_logit(number: float) -> float:
+    """0 to NUMBERS in [-4, 4], in steps of 0.002: fp32 tells them apart."""
+    return 8 * number / NUMBERS - 4
+
+
+def to_number(logit: float) -> float:
+    return (logit + 4) * NUMBERS / 8
+
+
+class Pairs:
+    """An engine whose features are the image's own number and that in the row's slot."""
+
+    name = provider = "pairs"
+    precision: Precision = "fp32"
+
+    def __init__(self, graph: GraphSpec) -> None:
+        self.graph, self.num_slots = graph, NUM_SLOTS
+        self._held = np.zeros(NUM_SLOTS, np.float32)
+        self.puts = 0
+
+    def put(self, slot: int, tensors: Mapping[str, Array]) -> None:
+        self._held[slot] = tensors["method.prompts"][0, 0]
+        self.puts += 1
+
+    def features(self, images: Array, slots: Sequence[int]) -> Array:
+        return np.stack([images[:, 0, 0, 0], self._held[list(slots)]], axis=1)
+
+
+def numbered(task: int, version: int) -> Bundle:
+    """Prompt and head both hold the number of this version of the task."""
+    logit = to_logit(task * VERSIONS + version)
+    plain = simple_bundle(f"task-{task}", version=1)
+    tensors = {
+        "method.prompts": np.full((1, 1), logit, np.float32),
+        "head.weight": np.array([[0, 0], [1, 0], [0, 1], [0, 0]], np.float32),
+        "head.bias": np.array([0, 0, 0, logit], np.float32),
+    }
+    fields = plain.manifest.model_dump(exclude={"dtype", "tensors", "tensors_sha256", "labels"})
+    return Bundle.create(tensors, labels=["none", "image", "slot", "head"], **fields)
+
+
+def number_of(bundle: Bundle) -> int:
+    return round(to_number(float(bundle.tensors["method.prompts"][0, 0])))
+
+
+def read(answer: Array) -> list[int]:
+    """The numbers of image, slot and head."""
+    return [round(to_number(float(np.log(p / answer[0])))) for p in answer[1:]]
+
+
+@pytest.fixture
+def graph() -> GraphSpec:
+    manifest = numbered(0, 0).manifest
+    return GraphSpec(
+        backbone=manifest.backbone,
+        method=manifest.method.model_copy(update={"options": {}}),
+        pool=manifest.pool,
+        preprocess=manifest.preprocess,
+        num_features=2,
+        inputs={"method.prompts": ["num_prompts", 1]},
+        parity=[],
+    )
+
+
+@pytest.fixture
+def store(graph: GraphSpec, tmp_path: Path) -> PromptStore:
+    """Half of its tensors do not stay in memory."""
+    for task in range(NUM_TASKS):
+        save_bundle(numbered(task, 0), tmp_path / f"task-{task}")
+    size = sum(tensor.nbytes for tensor in numbered(0, 0).tensors.values())
+    return PromptStore(tmp_path, graph, host_bytes=NUM_TASKS // 2 * size)
+
+
+def call(classifier: Classifier, seed: int) -> int:
+    """Ask for random images by random tasks; returns how many answers were as they have to be."""
+    rng = random.Random(seed)
+    waiting: deque[tuple[int, int, Future[Array]]] = deque()
+    right = 0
+    for count in range(ANSWERS + OUTSTANDING):
+        if count >= OUTSTANDING:
+            image, task, answer = waiting.popleft()
+            right += read(answer.result(timeout=60)) == [image, task, task]
+        if count < ANSWERS:
+            image = rng.randrange(NUMBERS)
+            bundle = classifier.store[f"task-{rng.randrange(NUM_TASKS)}"]
+            pixels = np.full((3, 1, 1), to_logit(image), np.float32)
+            waiting.append((image, number_of(bundle), classifier.submit(pixels, bundle)))
+    return right
+
+
+def replace_tasks(folder: Path, stop: threading.Event) -> int:
+    """One after the other, until told to stop; returns how often."""
+    rng, done = random.Random(0), 0
+    while not stop.wait(0.01):
+        version = 1 + done // NUM_TASKS % (VERSIONS - 1)
+        task = rng.randrange(NUM_TASKS)
+        save_bundle(numbered(task, version), folder / f"task-{task}")
+        done += 1
+    return done
+
+
+@pytest.mark.slow
+def test_no_answer_is_mixed_up(graph: GraphSpec, store: PromptStore, tmp_path: Path) -> None:
+    engine = Pairs(graph)
+    classifier = Classifier(engine, store, max_batch_size=BATCH_SIZE)
+    watch, stop = Watch(store, interval_s=0.05), threading.Event()
+    try:
+        with ThreadPoolExecutor(CALLERS + 1) as threads:
+            replacing = threads.submit(replace_tasks, tmp_path, stop)
+            callers = [threads.submit(call, classifier, seed) for seed in range(CALLERS)]
+            right = [caller.result() for caller in callers]
+            stop.set()
+            replaced = replacing.result()
+    finally:
+        stop.set()
+        watch.close()
+        classifier.close()
+
+    assert right == [ANSWERS] * CALLERS
+    assert replaced > 100
+    assert store.generation > 10
+    assert engine.puts > ANSWERS  # tasks really had to make room for one another
