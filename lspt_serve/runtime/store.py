@@ -19,6 +19,7 @@ __all__ = ["PromptStore"]
 
 HOST_BYTES = 2**30
 REPLACING_S = 0.05  # a folder that is being replaced is gone for less
+ATTEMPTS = 5  # to read a task whose folder is replaced again and again
 logger = logging.getLogger(__name__)
 
 
@@ -51,17 +52,15 @@ class PromptStore:
 
     def __getitem__(self, reference: str) -> Bundle:
         """Raises UnknownTaskError, which names the nearest tasks or the versions there are."""
-        entry = self._catalog.find(reference)
-        try:
-            return self._bundle(entry)
-        except BundleError:  # deleted or replaced since the folder was read
-            self.refresh()
-        entry = self._catalog.find(reference)
-        try:
-            return self._bundle(entry)
-        except BundleError as error:
-            logger.warning("task %s can no longer be read: %s", reference, error)
-            raise UnknownTaskError(f"task {reference!r} can no longer be read") from error
+        for _ in range(ATTEMPTS):
+            entry = self._catalog.find(reference)
+            try:
+                return self._bundle(entry)
+            except BundleError as error:  # deleted or replaced since the folder was read
+                reason = error
+                self.refresh()
+        logger.warning("task %s can no longer be read: %s", reference, reason)
+        raise UnknownTaskError(f"task {reference!r} can no longer be read") from reason
 
     def __iter__(self) -> Iterator[Manifest]:
         """Of the default version of every task, by name."""

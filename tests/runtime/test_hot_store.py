@@ -76,6 +76,24 @@ def test_folder_that_is_dropped_in_is_served_after_the_next_look(
     assert store.generation == before + 1
 
 
+def test_bundle_that_is_replaced_while_it_is_read_again_is_served_all_the_same(
+    add: Callable[..., None], tmp_path: Path, graph: GraphSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add("flowers", number=0)
+    store = PromptStore(tmp_path, graph, host_bytes=0)
+    look, numbers = store.refresh, iter([2, 3, 4])
+
+    def look_and_replace() -> None:
+        look()
+        if number := next(numbers, None):
+            add("flowers", number=number)
+
+    monkeypatch.setattr(store, "refresh", look_and_replace)
+    add("flowers", number=1)
+
+    assert number_of(store["flowers"]) == 4
+
+
 def test_bundle_that_is_replaced_is_swapped_and_who_has_the_old_one_keeps_it(
     add: Callable[..., None], tmp_path: Path, graph: GraphSpec
 ) -> None:

@@ -12,7 +12,7 @@ import random
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
@@ -141,11 +141,11 @@ def test_no_answer_is_mixed_up(graph: GraphSpec, store: PromptStore, tmp_path: P
         with ThreadPoolExecutor(CALLERS + 1) as threads:
             replacing = threads.submit(replace_tasks, tmp_path, stop)
             callers = [threads.submit(call, classifier, seed) for seed in range(CALLERS)]
-            right = [caller.result() for caller in callers]
+            wait(callers)
             stop.set()
+            right = [caller.result() for caller in callers]
             replaced = replacing.result()
     finally:
-        stop.set()
         watch.close()
         classifier.close()
 
