@@ -19,7 +19,7 @@ __all__ = ["PromptStore"]
 
 HOST_BYTES = 2**30
 REPLACING_S = 0.05  # a folder that is being replaced is gone for less
-ATTEMPTS = 5  # to read a task whose folder is replaced again and again
+ATTEMPTS = 5  # where folders are replaced again and again
 logger = logging.getLogger(__name__)
 
 
@@ -86,11 +86,7 @@ class PromptStore:
         with self._refreshing:
             before = self._catalog
             try:
-                after = scan(self.folder, before, self._read)
-                if before.found.keys() - after.found.keys():  # deleted, or being replaced
-                    time.sleep(REPLACING_S)
-                    known = replace(after, found={**before.found, **after.found})
-                    after = scan(self.folder, known, self._read)
+                after = self._scan(before)
             except OSError as error:
                 logger.error("%s cannot be read: %s", self.folder, error.strerror)
                 return
@@ -102,6 +98,19 @@ class PromptStore:
         for entry in before.entries - after.entries:
             self._memory.drop(entry)
         _log_changes(before, after)
+
+    def _scan(self, before: Catalog) -> Catalog:
+        """Looks again until what is gone was gone before: one that is being replaced comes back."""
+        after, known, gone = scan(self.folder, before, self._read), before.found, set[Path]()
+        for _ in range(ATTEMPTS):
+            known = {**known, **after.found}
+            missing = known.keys() - after.found.keys()
+            if missing <= gone:
+                break
+            gone = missing
+            time.sleep(REPLACING_S)
+            after = scan(self.folder, replace(after, found=known), self._read)
+        return after
 
     def set_alias(self, task: str, alias: str, version: int | None) -> None:
         """Make TASK:ALIAS stand for a version, here and at every server of the folder.

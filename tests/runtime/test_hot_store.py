@@ -7,12 +7,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 from toys import simple_bundle
 
+import lspt_serve.runtime.catalog
 from lspt_serve.bundle import MANIFEST, TENSORS, Bundle, save_bundle
 from lspt_serve.errors import BundleError, OutputError, UnknownTaskError
 from lspt_serve.graph import GraphSpec
@@ -74,6 +75,26 @@ def test_folder_that_is_dropped_in_is_served_after_the_next_look(
 
     assert number_of(store["flowers"]) == 5
     assert store.generation == before + 1
+
+
+def test_folders_that_are_gone_for_a_moment_one_after_the_other_are_served_all_the_while(
+    add: Callable[..., None], tmp_path: Path, graph: GraphSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("birds", "flowers"):
+        add(name)
+    store = PromptStore(tmp_path, graph)
+    absent = iter(["birds-1", "flowers-1", ""])
+    find = lspt_serve.runtime.catalog._find_bundles
+
+    def find_all_but_one(folder: Path) -> Iterator[Any]:
+        gone = next(absent)
+        return (found for found in find(folder) if found[0].name != gone)
+
+    monkeypatch.setattr(lspt_serve.runtime.catalog, "_find_bundles", find_all_but_one)
+    store.refresh()
+
+    assert [task.name for task in store] == ["birds", "flowers"]
+    assert next(absent, None) is None
 
 
 def test_bundle_that_is_replaced_while_it_is_read_again_is_served_all_the_same(
