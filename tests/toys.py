@@ -25,6 +25,17 @@ from lspt_serve.training import Dataset, Split, create_bundle
 COLOURS = {"blue": (40, 60, 200), "green": (50, 190, 60), "red": (210, 50, 40)}
 
 
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=[
+            pytest.mark.gpu,
+            pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA GPU"),
+        ],
+    ),
+]
+
 # LSPT as the paper has it, on a backbone of embed_dim 24; the defaults are what did best
 PAPER: dict[str, Any] = {"coder_hidden": 24, "input_norm": False, "deep": False}
 

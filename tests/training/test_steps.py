@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
-from toys import COLOURS, coloured_dataset, coloured_split
+from toys import COLOURS, DEVICES, coloured_dataset, coloured_split
 
 from lspt_serve.errors import CompileError, DataError
 from lspt_serve.models import METHODS, Backbone, PromptedViT, create_prompted_vit
@@ -25,16 +25,6 @@ from lspt_serve.training.steps import Steps, mixed_loss
 LABELS = list(COLOURS)
 SHORT = TrainSettings(epochs=2, batch_size=8, warmup_epochs=0.5, precision="fp32", device="cpu")
 STILL = replace(SHORT, epochs=1, lr=1e-12)  # the loss of one epoch is that of the start
-DEVICES = [
-    "cpu",
-    pytest.param(
-        "cuda",
-        marks=[
-            pytest.mark.gpu,
-            pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA GPU"),
-        ],
-    ),
-]
 
 
 @pytest.fixture(scope="module")
