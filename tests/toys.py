@@ -80,6 +80,20 @@ def simple_bundle(name: str, *, number: float = 0.0, version: int = 1) -> Bundle
     )
 
 
+def prompts_graph(bundle: Bundle) -> GraphSpec:
+    """What an export says of itself that takes this bundle's prompts and no other tensor."""
+    manifest = bundle.manifest
+    return GraphSpec(
+        backbone=manifest.backbone,
+        method=manifest.method.model_copy(update={"options": {}}),
+        pool=manifest.pool,
+        preprocess=manifest.preprocess,
+        num_features=bundle.head[0].shape[1],
+        inputs={"method.prompts": ["num_prompts", bundle.tensors["method.prompts"].shape[1]]},
+        parity=[],
+    )
+
+
 def export_once(backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the backbone's shared graph for LSPT; exported once in a session."""
     folder = tmp_path_factory.getbasetemp() / f"exported-{backbone.sha256[:12]}" / "graph"

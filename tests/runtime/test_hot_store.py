@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import pytest
-from toys import simple_bundle
+from toys import prompts_graph, simple_bundle
 
 import lspt_serve.runtime.catalog
 from lspt_serve.bundle import MANIFEST, TENSORS, Bundle, save_bundle
@@ -23,16 +23,7 @@ from lspt_serve.runtime.aliases import ALIASES_FILE
 
 @pytest.fixture
 def graph() -> GraphSpec:
-    manifest = simple_bundle("any").manifest
-    return GraphSpec(
-        backbone=manifest.backbone,
-        method=manifest.method.model_copy(update={"options": {}}),
-        pool=manifest.pool,
-        preprocess=manifest.preprocess,
-        num_features=1,
-        inputs={"method.prompts": ["num_prompts", 1]},
-        parity=[],
-    )
+    return prompts_graph(simple_bundle("any"))
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from toys import prompts_graph
 
 from lspt_serve.bundle import BASELINE, MANIFEST, TENSORS, Bundle, save_bundle
 from lspt_serve.errors import BundleError, UnknownTaskError
@@ -18,16 +19,7 @@ MakeBundle = Callable[..., Bundle]
 @pytest.fixture
 def graph(make_bundle: MakeBundle) -> GraphSpec:
     """What an export for VPT-shallow says of itself."""
-    manifest = make_bundle("vpt-shallow").manifest
-    return GraphSpec(
-        backbone=manifest.backbone,
-        method=manifest.method.model_copy(update={"options": {}}),
-        pool=manifest.pool,
-        preprocess=manifest.preprocess,
-        num_features=24,
-        inputs={"method.prompts": ["num_prompts", 24]},
-        parity=[],
-    )
+    return prompts_graph(make_bundle("vpt-shallow"))
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from toys import simple_bundle
+from toys import prompts_graph, simple_bundle
 
 from lspt_serve.bundle import Bundle, save_bundle
 from lspt_serve.graph import GraphSpec
@@ -83,16 +83,7 @@ def read(answer: Array) -> list[int]:
 
 @pytest.fixture
 def graph() -> GraphSpec:
-    manifest = numbered(0, 0).manifest
-    return GraphSpec(
-        backbone=manifest.backbone,
-        method=manifest.method.model_copy(update={"options": {}}),
-        pool=manifest.pool,
-        preprocess=manifest.preprocess,
-        num_features=2,
-        inputs={"method.prompts": ["num_prompts", 1]},
-        parity=[],
-    )
+    return prompts_graph(numbered(0, 0))
 
 
 @pytest.fixture
