@@ -3,9 +3,10 @@
     python benchmarks/results.py --backbone vit.pth --data clothing10.tar --data grocery81.tar \
       --data cifar100.tar --data signdigits10.tar --processes 2
 
-Runs `lspt sweep` on results.toml, in several processes that share the cores; stopped, the same
-command goes on. Then measures how long one image takes in ONNX Runtime for each entry, in turn, and
-writes the runs, the latencies and the page.
+Runs `lspt sweep` on methods.toml and on ablation.toml, in several processes that share the cores;
+stopped, the same command goes on. With --part it runs one of them, and leaves the other as
+docs/results.json has it. Then measures how long one image takes in ONNX Runtime for each entry, in
+turn, and writes the runs, the latencies and the page.
 """
 
 import argparse
@@ -20,26 +21,27 @@ from pathlib import Path
 from statistics import fmean, median
 
 import numpy as np
-from results_page import split_runs, to_page
+from results_page import to_page
 
 from lspt_serve.export import export_graph
 from lspt_serve.graph import check_fits
 from lspt_serve.models import Backbone, create_prompted_vit, load_backbone
-from lspt_serve.results import Run, compare, draw_comparison, load_runs
+from lspt_serve.results import Run, compare, draw_comparison, load_runs, save_runs
 from lspt_serve.runtime import OnnxEngine
 from lspt_serve.training import create_bundle, load_dataset
 from lspt_serve.training.sweep import load_config, make_plans
 
-CONFIG = Path(__file__).with_suffix(".toml")
+PARTS = ("methods", "ablation")  # each has a config, NAME.toml
 ROUNDS = 31
 Model = tuple[str, str, str | None]  # method, its options as JSON, pool
 
 
-def sweep(args: argparse.Namespace, out: Path) -> None:
+def sweep(args: argparse.Namespace, part: str) -> list[Run]:
     """Several processes on one storage; each has its share of the cores."""
-    command = [sys.executable, "-m", "lspt_serve", "sweep", str(args.config)]
-    command += ["--backbone", args.backbone, "--storage", str(args.storage), "--out", str(out)]
-    command += ["--cache", str(cache_of(args))]
+    storage = args.build / f"{part}.db"
+    command = [sys.executable, "-m", "lspt_serve", "sweep", str(args.configs / f"{part}.toml")]
+    command += ["--backbone", args.backbone, "--storage", str(storage)]
+    command += ["--cache", str(args.build / "cache")]
     command += [word for path in args.data for word in ("--data", str(path))]
     threads = max(1, (os.cpu_count() or 1) // args.processes)
     env = os.environ | {"OMP_NUM_THREADS": str(threads)}
@@ -49,11 +51,7 @@ def sweep(args: argparse.Namespace, out: Path) -> None:
     codes = [process.wait() for process in started]
     if any(codes):
         raise SystemExit("lspt sweep failed; its message is above")
-
-
-def cache_of(args: argparse.Namespace) -> Path:
-    storage: Path = args.storage
-    return storage.with_name("cache")
+    return load_runs(storage.with_suffix(".json"))
 
 
 def measure_latencies(backbone: Backbone, runs: Sequence[Run]) -> dict[str, float]:
@@ -98,29 +96,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--backbone", required=True)
     parser.add_argument("--data", type=Path, action="append", required=True)
-    parser.add_argument("--config", type=Path, default=CONFIG)
-    parser.add_argument("--storage", type=Path, default=Path("build/results.db"))
+    parser.add_argument("--part", choices=PARTS, help="make this one alone")
+    parser.add_argument("--configs", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--build", type=Path, default=Path("build/results"))
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     parser.add_argument("--processes", type=int, default=1)
     args = parser.parse_args()
-    args.storage.parent.mkdir(parents=True, exist_ok=True)
+    args.build.mkdir(parents=True, exist_ok=True)
     out = args.docs / "results.json"
-    sweep(args, out)
-    config = load_config(args.config)
-    plans = make_plans(config)
-    runs = load_runs(out)
-    backbone = load_backbone(args.backbone, img_size=config.img_size)
+    configs = {part: load_config(args.configs / f"{part}.toml") for part in PARTS}
+    plans = {part: make_plans(config) for part, config in configs.items()}
+    runs = {
+        part: sweep(args, part)
+        if args.part in (None, part)
+        else [run for run in load_runs(out) if run.name in {plan.name for plan in plans[part]}]
+        for part in PARTS
+    }
+    everything = [run for part in PARTS for run in runs[part]]
+    save_runs(out, everything)
+    backbone = load_backbone(args.backbone, img_size=configs["methods"].img_size)
     tasks = {
-        path.stem: load_dataset(path, backbone.preprocess.img_size, cache=cache_of(args))
+        path.stem: load_dataset(path, backbone.preprocess.img_size, cache=args.build / "cache")
         for path in args.data
     }
-    latencies = measure_latencies(backbone, runs)
+    latencies = measure_latencies(backbone, everything)
     (args.docs / "latencies.json").write_text(json.dumps(latencies, indent=1) + "\n")
-    page = to_page(runs, plans, backbone, tasks, latencies)
+    page = to_page(runs["methods"], runs["ablation"], plans["methods"], backbone, tasks, latencies)
     (args.docs / "results.md").write_text(page)
-    methods, ablation = split_runs(runs, plans)
-    for name, part in (("results", methods), ("ablation", ablation)):
-        for comparison in compare(part) if len({run.name for run in part}) > 1 else []:
+    for name, part in (("results", "methods"), ("ablation", "ablation")):
+        for comparison in compare(runs[part]) if len({run.name for run in runs[part]}) > 1 else []:
             draw_comparison(args.docs / f"{name}.png", comparison)
 
 

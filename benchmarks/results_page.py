@@ -8,22 +8,23 @@ from typing import Any
 
 from lspt_serve.models import Backbone
 from lspt_serve.results import Grid, Run, compare, comparison_grid
+from lspt_serve.results.statistics import paired_difference
 from lspt_serve.results.table import Text
 from lspt_serve.training import Dataset
 from lspt_serve.training.settings import pick_device, pick_precision
 from lspt_serve.training.sweep import Plan
 
-__all__ = ["split_runs", "to_page"]
+__all__ = ["to_page"]
 
 MATERIAL = Path(__file__).with_name("material.md")
 TRIED = Path(__file__).with_name("tried.md")
 TARGETS = {"the best other prompt method": 1.0, "linear": 3.0}  # points of the mean over tasks
-CONTROL = "vpt-deep"  # what the default variant of LSPT is without its coder
 COLLAPSED = 0.5  # of the median of an entry on a task
 
 
 def to_page(
-    runs: Sequence[Run],
+    methods: Sequence[Run],
+    ablation: Sequence[Run],
     plans: Sequence[Plan],
     backbone: Backbone,
     tasks: Mapping[str, Dataset],
@@ -32,15 +33,16 @@ def to_page(
     """The page.
 
     Args:
-        plans: of the config, in its order.
+        plans: of the methods, in the order of their config.
         latencies: ms of one image, by entry.
     """
-    methods, ablation = split_runs(runs, plans)
+    runs = [*methods, *ablation]
     hours = sum(run.train_s or 0 for run in runs) / 3600
     parts = [
         "# Results",
-        "Made by one command from one config, [results.toml](../benchmarks/results.toml); the runs "
-        "are in [results.json](results.json):",
+        "Made by one command from two configs, [methods.toml](../benchmarks/methods.toml) and "
+        "[ablation.toml](../benchmarks/ablation.toml); the runs are in "
+        "[results.json](results.json):",
         "    python benchmarks/results.py --backbone vit.pth --data grocery81.tar \\\n"
         "      --data cifar100.tar --data signdigits10.tar --data clothing10.tar --processes 2",
         "## What is compared",
@@ -51,7 +53,7 @@ def to_page(
         "![Test accuracy of the methods on each task](results.png)",
         to_table(methods, latencies),
         "\n".join([*to_verdict(methods), *to_collapses(runs)]),
-        to_choices(methods, [plan for plan in plans if not plan.like]),
+        to_choices(methods, plans),
         "## What was tried for LSPT",
         TRIED.read_text("utf-8").strip(),
         "## What LSPT is without its parts",
@@ -190,21 +192,32 @@ def choice(run: Run, plan: Plan) -> str:
     return f"{words([run.train[name] for name in plan.space])}: {100 * run.val:.1f}"
 
 
-def split_runs(runs: Sequence[Run], plans: Sequence[Plan]) -> tuple[list[Run], list[Run]]:
-    """Those of entries with a search of their own; those of LSPT, its control, and its copies."""
-    searched = [plan.name for plan in plans if not plan.like]
-    methods = [run for run in runs if run.name in searched]
-    beside = {"lspt", CONTROL}
-    return methods, [run for run in runs if run.name in beside or run.name not in searched]
-
-
 def to_ablation(runs: Sequence[Run], latencies: Mapping[str, float]) -> list[str]:
-    if {run.name for run in runs} <= {"lspt", CONTROL}:
+    if len({run.name for run in runs}) < 2:
         return ["The variants have not been run yet."]
+    first = runs[0].name
     return [
         "![Test accuracy of variants of LSPT on each task](ablation.png)",
-        "Each trained with what was tuned for `lspt`, without a search of its own. "
-        f"`{CONTROL}`, which had one, is `lspt` without its coder; `without LPC` has no prompts of "
-        "the blocks' own either: what leaves a block, with the mean patch added, enters the next.",
+        f"`{first}` is `lspt` of the table above, searched and trained anew; the others are trained "
+        "with what was tuned for it, without a search of their own. `without coder` is `vpt-deep`; "
+        "`without LPC` has no prompts of the blocks' own either: what leaves a block, with the mean "
+        "patch added, enters the next.",
         to_table(runs, latencies),
+        "\n".join(to_differences(runs, first)),
     ]
+
+
+def to_differences(runs: Sequence[Run], first: str) -> list[str]:
+    """Which entries differ from the first by more than its seeds and theirs do."""
+    tests: dict[str, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+    for run in runs:
+        if run.test is not None:
+            tests[run.name][run.task][run.seed] = run.test
+    lines = []
+    for name in tests:
+        paired = paired_difference(tests[name], tests[first]) if name != first else None
+        if paired and paired.std is not None and abs(paired.mean) > 2 * paired.std:
+            difference = f"{100 * paired.mean:+.1f} ± {100 * paired.std:.1f}"
+            lines.append(f"- `{name}` is {difference} points from `{first}`, seed by seed.")
+    rest = "The others" if lines else "All"
+    return [*lines, f"- {rest} are within twice the deviation of their difference from `{first}`."]

@@ -6,20 +6,22 @@ import sys
 from pathlib import Path
 
 import pytest
+from results_page import to_differences
 from toys import write_coloured
 
 from lspt_serve.models import Backbone
-from lspt_serve.results import load_runs
+from lspt_serve.results import Run, load_runs
 
 ROOT = Path(__file__).parents[1]
-CONFIG = """
+SHARED = """
 protocol = "vtab"
 img_size = 32
 sampler = "grid"
 seeds = [3]
 train = { epochs = 1, batch_size = 4 }
 space = { lr = [1e-3] }
-
+"""
+METHODS = """
 [[entry]]
 method = "linear"
 
@@ -30,10 +32,16 @@ options = { num_prompts = 2 }
 [[entry]]
 method = "lspt"
 options = { num_prompts = 2 }
+"""
+ABLATION = """
+[[entry]]
+name = "lspt, all parts"
+method = "lspt"
+options = { num_prompts = 2 }
 
 [[entry]]
 name = "without LPC"
-like = "lspt"
+like = "lspt, all parts"
 options = { lpc = false }
 """
 
@@ -42,33 +50,66 @@ options = { lpc = false }
 def test_results_are_made_by_one_command(tiny_backbone: Backbone, tmp_path: Path) -> None:
     for split in ("train", "val", "test"):
         write_coloured(tmp_path / "colours" / split, ["blue", "red"], count=4)
-    (tmp_path / "results.toml").write_text(CONFIG)
+    (tmp_path / "methods.toml").write_text(SHARED + METHODS)
+    (tmp_path / "ablation.toml").write_text(SHARED + ABLATION)
     docs = tmp_path / "docs"
     docs.mkdir()
     command = [sys.executable, str(ROOT / "benchmarks" / "results.py")]
-    command += ["--backbone", tiny_backbone.source, "--config", str(tmp_path / "results.toml")]
-    command += ["--data", str(tmp_path / "colours"), "--storage", str(tmp_path / "results.db")]
+    command += ["--backbone", tiny_backbone.source, "--configs", str(tmp_path)]
+    command += ["--data", str(tmp_path / "colours"), "--build", str(tmp_path / "build")]
     command += ["--docs", str(docs)]
 
     process = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
     assert process.returncode == 0, process.stderr
-    names = ["linear", "vpt-deep", "lspt", "without LPC"]
+    methods, ablation = ["linear", "vpt-deep", "lspt"], ["lspt, all parts", "without LPC"]
     runs = load_runs(docs / "results.json")
     assert [(run.name, run.task, run.seed) for run in runs] == [
-        (name, "colours", 3) for name in names
+        (name, "colours", 3) for name in methods + ablation
     ]
     latencies = json.loads((docs / "latencies.json").read_text())
-    assert [*latencies] == names
+    assert [*latencies] == methods + ablation
     assert all(value > 0 for value in latencies.values())
     assert {path.name for path in docs.glob("*.png")} == {"results.png", "ablation.png"}
     page = (docs / "results.md").read_text()
-    methods, ablation = page.split("## What LSPT is without its parts")
-    assert "| colours | 2 | 8 | 8 | 8 |" in methods
-    assert "`lspt` is " in methods
-    assert "points from linear; the target was +3: **" in methods
-    for name in names[:3]:
-        assert f"| {name} |" in methods
-    assert "| without LPC |" not in methods
-    for name in names[1:]:
-        assert f"| {name} |" in ablation
+    first, second = page.split("## What LSPT is without its parts")
+    assert "| colours | 2 | 8 | 8 | 8 |" in first
+    assert "`lspt` is " in first
+    assert "points from linear; the target was +3: **" in first
+    for name in methods:
+        assert f"| {name} |" in first
+    for name in ablation:
+        assert f"| {name} |" in second
+        assert f"| {name} |" not in first
+
+    # one part alone: the other stays as it was recorded, although it cannot be made any more
+    (tmp_path / "build" / "methods.db").unlink()
+    before = (docs / "results.json").read_text()
+    command += ["--part", "ablation"]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+    assert process.returncode == 0, process.stderr
+    assert (docs / "results.json").read_text() == before
+    assert not (tmp_path / "build" / "methods.db").exists()
+
+
+def differences(**tests: list[float]) -> list[str]:
+    """What the page says of entries by their accuracies on one task, seeds 0, 1, ..."""
+    own = {"method": "lspt", "image_size": 32, "protocol": "vtab", "backbone": "0", "task": "t"}
+    runs = [
+        Run(name=name, seed=seed, test=test, lspt_serve="0", **own)
+        for name, values in tests.items()
+        for seed, test in enumerate(values)
+    ]
+    return to_differences(runs, "whole")
+
+
+def test_differences_are_told_from_noise() -> None:
+    # from `whole`: 0.02, 0.03, 0.04 (mean 0.03, deviation 0.01), and 0.1, -0.1
+    assert differences(whole=[0.5, 0.5, 0.5], other=[0.52, 0.53, 0.54]) == [
+        "- `other` is +3.0 ± 1.0 points from `whole`, seed by seed.",
+        "- The others are within twice the deviation of their difference from `whole`.",
+    ]
+    assert differences(whole=[0.5, 0.5], other=[0.6, 0.4]) == [
+        "- All are within twice the deviation of their difference from `whole`."
+    ]
