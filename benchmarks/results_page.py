@@ -198,10 +198,10 @@ def to_ablation(runs: Sequence[Run], latencies: Mapping[str, float]) -> list[str
     first = runs[0].name
     return [
         "![Test accuracy of variants of LSPT on each task](ablation.png)",
-        f"`{first}` is `lspt` of the table above, searched and trained anew; the others are trained "
-        "with what was tuned for it, without a search of their own. `without coder` is `vpt-deep`; "
-        "`without LPC` has no prompts of the blocks' own either: what leaves a block, with the mean "
-        "patch added, enters the next.",
+        f"`{first}` is `lspt` of the table above, searched and trained anew; the others are "
+        "trained with what was tuned for it, without a search of their own. `without coder` is "
+        "`vpt-deep`; `without LPC` has no prompts of the blocks' own either: what leaves a block, "
+        "with the mean patch added, enters the next.",
         to_table(runs, latencies),
         "\n".join(to_differences(runs, first)),
     ]
