@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 from collections import Counter
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -178,9 +179,9 @@ class Bundle:
         """Weight (K x F) and bias (K), applied to the features that the graph gives."""
         return self.tensors["head.weight"], self.tensors["head.bias"]
 
-    @property
+    @cached_property
     def method_tensors(self) -> dict[str, NDArray[np.float32]]:
-        """The tensors that enter the graph: all but the head."""
+        """The tensors that enter the graph: all but the head. The same object every time."""
         return {k: v for k, v in self.tensors.items() if not k.startswith("head.")}
 
     def check_backbone(self, backbone: BackboneRef) -> None:

@@ -2,8 +2,8 @@
 
 Written by the export, read by the runtime; needs neither torch nor ONNX.
 
-A graph takes images (B x 3 x H x W) of several tasks, and the tensors of tasks in slots, as `Bank`
-feeds them.
+A graph takes images (B x 3 x H x W) of several tasks, and the tensors of these tasks, as
+`create_feed` puts them side by side.
 """
 
 from pathlib import Path
@@ -25,7 +25,6 @@ __all__ = [
     "PLACE",
     "PROBABILITIES",
     "REFERENCE_FILE",
-    "SLOTS",
     "SPEC_FILE",
     "TRITON_CONFIG",
     "TRITON_MODEL",
@@ -39,8 +38,8 @@ __all__ = [
 GRAPH_FILE, SPEC_FILE, REFERENCE_FILE = "graph.onnx", "graph.json", "reference.safetensors"
 TRITON_CONFIG, TRITON_MODEL = "config.pbtxt", "lspt"  # in a model repository of NVIDIA Triton
 IMAGES, FEATURES, PROBABILITIES, BATCH = "images", "features", "probabilities", "batch"
-SLOTS, PLACE, BACK, NUM_PROMPTS = "slots", "place", "back", "num_prompts"  # whose row is whose
-FORMAT_VERSION: Literal[2] = 2  # 1 took the tensors of one task
+PLACE, BACK, NUM_PROMPTS = "place", "back", "num_prompts"  # whose row is whose
+FORMAT_VERSION: Literal[3] = 3  # 1 took the tensors of one task, 2 those of all slots
 MAX_PROMPTS = 256  # all rows of a batch are as long as its longest
 OF_THE_GRAPH = ("img_size", "mean", "std")  # of a Preprocess; how images are cropped is the task's
 Dim = int | str  # a fixed size, or the name of a free one
@@ -62,7 +61,7 @@ class ParityRow(_Record):
 class GraphSpec(_Record):
     """graph.json: which backbone is inside, which tensors of a task are inputs."""
 
-    format_version: Literal[2] = FORMAT_VERSION
+    format_version: Literal[3] = FORMAT_VERSION
     backbone: BackboneRef
     method: MethodRef  # with the options that shape the graph
     pool: str

@@ -38,6 +38,11 @@ class Reference:
     whose: NDArray[np.int64]
     features: Array
 
+    @property
+    def rows(self) -> list[Mapping[str, Array]]:
+        """The tensors of each row's task, B."""
+        return [self.tasks[task] for task in self.whose]
+
     def save(self, folder: Path) -> None:
         """Write FOLDER/reference.safetensors."""
         tensors: dict[str, NDArray[Any]] = {

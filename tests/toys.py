@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from PIL import Image
 
-from lspt_serve.bank import Bank
 from lspt_serve.bundle import BackboneRef, Bundle, MethodRef
 from lspt_serve.export import export_graph
+from lspt_serve.feed import create_feed
 from lspt_serve.graph import FEATURES, IMAGES, GraphSpec
 from lspt_serve.models import Backbone, create_prompted_vit
 from lspt_serve.preprocess import Preprocess
@@ -109,10 +109,8 @@ def run_graph(
     whose: Sequence[int],
 ) -> NDArray[np.float32]:
     """Features of noise by a shared graph, each row by the tensors of its task."""
-    bank = Bank(spec.inputs, len(tasks))
-    for slot, tensors in enumerate(tasks):
-        bank.put(slot, tensors)
-    return session.run([FEATURES], {IMAGES: noise(len(whose)), **bank.feed(whose)})[0]  # type: ignore[no-any-return]
+    feed = create_feed(spec.inputs, [tasks[task] for task in whose])
+    return session.run([FEATURES], {IMAGES: noise(len(whose)), **feed})[0]  # type: ignore[no-any-return]
 
 
 def corrupt(path: Path) -> None:

@@ -1,13 +1,12 @@
 """The shared graph: made once per backbone, never per task."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lspt_serve.bank import Bank, prompts_axes
 from lspt_serve.bundle import BackboneRef, Bundle, MethodRef
 from lspt_serve.export.fresh import (
     Inputs,
@@ -19,6 +18,7 @@ from lspt_serve.export.fresh import (
 from lspt_serve.export.parity import Predict, check_parity, create_session
 from lspt_serve.export.to_onnx import TRACED, write_onnx
 from lspt_serve.export.wrapper import SharedGraph, create_model
+from lspt_serve.feed import create_feed, prompts_axes
 from lspt_serve.files import atomic_folder
 from lspt_serve.graph import (
     BACK,
@@ -28,7 +28,6 @@ from lspt_serve.graph import (
     IMAGES,
     NUM_PROMPTS,
     PLACE,
-    SLOTS,
     SPEC_FILE,
     GraphSpec,
 )
@@ -38,13 +37,8 @@ from lspt_serve.reference import Reference, reference_images
 __all__ = ["export_graph"]
 
 REFERENCE_ROWS = 8
-EXAMPLE = [row % 2 for row in range(TRACED)]  # the slots of the batch to trace with
-AXES = {
-    SLOTS: {0: "tasks"},
-    PLACE: {0: "tasks", 1: "rows"},
-    BACK: {0: BATCH},
-    NUM_PROMPTS: {0: "tasks"},
-}
+TASKS = "tasks"  # the axis of the tasks in a batch
+AXES = {PLACE: {0: TASKS, 1: "rows"}, BACK: {0: BATCH}, NUM_PROMPTS: {0: TASKS}}
 
 
 def export_graph(backbone: Backbone, out: Path, *, like: Bundle | None = None) -> GraphSpec:
@@ -68,12 +62,13 @@ def export_graph(backbone: Backbone, out: Path, *, like: Bundle | None = None) -
     second = with_one_more_prompt(backbone, first)
     tasks = {like.name if like else "fresh": first, "fresh, one more prompt": second}
     inputs = free_shapes(method_tensors(first), method_tensors(second))
-    feed = _fill(Bank(inputs, len(tasks)), tasks.values()).feed(EXAMPLE)
+    own = [_arrays(model) for model in tasks.values()]
+    feed = create_feed(inputs, [own[row % len(own)] for row in range(TRACED)])
     traced = {name: torch.from_numpy(array) for name, array in feed.items()}
     tensors = {name: traced.pop(name) for name in inputs}
     with atomic_folder(out) as folder:
         write_onnx(
-            SharedGraph(first, prompts_axes(inputs)),
+            SharedGraph(first),
             folder / GRAPH_FILE,
             img_size=backbone.preprocess.img_size,
             output=FEATURES,
@@ -100,13 +95,13 @@ def export_graph(backbone: Backbone, out: Path, *, like: Bundle | None = None) -
 
 def _predictor(path: Path, inputs: Inputs, tasks: Sequence[PromptedViT]) -> Predict:
     session = create_session(path)
-    bank = _fill(Bank(inputs, len(tasks)), tasks)
+    tensors = {model: _arrays(model) for model in tasks}
 
     def predict(
         images: NDArray[np.float32], models: Sequence[PromptedViT]
     ) -> list[NDArray[np.float32]]:
-        slots = [tasks.index(model) for model in models]
-        (features,) = session.run([FEATURES], {IMAGES: images, **bank.feed(slots)})
+        feed = create_feed(inputs, [tensors[model] for model in models])
+        (features,) = session.run([FEATURES], {IMAGES: images, **feed})
         with torch.inference_mode():
             return [
                 model.head(torch.from_numpy(row)).numpy()
@@ -128,16 +123,13 @@ def _refer(tasks: Sequence[PromptedViT], img_size: int) -> Reference:
     return Reference([_arrays(model) for model in tasks], np.array(whose), torch.cat(rows).numpy())
 
 
-def _fill(bank: Bank, tasks: Iterable[PromptedViT]) -> Bank:
-    for slot, model in enumerate(tasks):
-        bank.put(slot, _arrays(model))
-    return bank
-
-
 def _arrays(model: PromptedViT) -> dict[str, NDArray[np.float32]]:
     return {name: tensor.numpy() for name, tensor in method_tensors(model).items()}
 
 
 def _axes(inputs: Inputs) -> dict[str, dict[int, str]]:
     axes = prompts_axes(inputs)
-    return {name: {0: NUM_PROMPTS, 1: SLOTS} if name in axes else {0: SLOTS} for name in inputs}
+    return {
+        name: {0: TASKS, axes[name] + 1: NUM_PROMPTS} if name in axes else {0: TASKS}
+        for name in inputs
+    }

@@ -29,7 +29,6 @@ from lspt_serve.graph import (
     NUM_PROMPTS,
     PLACE,
     PROBABILITIES,
-    SLOTS,
     TRITON_CONFIG,
     TRITON_MODEL,
     GraphSpec,
@@ -105,11 +104,10 @@ def _shared_graph(spec: GraphSpec) -> Any:
     img_size = spec.preprocess.img_size
     config.input.add(name=IMAGES, data_type=triton.TYPE_FP32, dims=[-1, 3, img_size, img_size])
     for name, shape in spec.inputs.items():
-        sizes = [size for size in shape if isinstance(size, int)]
-        first = [-1, -1] if len(sizes) < len(shape) else [-1]
-        config.input.add(name=name, data_type=triton.TYPE_FP32, dims=[*first, *sizes])
+        sizes = [size if isinstance(size, int) else -1 for size in shape]
+        config.input.add(name=name, data_type=triton.TYPE_FP32, dims=[-1, *sizes])
     if spec.inputs:
-        for name, axes in ((SLOTS, 1), (PLACE, 2), (BACK, 1), (NUM_PROMPTS, 1)):
+        for name, axes in ((PLACE, 2), (BACK, 1), (NUM_PROMPTS, 1)):
             config.input.add(name=name, data_type=triton.TYPE_INT64, dims=[-1] * axes)
     config.output.add(name=FEATURES, data_type=triton.TYPE_FP32, dims=[-1, spec.num_features])
     config.parameters["backbone_sha256"].string_value = spec.backbone.sha256

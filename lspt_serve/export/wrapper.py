@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from lspt_serve.bundle import BackboneRef, Bundle
 from lspt_serve.errors import BundleError
-from lspt_serve.graph import BACK, NUM_PROMPTS, PLACE, SLOTS
+from lspt_serve.graph import BACK, NUM_PROMPTS, PLACE
 from lspt_serve.models import Backbone, PromptedViT, check_bundled, create_prompted_vit
 from lspt_serve.models.rows import ManyTasks, OneTask, Rows
 
@@ -58,16 +58,11 @@ class _Features(nn.Module):
 
 
 class SharedGraph(nn.Module):
-    """The backbone's weights are constants, the tensors of the tasks' prompt method are inputs.
+    """The backbone's weights are constants, the tensors of the tasks' prompt method are inputs."""
 
-    Args:
-        prompts_axes: of the method's tensors, as a task has them.
-    """
-
-    def __init__(self, model: PromptedViT, prompts_axes: Mapping[str, int]) -> None:
+    def __init__(self, model: PromptedViT) -> None:
         super().__init__()
         self.features = _Features(model)
-        self.prompts_axes = prompts_axes
 
     def forward(
         self,
@@ -78,24 +73,15 @@ class SharedGraph(nn.Module):
         """Images of several tasks (B x 3 x H x W) to features (B x F).
 
         Args:
-            tensors: of the method, by name, of all slots.
-            rows: which slots the batch needs, and whose row is whose; both as a `Bank` feeds them.
+            tensors: of the method, by name, of the tasks in the batch.
+            rows: whose row is whose; both as `create_feed` makes them.
         """
         if not tensors:  # a linear probe
             return self.features(images, OneTask(images.shape[0]))  # type: ignore[no-any-return]
-        present = {
-            f"model.{name}": self._pick(name, tensors[name], rows[SLOTS]) for name in tensors
-        }
+        own = {f"model.{name}": tensor for name, tensor in tensors.items()}
         whose = ManyTasks(rows[PLACE], rows[BACK], rows[NUM_PROMPTS])
-        features: Tensor = functional_call(self.features, present, (images, whose))
+        features: Tensor = functional_call(self.features, own, (images, whose))
         return features
-
-    def _pick(self, name: str, tensor: Tensor, slots: Tensor) -> Tensor:
-        """The tensor of the tasks in the batch, S x the shape that it has in a bundle."""
-        axis = self.prompts_axes.get(name)
-        if axis is None:
-            return tensor.index_select(0, slots)
-        return tensor.index_select(1, slots).movedim(0, axis + 1)
 
 
 class OneTaskGraph(nn.Module):

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def measure_batch_size(engine: Engine, *, limit: int) -> int:
-    """The size up to which batches pay; warms the engine up. Before a task is in its slots.
+    """The size up to which batches pay; warms the engine up.
 
     Where larger batches are no faster (a CPU has its caches full early) they would only make
     everybody wait for everybody.
@@ -29,14 +29,13 @@ def measure_batch_size(engine: Engine, *, limit: int) -> int:
         name: np.zeros([PROMPTS_OF_BLANK if isinstance(n, str) else n for n in shape], np.float32)
         for name, shape in graph.inputs.items()
     }
-    engine.put(0, blank)
 
     def seconds(batch_size: int) -> float:
         images = np.zeros((batch_size, 3, *[graph.preprocess.img_size] * 2), np.float32)
         times = []
         for _ in range(REPEATS):
             started = time.perf_counter()
-            engine.features(images, [0] * batch_size)
+            engine.features(images, [blank] * batch_size)
             times.append(time.perf_counter() - started)
         return min(times)
 

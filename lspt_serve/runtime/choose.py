@@ -136,11 +136,11 @@ def create_engine(folder: Path, name: EngineName, precision: Precision, device: 
 
 def _try(engine: Engine, reference: Reference) -> Candidate:
     parity = check_engine(engine, reference)
-    whose = reference.whose.tolist()
-    images = reference_images(len(whose), engine.graph.preprocess.img_size)
+    rows = reference.rows
+    images = reference_images(len(rows), engine.graph.preprocess.img_size)
     seconds = []
     for _ in range(REPEATS):
         started = time.perf_counter()
-        engine.features(images, whose)
+        engine.features(images, rows)
         seconds.append(time.perf_counter() - started)
     return Candidate(engine, parity, len(images) / min(seconds))

@@ -3,7 +3,7 @@
 B batch, K classes, F pooled features.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -14,7 +14,6 @@ from lspt_serve.bundle import Bundle
 from lspt_serve.runtime.batch_size import measure_batch_size
 from lspt_serve.runtime.batcher import Batcher
 from lspt_serve.runtime.engine import Engine
-from lspt_serve.runtime.slots import Slots
 from lspt_serve.runtime.store import PromptStore
 
 __all__ = ["Classifier", "Prediction", "softmax", "top_labels"]
@@ -52,11 +51,9 @@ class Classifier:
     ) -> None:
         self.engine = engine
         self.store = store
-        limit = min(MAX_BATCH_SIZE, engine.num_slots)
         if max_batch_size is None:
-            max_batch_size = measure_batch_size(engine, limit=limit)
+            max_batch_size = measure_batch_size(engine, limit=MAX_BATCH_SIZE)
         self.max_batch_size = max_batch_size
-        self._slots = Slots(engine)
         self._batcher = Batcher(
             self._run,
             max_batch_size=self.max_batch_size,
@@ -84,20 +81,14 @@ class Classifier:
 
     def _run(self, images: Array, bundles: Sequence[Bundle]) -> list[Array | Exception]:
         """Images (B x 3 x H x W), each by its own bundle (B)."""
+        rows = self.engine.features(images, [bundle.method_tensors for bundle in bundles])
         answers: list[Array | Exception] = []
-        for features, bundle in zip(self._features(images, bundles), bundles, strict=True):
+        for features, bundle in zip(rows, bundles, strict=True):
             weight, bias = bundle.head
             answer = softmax(weight @ features + bias)
             finite = np.isfinite(answer).all()
             answers.append(answer if finite else ArithmeticError(f"{bundle.name}: not finite"))
         return answers
-
-    def _features(self, images: Array, bundles: Sequence[Bundle]) -> Iterator[Array]:
-        """Row by row (F), from runs of no more rows than there are slots."""
-        size = self.engine.num_slots
-        for start in range(0, len(images), size):
-            part = slice(start, start + size)
-            yield from self.engine.features(images[part], self._slots.assign(bundles[part]))
 
 
 def top_labels(probabilities: Array, bundle: Bundle, k: int) -> list[Prediction]:

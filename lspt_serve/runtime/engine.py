@@ -3,36 +3,33 @@
 B batch, F pooled features.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lspt_serve.feed import TaskTensors
 from lspt_serve.graph import GraphSpec
 
-__all__ = ["NUM_SLOTS", "Engine", "Precision"]
+__all__ = ["Engine", "Precision"]
 
-NUM_SLOTS = 64
 Precision = Literal["fp32", "bf16"]  # of the matrix products
 
 
 class Engine(Protocol):
-    """Runs one shared graph; `name` is its kind, `provider` says what it really runs on.
-
-    It holds the tensors of tasks in slots 0 to num_slots - 1. For one thread.
-    """
+    """Runs one shared graph; `name` is its kind, `provider` says what it really runs on."""
 
     name: str
     provider: str
     precision: Precision
     graph: GraphSpec
-    num_slots: int
 
-    def put(self, slot: int, tensors: Mapping[str, NDArray[np.float32]]) -> None:
-        """Copy the tensors of a task, which fit the graph, into a slot that no run is using."""
-        ...
+    def features(
+        self, images: NDArray[np.float32], tasks: Sequence[TaskTensors]
+    ) -> NDArray[np.float32]:
+        """Normalised images (B x 3 x H x W), each by the tensors of its task, to features (B x F).
 
-    def features(self, images: NDArray[np.float32], slots: Sequence[int]) -> NDArray[np.float32]:
-        """Normalised images (B x 3 x H x W), each of the task in its slot, to features (B x F)."""
+        The tensors fit the graph (see `check_fits`) and never change. For one thread at a time.
+        """
         ...

@@ -2,7 +2,7 @@
 
 import ctypes
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -10,10 +10,10 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from lspt_serve.bank import Bank
 from lspt_serve.errors import GraphError
+from lspt_serve.feed import TaskTensors, create_feed
 from lspt_serve.graph import FEATURES, GRAPH_FILE, IMAGES, load_graph_spec
-from lspt_serve.runtime.engine import NUM_SLOTS, Precision
+from lspt_serve.runtime.engine import Precision
 
 __all__ = ["Device", "OnnxEngine", "has_cuda_gpu"]
 
@@ -29,7 +29,6 @@ class OnnxEngine:
         folder: what `lspt export` wrote.
         device: `auto` is CUDA where there is a GPU and ONNX Runtime can use it, else the CPU.
         num_threads: of one run on the CPU; 0 is one for each core.
-        num_slots: tasks whose tensors the engine holds at once.
 
     Raises:
         GraphError: no such graph, or CUDA was asked for and cannot be had.
@@ -38,17 +37,8 @@ class OnnxEngine:
     name = "onnxruntime"
     precision: Precision = "fp32"
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        device: Device = "auto",
-        num_threads: int = 0,
-        num_slots: int = NUM_SLOTS,
-    ) -> None:
+    def __init__(self, folder: Path, *, device: Device = "auto", num_threads: int = 0) -> None:
         self.graph = load_graph_spec(folder)
-        self.num_slots = num_slots
-        self._bank = Bank(self.graph.inputs, num_slots)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = num_threads
         path = folder / GRAPH_FILE
@@ -63,11 +53,10 @@ class OnnxEngine:
             raise GraphError(f"device 'cuda' was asked for, but ONNX Runtime runs {self.provider}")
         logger.info("ONNX Runtime runs %s on %s", path, self.provider)
 
-    def put(self, slot: int, tensors: Mapping[str, NDArray[np.float32]]) -> None:
-        self._bank.put(slot, tensors)
-
-    def features(self, images: NDArray[np.float32], slots: Sequence[int]) -> NDArray[np.float32]:
-        feed = self._bank.feed(slots, copy=self.provider != CPU)  # a GPU has memory of its own
+    def features(
+        self, images: NDArray[np.float32], tasks: Sequence[TaskTensors]
+    ) -> NDArray[np.float32]:
+        feed = create_feed(self.graph.inputs, tasks)
         (features,) = self._session.run([FEATURES], {IMAGES: images, **feed})
         return np.asarray(features)
 

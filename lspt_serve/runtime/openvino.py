@@ -1,15 +1,15 @@
 """OpenVINO as an engine: on a CPU that has bf16 instructions it is the fastest."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lspt_serve.bank import Bank
 from lspt_serve.errors import GraphError, first_line
+from lspt_serve.feed import TaskTensors, create_feed
 from lspt_serve.graph import FEATURES, GRAPH_FILE, IMAGES, load_graph_spec
-from lspt_serve.runtime.engine import NUM_SLOTS, Precision
+from lspt_serve.runtime.engine import Precision
 
 __all__ = ["OpenVINOEngine"]
 
@@ -22,7 +22,6 @@ class OpenVINOEngine:
     Args:
         folder: what `lspt export` wrote.
         num_threads: of one run; 0 is one for each core.
-        num_slots: tasks whose tensors the engine holds at once.
 
     Raises:
         GraphError: no such graph, no OpenVINO, or a precision that it or the CPU does not have.
@@ -32,16 +31,10 @@ class OpenVINOEngine:
     provider = "CPU"
 
     def __init__(
-        self,
-        folder: Path,
-        *,
-        precision: Precision = "fp32",
-        num_threads: int = 0,
-        num_slots: int = NUM_SLOTS,
+        self, folder: Path, *, precision: Precision = "fp32", num_threads: int = 0
     ) -> None:
         self.graph = load_graph_spec(folder)
-        self.num_slots, self.precision = num_slots, precision
-        self._bank = Bank(self.graph.inputs, num_slots)
+        self.precision = precision
         try:
             import openvino
         except ImportError as error:
@@ -64,10 +57,9 @@ class OpenVINOEngine:
         except RuntimeError as error:
             raise GraphError(f"{path}: OpenVINO cannot load it: {first_line(error)}") from error
 
-    def put(self, slot: int, tensors: Mapping[str, NDArray[np.float32]]) -> None:
-        self._bank.put(slot, tensors)
-
-    def features(self, images: NDArray[np.float32], slots: Sequence[int]) -> NDArray[np.float32]:
-        feed = self._bank.feed(slots, copy=True)  # in bf16 it would convert all slots, every time
+    def features(
+        self, images: NDArray[np.float32], tasks: Sequence[TaskTensors]
+    ) -> NDArray[np.float32]:
+        feed = create_feed(self.graph.inputs, tasks)
         answer = self._request.infer({IMAGES: images, **feed}, share_inputs=True)
         return np.array(answer[FEATURES])  # a copy: the next run writes into the request's own

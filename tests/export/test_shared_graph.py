@@ -9,10 +9,10 @@ import pytest
 import torch
 from toys import PAPER, export_once, noise, random_bundle, run_graph
 
-from lspt_serve.bank import Bank
 from lspt_serve.bundle import Bundle
 from lspt_serve.errors import BundleError
 from lspt_serve.export import create_model, export_graph
+from lspt_serve.feed import create_feed
 from lspt_serve.graph import (
     FEATURES,
     GRAPH_FILE,
@@ -57,10 +57,10 @@ class Exported:
     backbone: Backbone
     bundles: list[Bundle]
 
-    def features(self, slots: list[int]) -> Any:
-        """Of noise, each row by the bundle in its slot."""
+    def features(self, whose: list[int]) -> Any:
+        """Of noise, each row by one of the bundles."""
         tasks = [bundle.method_tensors for bundle in self.bundles]
-        return run_graph(self.session, self.spec, tasks, slots)
+        return run_graph(self.session, self.spec, tasks, whose)
 
 
 def name_case(case: tuple[str, dict[str, Any], dict[str, Any]]) -> str:
@@ -100,28 +100,28 @@ def test_every_method_and_coder_is_among_the_cases() -> None:
 
 
 @pytest.mark.parametrize(
-    "slots",
+    "whose",
     [[0], [1], [0] * 3, [1] * 3, [0] * 8, [0, 1], [1, 0, 1], [1, 1, 0, 0, 1, 0, 1, 1]],
     ids=str,
 )
 def test_one_session_answers_like_torch_for_any_mix_of_two_tasks(
-    exported: Exported, slots: list[int]
+    exported: Exported, whose: list[int]
 ) -> None:
     models = [create_model(exported.backbone, bundle) for bundle in exported.bundles]
-    images = torch.from_numpy(noise(len(slots)))
+    images = torch.from_numpy(noise(len(whose)))
     with torch.inference_mode():
         wanted = torch.cat(
-            [models[slot].forward_features(images[[row]]) for row, slot in enumerate(slots)]
+            [models[task].forward_features(images[[row]]) for row, task in enumerate(whose)]
         ).numpy()
 
-    got = exported.features(slots)
+    got = exported.features(whose)
 
     assert got.shape == wanted.shape
     assert np.abs(got - wanted).max() <= 1e-5 * np.abs(wanted).max()
 
 
 def test_task_tensors_make_the_answer(exported: Exported) -> None:
-    first, second = (exported.features([slot] * 2) for slot in range(2))
+    first, second = (exported.features([task] * 2) for task in range(2))
 
     if exported.spec.method.name == "linear":
         assert np.array_equal(first, second)
@@ -141,11 +141,9 @@ def test_graph_json_says_what_is_in_the_graph(exported: Exported) -> None:
     assert spec.num_features == bundle.head[0].shape[1]
 
 
-def test_graph_inputs_are_those_that_a_bank_feeds(exported: Exported) -> None:
-    bank = Bank(exported.spec.inputs, 2)
-    for slot, bundle in enumerate(exported.bundles):
-        bank.put(slot, bundle.method_tensors)
-    fed = {IMAGES: noise(3), **bank.feed([0, 1, 1])}
+def test_graph_inputs_are_those_that_are_fed(exported: Exported) -> None:
+    first, second = (bundle.method_tensors for bundle in exported.bundles)
+    fed = {IMAGES: noise(3), **create_feed(exported.spec.inputs, [first, second, second])}
 
     inputs = {node.name: node.shape for node in exported.session.get_inputs()}
 

@@ -60,39 +60,35 @@ def test_features_are_those_of_torch(
 ) -> None:
     engine = create(graph, num_threads=num_threads)
 
-    engine.put(3, bundle.method_tensors)
-    features = engine.features(noise(batch_size), [3] * batch_size)
+    features = engine.features(noise(batch_size), [bundle.method_tensors] * batch_size)
 
     wanted = by_torch(tiny_backbone, bundle, batch_size)
     assert features.dtype == np.float32
     assert np.abs(features - wanted).max() <= 1e-5 * np.abs(wanted).max()
 
 
-def test_slot_that_is_filled_again_answers_for_the_new_task_alone(
+def test_tasks_share_a_batch_and_none_is_left_over_for_the_next(
     create: Create, tiny_backbone: Backbone, graph: Path, bundle: Bundle
 ) -> None:
-    engine = create(graph, num_slots=2)
+    engine = create(graph)
     wider = random_bundle(tiny_backbone, num_prompts=5, seed=1)
-    engine.put(0, wider.method_tensors)
-    engine.put(1, wider.method_tensors)
-    engine.put(1, bundle.method_tensors)
+    for mix in ([wider, bundle], [bundle, wider], [bundle, bundle]):
+        features = engine.features(noise(2), [task.method_tensors for task in mix])
 
-    first, second = engine.features(noise(2), [0, 1])
-
-    wanted = by_torch(tiny_backbone, wider, 2)[0], by_torch(tiny_backbone, bundle, 2)[1]
-    np.testing.assert_allclose(first, wanted[0], atol=1e-5 * np.abs(wanted[0]).max(), rtol=0)
-    np.testing.assert_allclose(second, wanted[1], atol=1e-5 * np.abs(wanted[1]).max(), rtol=0)
+        for row, task in enumerate(mix):
+            wanted = by_torch(tiny_backbone, task, 2)[row]
+            assert np.abs(features[row] - wanted).max() <= 1e-5 * np.abs(wanted).max()
 
 
 def test_answer_stays_when_the_engine_runs_again(
     create: Create, graph: Path, bundle: Bundle
 ) -> None:
     engine = create(graph)
-    engine.put(0, bundle.method_tensors)
+    tasks = [bundle.method_tensors] * 2
 
-    features = engine.features(noise(2), [0, 0])
+    features = engine.features(noise(2), tasks)
     before = features.copy()
-    engine.features(noise(2, seed=2), [0, 0])
+    engine.features(noise(2, seed=2), tasks)
 
     np.testing.assert_array_equal(features, before)
 

@@ -1,4 +1,4 @@
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from toys import corrupt, export_once
 
 from lspt_serve.errors import GraphError
+from lspt_serve.feed import TaskTensors
 from lspt_serve.graph import GRAPH_FILE, REFERENCE_FILE, GraphSpec, load_graph_spec
 from lspt_serve.models import Backbone
 from lspt_serve.reference import Reference, reference_images
@@ -24,7 +25,7 @@ def graph(tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> 
 class OffBy:
     """An engine that knows the reference's answers, and is off by a share of one of its rows."""
 
-    name, provider, num_slots = "off", "nowhere", 64
+    name, provider = "off", "nowhere"
 
     def __init__(
         self, graph: GraphSpec, answers: Array, *, share: float, row: int, precision: Precision
@@ -35,10 +36,7 @@ class OffBy:
         length = np.linalg.norm(answers[row])
         self._answers[row] += share * length * step / np.linalg.norm(step)
 
-    def put(self, slot: int, tensors: Mapping[str, Array]) -> None:
-        pass
-
-    def features(self, images: Array, slots: Sequence[int]) -> Array:
+    def features(self, images: Array, tasks: Sequence[TaskTensors]) -> Array:
         return self._answers[: len(images)]
 
 

@@ -81,8 +81,7 @@ def test_features_on_a_gpu_are_those_of_torch(
     engine = OnnxEngine(graph, device="cuda")
     wanted = by_torch(tiny_backbone, bundle, 5)
 
-    engine.put(3, bundle.method_tensors)
-    features = engine.features(noise(5), [3] * 5)
+    features = engine.features(noise(5), [bundle.method_tensors] * 5)
 
     assert engine.provider == OnnxEngine(graph).provider == CUDA
     assert np.abs(features - wanted).max() <= 2e-3 * np.abs(wanted).max()  # TF32

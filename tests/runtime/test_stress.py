@@ -1,8 +1,8 @@
-"""Many callers, few slots, tasks that are replaced meanwhile: every single answer is looked at.
+"""Many callers, little memory, tasks that are replaced meanwhile: every single answer is looked at.
 
-An answer says which image it was made of, what was in the slot, and whose head was applied, so that
-no two can be mixed up unseen. The engine is a stand-in for a graph: under stress is all that lies
-between the callers and it. A million answers:
+An answer says which image it was made of, whose tensors were fed, and whose head was applied, so
+that no two can be mixed up unseen. The engine is a stand-in for a graph: under stress is all that
+lies between the callers and it. A million answers:
 
     LSPT_STRESS_ANSWERS=250000 pytest tests/runtime/test_stress.py
 """
@@ -11,7 +11,7 @@ import os
 import random
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 from toys import prompts_graph, simple_bundle
 
 from lspt_serve.bundle import Bundle, save_bundle
-from lspt_serve.graph import GraphSpec
+from lspt_serve.feed import TaskTensors, create_feed
+from lspt_serve.graph import BACK, PLACE, GraphSpec
 from lspt_serve.runtime import Classifier, Precision, PromptStore, Watch
 
 Array = NDArray[np.float32]
-NUM_TASKS, NUM_SLOTS, BATCH_SIZE, VERSIONS = 40, 8, 8, 100
+NUM_TASKS, BATCH_SIZE, VERSIONS = 40, 8, 100
 CALLERS, OUTSTANDING = 4, 50
 ANSWERS = int(os.environ.get("LSPT_STRESS_ANSWERS", "10000"))  # of each caller
 NUMBERS = NUM_TASKS * VERSIONS  # one for each version of each task, and as many images
@@ -41,22 +42,21 @@ def to_number(logit: float) -> float:
 
 
 class Pairs:
-    """An engine whose features are the image's own number and that in the row's slot."""
+    """An engine whose features are the image's own number and that of the row's task."""
 
     name = provider = "pairs"
     precision: Precision = "fp32"
 
     def __init__(self, graph: GraphSpec) -> None:
-        self.graph, self.num_slots = graph, NUM_SLOTS
-        self._held = np.zeros(NUM_SLOTS, np.float32)
-        self.puts = 0
+        self.graph = graph
+        self.mixed = 0  # batches of several tasks
 
-    def put(self, slot: int, tensors: Mapping[str, Array]) -> None:
-        self._held[slot] = tensors["method.prompts"][0, 0]
-        self.puts += 1
-
-    def features(self, images: Array, slots: Sequence[int]) -> Array:
-        return np.stack([images[:, 0, 0, 0], self._held[list(slots)]], axis=1)
+    def features(self, images: Array, tasks: Sequence[TaskTensors]) -> Array:
+        feed = create_feed(self.graph.inputs, tasks)
+        prompts = feed["method.prompts"][:, 0, 0]
+        whose = feed[BACK] // feed[PLACE].shape[1]
+        self.mixed += len(prompts) > 1
+        return np.stack([images[:, 0, 0, 0], prompts[whose]], axis=1)
 
 
 def numbered(task: int, version: int) -> Bundle:
@@ -69,7 +69,7 @@ def numbered(task: int, version: int) -> Bundle:
         "head.bias": np.array([0, 0, 0, logit], np.float32),
     }
     fields = plain.manifest.model_dump(exclude={"dtype", "tensors", "tensors_sha256", "labels"})
-    return Bundle.create(tensors, labels=["none", "image", "slot", "head"], **fields)
+    return Bundle.create(tensors, labels=["none", "image", "task", "head"], **fields)
 
 
 def number_of(bundle: Bundle) -> int:
@@ -77,7 +77,7 @@ def number_of(bundle: Bundle) -> int:
 
 
 def read(answer: Array) -> list[int]:
-    """The numbers of image, slot and head."""
+    """The numbers of image, task and head."""
     return [round(to_number(float(np.log(p / answer[0])))) for p in answer[1:]]
 
 
@@ -143,4 +143,4 @@ def test_no_answer_is_mixed_up(graph: GraphSpec, store: PromptStore, tmp_path: P
     assert right == [ANSWERS] * CALLERS
     assert replaced > 100
     assert store.generation > 10
-    assert engine.puts > ANSWERS  # tasks really had to make room for one another
+    assert engine.mixed > ANSWERS / BATCH_SIZE
