@@ -228,7 +228,11 @@ def main() -> None:
         }
         rows.append(row)
         print(json.dumps(row, indent=2), flush=True)
-    report = {"machine": describe_machine(device), "cores": os.cpu_count(), "steps": STEPS}
+    report: dict[str, Any] = {
+        "machine": describe_machine(device),
+        "cores": os.cpu_count(),
+        "steps": STEPS,
+    }
     report |= {"rounds": args.rounds, "starts": args.starts, "rows": rows}
     args.out.write_text(json.dumps(report, indent=2) + "\n")
 

@@ -23,6 +23,7 @@ from statistics import fmean, median
 import numpy as np
 from results_page import to_page
 
+from lspt_serve.bundle import Bundle
 from lspt_serve.export import export_graph
 from lspt_serve.graph import check_fits
 from lspt_serve.models import Backbone, create_prompted_vit, load_backbone
@@ -61,12 +62,12 @@ def measure_latencies(backbone: Backbone, runs: Sequence[Run]) -> dict[str, floa
     """
     image = np.random.default_rng(0).standard_normal((1, 3, *[runs[0].image_size] * 2), np.float32)
     trained = [(run.name, to_model(run)) for run in runs if run.test is not None]
-    engines = {model: create_engine(backbone, model) for _, model in dict.fromkeys(trained)}
-    seconds: dict[Model, list[float]] = {model: [] for model in engines}
+    served = {model: create_engine(backbone, model) for _, model in dict.fromkeys(trained)}
+    seconds: dict[Model, list[float]] = {model: [] for model in served}
     for _ in range(ROUNDS):
-        for model, engine in engines.items():
+        for model, (engine, bundle) in served.items():
             started = time.perf_counter()
-            engine.features(image, [0])
+            engine.features(image, [bundle.method_tensors])
             seconds[model].append(time.perf_counter() - started)
     by_name: dict[str, list[float]] = {}
     for name, model in trained:
@@ -79,17 +80,16 @@ def to_model(run: Run) -> Model:
     return run.method, json.dumps(run.options, sort_keys=True), run.pool
 
 
-def create_engine(backbone: Backbone, model: Model) -> OnnxEngine:
-    """The shared graph for a model, whose fresh tensors are in slot 0."""
+def create_engine(backbone: Backbone, model: Model) -> tuple[OnnxEngine, Bundle]:
+    """The shared graph for a model, and a fresh task of it."""
     method, options, pool = model
     created = create_prompted_vit(backbone, method, num_classes=2, pool=pool, **json.loads(options))
     bundle = create_bundle(created.fold(), backbone, name="task", version=1, labels=["a", "b"])
     with tempfile.TemporaryDirectory() as folder:
         export_graph(backbone, Path(folder) / "graph", like=bundle)
-        engine = OnnxEngine(Path(folder) / "graph", device="cpu", num_threads=1, num_slots=1)
+        engine = OnnxEngine(Path(folder) / "graph", device="cpu", num_threads=1)
     check_fits(bundle, engine.graph)
-    engine.put(0, bundle.method_tensors)
-    return engine
+    return engine, bundle
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from results_page import to_differences
@@ -95,9 +96,9 @@ def test_results_are_made_by_one_command(tiny_backbone: Backbone, tmp_path: Path
 
 def differences(**tests: list[float]) -> list[str]:
     """What the page says of entries by their accuracies on one task, seeds 0, 1, ..."""
-    own = {"method": "lspt", "image_size": 32, "protocol": "vtab", "backbone": "0", "task": "t"}
+    own: dict[str, Any] = {"method": "lspt", "image_size": 32, "protocol": "vtab", "backbone": "0"}
     runs = [
-        Run(name=name, seed=seed, test=test, lspt_serve="0", **own)
+        Run(name=name, task="t", seed=seed, test=test, lspt_serve="0", **own)
         for name, values in tests.items()
         for seed, test in enumerate(values)
     ]

@@ -12,6 +12,7 @@ from toys import coloured, encoded, noise
 from toys_api import Api, create_classifier
 
 from lspt_serve.api.disconnect import unless_gone
+from lspt_serve.feed import TaskTensors
 from lspt_serve.models import Backbone
 
 
@@ -66,11 +67,11 @@ def test_image_whose_caller_leaves_while_it_waits_is_not_run(
     classifier = create_classifier(tiny_backbone, tmp_path_factory)
     run, rows, go, busy = classifier.engine.features, [], threading.Event(), threading.Event()
 
-    def features(images: NDArray[np.float32], slots: Sequence[int]) -> NDArray[np.float32]:
+    def features(images: NDArray[np.float32], tasks: Sequence[TaskTensors]) -> NDArray[np.float32]:
         busy.set()
         assert go.wait(timeout=10)
-        rows.append(len(slots))
-        return run(images, slots)
+        rows.append(len(tasks))
+        return run(images, tasks)
 
     monkeypatch.setattr(classifier.engine, "features", features)
     first = classifier.submit(noise(1)[0], classifier.store["colour"])
