@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from lspt_serve.errors import SettingError
 from lspt_serve.runtime import (
     ENGINES,
+    HOST_BYTES,
     Classifier,
     Device,
     EngineName,
@@ -23,6 +24,13 @@ __all__ = ["ServiceSettings", "load_classifier"]
 PREFIX = "LSPT_"
 
 
+def _split(words: object) -> object:
+    return [word for word in words.split(",") if word] if isinstance(words, str) else words
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
+
+
 class ServiceSettings(BaseModel):
     """Each setting is an environment variable LSPT_NAME, or a parameter of a model in Triton."""
 
@@ -33,6 +41,8 @@ class ServiceSettings(BaseModel):
     engine: Literal["auto", EngineName] = "auto"  # auto: the fastest on this machine
     precision: Precision = "fp32"
     device: Device = "auto"  # auto: a CUDA GPU where there is one
+    memory_mb: Annotated[int, Field(ge=0)] = HOST_BYTES // 2**20  # MiB of tasks' tensors
+    pin: Names = ()  # tasks that are in memory from the start and stay there, NAME,NAME:ALIAS,...
     # how long an image may wait for others to share its batch; under load they come anyway
     max_delay_ms: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)] = 0.0
 
@@ -69,5 +79,10 @@ def load_classifier(settings: ServiceSettings) -> Classifier:
         precision=settings.precision,
         device=settings.device,
     )
-    store = PromptStore(settings.bundles, engine.graph)
+    store = PromptStore(
+        settings.bundles,
+        engine.graph,
+        host_bytes=settings.memory_mb * 2**20,
+        pinned=settings.pin,
+    )
     return Classifier(engine, store, max_delay_s=settings.max_delay_ms / 1000)

@@ -22,6 +22,8 @@ VARIABLES = {
     "LSPT_PRECISION": "bf16",
     "LSPT_DEVICE": "cpu",
     "LSPT_MAX_DELAY_MS": "2.5",
+    "LSPT_MEMORY_MB": "64",
+    "LSPT_PIN": "flowers,birds:stable",
 }
 WITHOUT_TORCH = """
 import json, sys
@@ -106,7 +108,7 @@ def test_settings_have_defaults(environment: pytest.MonkeyPatch) -> None:
 
     assert (settings.graph, settings.bundles) == (Path("graph"), Path("bundles"))
     assert (settings.engine, settings.precision, settings.device) == ("auto", "fp32", "auto")
-    assert settings.max_delay_ms == 0
+    assert (settings.max_delay_ms, settings.memory_mb, settings.pin) == (0, 1024, ())
 
 
 def test_settings_come_from_the_environment(environment: pytest.MonkeyPatch) -> None:
@@ -120,6 +122,8 @@ def test_settings_come_from_the_environment(environment: pytest.MonkeyPatch) -> 
         precision="bf16",
         device="cpu",
         max_delay_ms=2.5,
+        memory_mb=64,
+        pin=("flowers", "birds:stable"),
     )
 
 
@@ -130,6 +134,7 @@ def test_settings_come_from_the_environment(environment: pytest.MonkeyPatch) -> 
         ("LSPT_DEVICE", "", "'auto', 'cpu' or 'cuda'"),
         ("LSPT_ENGINE", "TensorFlow", "'onnxruntime' or 'openvino'"),
         ("LSPT_PRECISION", "fp8", "'fp32' or 'bf16'"),
+        ("LSPT_MEMORY_MB", "-1", "greater than or equal to 0"),
         ("LSPT_MAX_DELAY_MS", "-1", "greater than or equal to 0"),
         ("LSPT_MAX_DELAY_MS", "nan", "finite number"),
         ("LSPT_MAX_DELAY_MS", "soon", "valid number"),

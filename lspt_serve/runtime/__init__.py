@@ -14,11 +14,12 @@ from lspt_serve.runtime.classifier import Classifier, Prediction, top_labels
 from lspt_serve.runtime.engine import Engine, Precision
 from lspt_serve.runtime.onnx import Device, OnnxEngine
 from lspt_serve.runtime.openvino import OpenVINOEngine
-from lspt_serve.runtime.store import PromptStore
+from lspt_serve.runtime.store import HOST_BYTES, PromptStore
 from lspt_serve.runtime.watch import Watch
 
 __all__ = [
     "ENGINES",
+    "HOST_BYTES",
     "PRECISIONS",
     "Candidate",
     "Classifier",

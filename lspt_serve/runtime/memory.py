@@ -17,7 +17,7 @@ class BundleMemory:
         self.max_bytes = max_bytes
         self.num_bytes = 0
         self._bundles: OrderedDict[Entry, Bundle] = OrderedDict()  # what was used last is last
-        self._kept: Set[Entry | None] = frozenset()
+        self._kept: Set[Entry] = frozenset()
         self._lock = threading.Lock()
 
     def get(self, entry: Entry) -> Bundle | None:
@@ -28,9 +28,11 @@ class BundleMemory:
             return bundle
 
     def put(self, entry: Entry, bundle: Bundle) -> None:
-        """A bundle that alone is larger than the memory stays out."""
+        """A bundle stays out if it alone is larger than the memory, or than what is not kept."""
         with self._lock:
-            if entry in self._bundles or _size(bundle) > self.max_bytes:
+            kept = sum(_size(self._bundles[own]) for own in self._kept if own in self._bundles)
+            room = self.max_bytes - (0 if entry in self._kept else kept)
+            if entry in self._bundles or _size(bundle) > room:
                 return
             self._bundles[entry] = bundle
             self.num_bytes += _size(bundle)
@@ -39,8 +41,8 @@ class BundleMemory:
                     break
                 self._drop(unused)
 
-    def keep(self, entries: Set[Entry | None]) -> None:
-        """These alone stay whatever comes: their folders hold them no longer."""
+    def keep(self, entries: Set[Entry]) -> None:
+        """These alone stay whatever comes: pinned ones, and those whose folders lost them."""
         with self._lock:
             self._kept = entries
 

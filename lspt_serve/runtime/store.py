@@ -3,19 +3,19 @@
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from lspt_serve.bundle import Bundle, Manifest, check_no_baseline, load_bundle
-from lspt_serve.errors import BundleError, UnknownTaskError
+from lspt_serve.errors import BundleError, UnknownTaskError, name_some
 from lspt_serve.files import locked
 from lspt_serve.graph import GraphSpec, check_fits
 from lspt_serve.runtime.aliases import ALIASES_FILE, load_aliases, save_aliases
 from lspt_serve.runtime.catalog import Catalog, Entry, scan
 from lspt_serve.runtime.memory import BundleMemory
 
-__all__ = ["PromptStore"]
+__all__ = ["HOST_BYTES", "PromptStore"]
 
 HOST_BYTES = 2**30
 REPLACING_S = 0.05  # a folder that is being replaced is gone for less
@@ -32,12 +32,21 @@ class PromptStore:
     Args:
         folder: holds one folder per bundle, and aliases.json.
         host_bytes: of tensors that stay in memory.
+        pinned: references to tasks that are in memory before they are asked for and stay there,
+            whatever else is used.
 
     Raises:
         BundleError: no such folder, or one that is itself a baseline.
     """
 
-    def __init__(self, folder: Path, graph: GraphSpec, *, host_bytes: int = HOST_BYTES) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        graph: GraphSpec,
+        *,
+        host_bytes: int = HOST_BYTES,
+        pinned: Collection[str] = (),
+    ) -> None:
         if not folder.is_dir():
             raise BundleError(
                 f"{folder}: no such folder of bundles; make one: lspt train --out {folder}/NAME"
@@ -47,6 +56,7 @@ class PromptStore:
         self.generation = 0  # how often a look at the folder found a change
         self._catalog = Catalog()
         self._memory = BundleMemory(host_bytes)
+        self._pinned = tuple(pinned)
         self._refreshing = threading.Lock()
         self.refresh()
 
@@ -92,12 +102,15 @@ class PromptStore:
                 return
             if after == before:
                 return
-            self._memory.keep({found.entry for found in after.found.values() if found.reason})
+            pinned = self._find_pinned(after)
+            lost = {found.entry for found in after.found.values() if found.entry and found.reason}
+            self._memory.keep(lost | pinned)
             self._catalog = after
             self.generation += 1
         for entry in before.entries - after.entries:
             self._memory.drop(entry)
         _log_changes(before, after)
+        self._bring(pinned)
 
     def _scan(self, before: Catalog) -> Catalog:
         """Looks again until what is gone was gone before: one that is being replaced comes back."""
@@ -111,6 +124,27 @@ class PromptStore:
             time.sleep(REPLACING_S)
             after = scan(self.folder, replace(after, found=known), self._read)
         return after
+
+    def _find_pinned(self, catalog: Catalog) -> set[Entry]:
+        found = set()
+        for reference in self._pinned:
+            try:
+                found.add(catalog.find(reference))
+            except UnknownTaskError as error:  # it may come yet
+                logger.warning("%r is pinned, but %s", reference, error)
+        return found
+
+    def _bring(self, entries: Collection[Entry]) -> None:
+        """Into memory, where they are pinned."""
+        for entry in entries:
+            try:
+                self._bundle(entry)
+            except BundleError as error:  # replaced meanwhile; the next look finds what is there
+                logger.warning("%s@%d is pinned: %s", *_name(entry), error)
+        missing = [entry for entry in entries if self._memory.get(entry) is None]
+        if missing:
+            names = name_some("{}@{}".format(*_name(entry)) for entry in missing)
+            logger.warning("pinned, but larger than the memory for bundles: %s", names)
 
     def set_alias(self, task: str, alias: str, version: int | None) -> None:
         """Make TASK:ALIAS stand for a version, here and at every server of the folder.
@@ -155,11 +189,15 @@ class PromptStore:
         return bundle
 
 
+def _name(entry: Entry) -> tuple[str, int]:
+    return entry.manifest.name, entry.manifest.version
+
+
 def _log_changes(before: Catalog, after: Catalog) -> None:
     for entry in sorted(after.entries - before.entries, key=lambda entry: str(entry.folder)):
-        logger.info("serving %s@%d", entry.manifest.name, entry.manifest.version)
+        logger.info("serving %s@%d", *_name(entry))
     for entry in sorted(before.entries - after.entries, key=lambda entry: str(entry.folder)):
-        logger.info("no longer serving %s@%d", entry.manifest.name, entry.manifest.version)
+        logger.info("no longer serving %s@%d", *_name(entry))
     for name, reason in after.refused.items():
         if before.refused.get(name) != reason:
             logger.warning("%s is not served: %s", name, reason)

@@ -455,6 +455,76 @@ def test_what_does_not_fit_in_memory_is_read_again_from_disk(
     assert store._memory.num_bytes <= 40
 
 
+def reads_of(store: PromptStore, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The folders that the store reads from now on."""
+    read: list[str] = []
+    load = store._load
+
+    def loaded(folder: Path) -> Bundle:
+        read.append(folder.name)
+        return load(folder)
+
+    monkeypatch.setattr(store, "_load", loaded)
+    return read
+
+
+def test_pinned_task_stays_in_memory_whatever_else_is_used(
+    add: Callable[..., None],
+    tmp_path: Path,
+    graph: GraphSpec,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for number in range(5):
+        add(f"task-{number}", number=number)
+    store = PromptStore(tmp_path, graph, host_bytes=2 * 20, pinned=["task-0"])  # 5 floats a task
+    read = reads_of(store, monkeypatch)
+
+    for number in (1, 2, 3, 4, 0, 1, 0):
+        assert number_of(store[f"task-{number}"]) == number
+
+    assert read == ["task-1-1", "task-2-1", "task-3-1", "task-4-1", "task-1-1"]
+    assert store._memory.num_bytes == 40
+
+
+def test_what_a_pinned_name_stands_for_may_change(
+    add: Callable[..., None],
+    tmp_path: Path,
+    graph: GraphSpec,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    add("birds")
+    store = PromptStore(tmp_path, graph, host_bytes=20, pinned=["flowers"])
+    assert "'flowers' is pinned, but unknown task" in caplog.text
+    for version in (1, 2):
+        add("flowers", version, number=version)
+    store.refresh()
+    read = reads_of(store, monkeypatch)
+    assert number_of(store["flowers"]) == 2
+    assert read == []
+
+    store.set_alias("flowers", "default", 1)
+
+    assert read == ["flowers-1"]  # before anybody asks
+    assert number_of(store["flowers"]) == 1
+    assert read == ["flowers-1"]
+    assert number_of(store["flowers@2"]) == 2
+    assert read == ["flowers-1", "flowers-2"]  # no room beside the pinned one
+    assert number_of(store["flowers"]) == 1
+    assert read == ["flowers-1", "flowers-2"]
+
+
+def test_pinned_task_larger_than_the_memory_is_served_and_told(
+    add: Callable[..., None], tmp_path: Path, graph: GraphSpec, caplog: pytest.LogCaptureFixture
+) -> None:
+    add("flowers", number=3)
+
+    store = PromptStore(tmp_path, graph, host_bytes=19, pinned=["flowers"])
+
+    assert "larger than the memory for bundles: flowers@1" in caplog.text
+    assert number_of(store["flowers"]) == 3
+
+
 def test_bundle_that_is_gone_from_disk_and_memory_is_unknown_at_once(
     add: Callable[..., None], tmp_path: Path, graph: GraphSpec
 ) -> None:
