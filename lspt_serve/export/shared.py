@@ -17,7 +17,7 @@ from lspt_serve.export.fresh import (
 )
 from lspt_serve.export.parity import Predict, check_parity, create_session
 from lspt_serve.export.to_onnx import TRACED, write_onnx
-from lspt_serve.export.wrapper import SharedGraph, create_model
+from lspt_serve.export.wrapper import create_model
 from lspt_serve.feed import create_feed, prompts_axes
 from lspt_serve.files import atomic_folder
 from lspt_serve.graph import (
@@ -31,7 +31,7 @@ from lspt_serve.graph import (
     SPEC_FILE,
     GraphSpec,
 )
-from lspt_serve.models import Backbone, PromptedViT
+from lspt_serve.models import Backbone, PromptedViT, SharedGraph
 from lspt_serve.reference import Reference, reference_images
 
 __all__ = ["export_graph"]

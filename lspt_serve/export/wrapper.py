@@ -1,10 +1,11 @@
-"""The modules that are exported. All call the model's own forward; none repeats it.
+"""A task's model in torch, and the modules of one task that are exported.
 
-B batch, F pooled features, K classes.
+All call the model's own forward; none repeats it. That of several tasks is models' SharedGraph.
+
+B batch, K classes.
 """
 
 from collections.abc import Mapping
-from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +13,9 @@ from torch.func import functional_call
 
 from lspt_serve.bundle import BackboneRef, Bundle
 from lspt_serve.errors import BundleError
-from lspt_serve.graph import BACK, NUM_PROMPTS, PLACE
 from lspt_serve.models import Backbone, PromptedViT, check_bundled, create_prompted_vit
-from lspt_serve.models.rows import ManyTasks, OneTask, Rows
 
-__all__ = ["BakedGraph", "OneTaskGraph", "SharedGraph", "create_model"]
-
-NO_TENSORS: Mapping[str, Tensor] = MappingProxyType({})  # a linear probe has none
+__all__ = ["BakedGraph", "OneTaskGraph", "create_model"]
 
 
 def create_model(backbone: Backbone, bundle: Bundle) -> PromptedViT:
@@ -46,42 +43,6 @@ def create_model(backbone: Backbone, bundle: Bundle) -> PromptedViT:
     )
     model.load_task_tensors({name: torch.from_numpy(t) for name, t in bundle.tensors.items()})
     return model.eval()
-
-
-class _Features(nn.Module):
-    def __init__(self, model: PromptedViT) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor, rows: Rows) -> Tensor:
-        return self.model.forward_features(images, rows)
-
-
-class SharedGraph(nn.Module):
-    """The backbone's weights are constants, the tensors of the tasks' prompt method are inputs."""
-
-    def __init__(self, model: PromptedViT) -> None:
-        super().__init__()
-        self.features = _Features(model)
-
-    def forward(
-        self,
-        images: Tensor,
-        tensors: Mapping[str, Tensor] = NO_TENSORS,
-        rows: Mapping[str, Tensor] = NO_TENSORS,
-    ) -> Tensor:
-        """Images of several tasks (B x 3 x H x W) to features (B x F).
-
-        Args:
-            tensors: of the method, by name, of the tasks in the batch.
-            rows: whose row is whose; both as `create_feed` makes them.
-        """
-        if not tensors:  # a linear probe
-            return self.features(images, OneTask(images.shape[0]))  # type: ignore[no-any-return]
-        own = {f"model.{name}": tensor for name, tensor in tensors.items()}
-        whose = ManyTasks(rows[PLACE], rows[BACK], rows[NUM_PROMPTS])
-        features: Tensor = functional_call(self.features, own, (images, whose))
-        return features
 
 
 class OneTaskGraph(nn.Module):
