@@ -46,7 +46,8 @@ def check_engine(engine: Engine, reference: Reference) -> Parity:
     worst = 0.0
     for count in sorted({1, max(1, len(images) // 2), len(images)}):
         got = engine.features(images[:count], reference.rows[:count])
-        worst = max(worst, float(row_errors(got, wanted[:count]).max()))
+        errors = row_errors(got, wanted[:count])
+        worst = float(np.maximum(worst, errors.max()))  # unlike max() it keeps NaN
     parity = Parity(worst, top1_agreement(got, wanted))
     most, least = MAX_ERROR[engine.precision], MIN_AGREEMENT[engine.precision]
     if not (parity.max_error <= most and parity.top1_agreement >= least):

@@ -77,6 +77,22 @@ def test_answers_that_are_not_finite_do_not_pass(graph: Path) -> None:
         check_engine(engine, reference)
 
 
+@pytest.mark.parametrize("batch_size", [1, 4, 8])
+def test_batches_of_one_size_that_are_not_finite_do_not_pass(graph: Path, batch_size: int) -> None:
+    reference = Reference.load(graph)
+    engine = OffBy(load_graph_spec(graph), reference.features, share=0, row=0, precision="fp32")
+    right = engine.features
+
+    def mostly_right(images: Array, tasks: Sequence[TaskTensors]) -> Array:
+        answers = right(images, tasks)
+        return answers * np.float32(np.nan) if len(images) == batch_size else answers
+
+    engine.features = mostly_right  # type: ignore[method-assign]
+
+    with pytest.raises(GraphError, match="it differs from torch by nan of a row"):
+        check_engine(engine, reference)
+
+
 def test_graph_that_was_changed_after_its_export_does_not_pass(graph: Path, tmp_path: Path) -> None:
     for file in graph.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
