@@ -9,7 +9,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from lspt_serve.errors import SettingError
 from lspt_serve.runtime import (
-    ENGINES,
     HOST_BYTES,
     Classifier,
     Device,
@@ -75,7 +74,7 @@ def load_classifier(settings: ServiceSettings) -> Classifier:
     """Load the graph and all bundles that fit it; raises GraphError and BundleError."""
     engine = choose_engine(
         settings.graph,
-        names=ENGINES if settings.engine == "auto" else [settings.engine],
+        names=None if settings.engine == "auto" else [settings.engine],
         precision=settings.precision,
         device=settings.device,
     )

@@ -132,7 +132,7 @@ def test_settings_come_from_the_environment(environment: pytest.MonkeyPatch) -> 
     [
         ("LSPT_DEVICE", "gpu", "'auto', 'cpu' or 'cuda'"),
         ("LSPT_DEVICE", "", "'auto', 'cpu' or 'cuda'"),
-        ("LSPT_ENGINE", "TensorFlow", "'onnxruntime' or 'openvino'"),
+        ("LSPT_ENGINE", "TensorFlow", "'onnxruntime', 'openvino' or 'torch'"),
         ("LSPT_PRECISION", "fp8", "'fp32' or 'bf16'"),
         ("LSPT_MEMORY_MB", "-1", "greater than or equal to 0"),
         ("LSPT_MAX_DELAY_MS", "-1", "greater than or equal to 0"),

@@ -29,10 +29,10 @@ def engines(
 
     Example:  lspt engines --graph graph
     """
-    from lspt_serve.runtime import PRECISIONS, try_engines
+    from lspt_serve.runtime import ENGINES, PRECISIONS, try_engines
 
     with console.status(escape(f"trying the engines on {graph}")):
-        found = list(try_engines(graph, precisions=PRECISIONS, device=device))
+        found = list(try_engines(graph, names=ENGINES, precisions=PRECISIONS, device=device))
     if as_json:
         print_json([_record(each) for each in found])
     else:

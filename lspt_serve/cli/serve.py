@@ -21,7 +21,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen at.", min=1, max=65535)] = 3000,
     engine: Annotated[
-        Literal["auto", "onnxruntime", "openvino"],
+        Literal["auto", "onnxruntime", "openvino", "torch"],
         typer.Option(help="auto: the fastest here; lspt engines shows them."),
     ] = "auto",
     precision: PrecisionOption = "fp32",
@@ -34,12 +34,12 @@ def serve(
     Then:  curl -F image=@photo.jpg -F task=flowers http://127.0.0.1:3000/classify
     """
     from lspt_serve.graph import load_graph_spec
-    from lspt_serve.runtime import ENGINES, PromptStore, fastest, try_engines
+    from lspt_serve.runtime import PromptStore, fastest, try_engines
 
     # say what is wrong before BentoML starts
     store = PromptStore(bundles, load_graph_spec(graph))
     _check_address(host, port)
-    names = ENGINES if engine == "auto" else [engine]
+    names = None if engine == "auto" else [engine]
     with console.status(escape(f"trying the engines on {graph}")):
         found = try_engines(graph, names=names, precisions=[precision], device=device)
         best = fastest(found, log=_say)

@@ -12,7 +12,7 @@ from lspt_serve.graph import load_graph_spec
 from lspt_serve.reference import Reference, reference_images
 from lspt_serve.runtime.engine import Engine, Precision
 from lspt_serve.runtime.gate import Parity, check_engine
-from lspt_serve.runtime.onnx import Device, OnnxEngine
+from lspt_serve.runtime.onnx import Device, OnnxEngine, has_cuda_gpu
 from lspt_serve.runtime.openvino import OpenVINOEngine
 
 __all__ = [
@@ -26,8 +26,8 @@ __all__ = [
     "try_engines",
 ]
 
-EngineName = Literal["onnxruntime", "openvino"]
-ENGINES: tuple[EngineName, ...] = ("onnxruntime", "openvino")
+EngineName = Literal["onnxruntime", "openvino", "torch"]
+ENGINES: tuple[EngineName, ...] = ("onnxruntime", "openvino", "torch")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 REPEATS = 5
 logger = logging.getLogger(__name__)
@@ -64,11 +64,14 @@ class Refusal:
 def choose_engine(
     folder: Path,
     *,
-    names: Iterable[EngineName] = ENGINES,
+    names: Iterable[EngineName] | None = None,
     precision: Precision = "fp32",
     device: Device = "auto",
 ) -> Engine:
     """The fastest of the engines that pass the gate; the log has all of them.
+
+    Args:
+        names: None is what `try_engines` makes of it.
 
     Raises:
         GraphError: there is no such graph, or no engine that can serve it; says why of each.
@@ -104,23 +107,32 @@ def fastest(found: Iterable[Candidate | Refusal], *, log: Callable[[str], object
 def try_engines(
     folder: Path,
     *,
-    names: Iterable[EngineName] = ENGINES,
+    names: Iterable[EngineName] | None = None,
     precisions: Iterable[Precision] = ("fp32",),
     device: Device = "auto",
 ) -> Iterator[Candidate | Refusal]:
     """Build each engine, hold it to the reference, and time it.
+
+    Args:
+        names: None is all that may be the fastest on the device. On a CPU torch is not, and only
+            to try it costs a server seconds and memory.
 
     Raises:
         GraphError: there is no such graph, or no reference beside it.
     """
     load_graph_spec(folder)
     reference = Reference.load(folder)
-    for name in names:
+    for name in _worth_trying(device) if names is None else names:
         for precision in precisions:
             try:
                 yield _try(create_engine(folder, name, precision, device), reference)
             except GraphError as error:
                 yield Refusal(name, precision, str(error))
+
+
+def _worth_trying(device: Device) -> Iterable[EngineName]:
+    on_gpu = device != "cpu" and has_cuda_gpu()
+    return [name for name in ENGINES if on_gpu or name != "torch"]
 
 
 def create_engine(folder: Path, name: EngineName, precision: Precision, device: Device) -> Engine:
@@ -129,9 +141,22 @@ def create_engine(folder: Path, name: EngineName, precision: Precision, device: 
         if device == "cuda":
             raise GraphError("OpenVINO runs on the CPU, and device 'cuda' was asked for")
         return OpenVINOEngine(folder, precision=precision)
+    if name == "torch":
+        return _create_torch_engine(folder, precision, device)
     if precision != "fp32":
         raise GraphError(f"ONNX Runtime runs the graph in fp32 only, not in {precision}")
     return OnnxEngine(folder, device=device)
+
+
+def _create_torch_engine(folder: Path, precision: Precision, device: Device) -> Engine:
+    """Imports torch here and nowhere else: a server that runs another engine does without."""
+    try:
+        from lspt_serve.runtime.torch import TorchEngine
+    except ImportError as error:
+        raise GraphError(
+            "engine 'torch' needs torch and timm: pip install '.[train]' in a clone"
+        ) from error
+    return TorchEngine(folder, device=device, precision=precision)
 
 
 def _try(engine: Engine, reference: Reference) -> Candidate:

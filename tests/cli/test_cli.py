@@ -463,7 +463,7 @@ def test_engines_that_can_run_a_graph_are_shown(
     assert "ONNX Runtime runs the graph in fp32 only" in " ".join(shown.out.split())
     found = {(each["engine"], each["precision"]): each for each in json.loads(record.out)}
     assert "not in bf16" in found["onnxruntime", "bf16"]["refused"]
-    for name in ("onnxruntime", "openvino"):
+    for name in ("onnxruntime", "openvino", "torch"):
         assert re.search(rf"{name} +fp32 +[\d.]+ +\d\.\de-0[678] +100\.0%", shown.out)
         assert found[name, "fp32"]["images_per_s"] > 0
         assert found[name, "fp32"]["max_error"] < 1e-5

@@ -1,4 +1,5 @@
 import logging
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,14 @@ import lspt_serve.runtime.choose
 from lspt_serve.errors import GraphError
 from lspt_serve.graph import GRAPH_FILE
 from lspt_serve.models import Backbone
-from lspt_serve.runtime import Candidate, Engine, Refusal, choose_engine, try_engines
+from lspt_serve.runtime import (
+    Candidate,
+    Device,
+    Engine,
+    Refusal,
+    choose_engine,
+    try_engines,
+)
 from lspt_serve.runtime.gate import Parity
 
 
@@ -47,6 +55,42 @@ def test_engines_are_really_tried(graph: Path) -> None:
         assert isinstance(each, Candidate)
         assert each.images_per_s > 0
         assert each.parity.max_error < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("device", "gpu", "tried"),
+    [("auto", True, True), ("cuda", True, True), ("cpu", True, False), ("auto", False, False)],
+)
+def test_torch_is_tried_unasked_only_where_it_has_a_gpu(
+    graph: Path, device: Device, gpu: bool, tried: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: Path, name: str, *others: object) -> Engine:
+        raise GraphError(f"{name} was tried")
+
+    monkeypatch.setattr(lspt_serve.runtime.choose, "has_cuda_gpu", lambda: gpu)
+    monkeypatch.setattr(lspt_serve.runtime.choose, "create_engine", refuse)
+
+    found = [each.name for each in try_engines(graph, device=device) if isinstance(each, Refusal)]
+
+    assert found == ["onnxruntime", "openvino", "torch"][: 3 if tried else 2]
+
+
+def test_torch_is_taken_where_it_is_asked_for(graph: Path) -> None:
+    (found,) = try_engines(graph, names=["torch"], precisions=["bf16"], device="cpu")
+
+    assert isinstance(found, Candidate)
+    assert str(found).startswith("torch in bf16 on CPU: ")
+
+
+def test_without_torch_is_told_how_to_get_it(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "lspt_serve.runtime.torch", raising=False)
+    monkeypatch.setitem(sys.modules, "torch", None)
+
+    (found,) = try_engines(graph, names=["torch"], device="cpu")
+
+    assert found == Refusal(
+        "torch", "fp32", "engine 'torch' needs torch and timm: pip install '.[train]' in a clone"
+    )
 
 
 def test_engine_that_is_asked_for_is_taken(graph: Path) -> None:

@@ -17,16 +17,24 @@ from lspt_serve.export import create_model
 from lspt_serve.graph import GRAPH_FILE, SPEC_FILE, load_graph_spec
 from lspt_serve.models import Backbone
 from lspt_serve.runtime import Engine, OnnxEngine, OpenVINOEngine
+from lspt_serve.runtime.torch import TorchEngine
 
 Create = Callable[..., Engine]
 ENGINES: dict[str, Create] = {
     "onnxruntime": partial(OnnxEngine, device="cpu"),
     "openvino": OpenVINOEngine,
+    "torch": partial(TorchEngine, device="cpu"),
 }
+READ_THE_GRAPH = ("onnxruntime", "openvino")  # torch has the model itself
 
 
 @pytest.fixture(params=ENGINES)
 def create(request: pytest.FixtureRequest) -> Create:
+    return ENGINES[request.param]
+
+
+@pytest.fixture(params=READ_THE_GRAPH)
+def read(request: pytest.FixtureRequest) -> Create:
     return ENGINES[request.param]
 
 
@@ -115,21 +123,21 @@ def test_description_without_its_graph_is_refused(
 
 @pytest.mark.parametrize("data", [b"", b"no graph at all", b"\x08\x0a\xff\xff"])
 def test_broken_graph_is_refused_in_one_line(
-    create: Create, graph: Path, tmp_path: Path, data: bytes
+    read: Create, graph: Path, tmp_path: Path, data: bytes
 ) -> None:
     shutil.copytree(graph, tmp_path, dirs_exist_ok=True)
     (tmp_path / GRAPH_FILE).write_bytes(data)
 
     with pytest.raises(GraphError, match="cannot load it") as caught:
-        create(tmp_path)
+        read(tmp_path)
 
     assert "\n" not in str(caught.value)
 
 
-def test_truncated_graph_is_refused(create: Create, graph: Path, tmp_path: Path) -> None:
+def test_truncated_graph_is_refused(read: Create, graph: Path, tmp_path: Path) -> None:
     shutil.copytree(graph, tmp_path, dirs_exist_ok=True)
     data = (graph / GRAPH_FILE).read_bytes()
     (tmp_path / GRAPH_FILE).write_bytes(data[: len(data) // 2])
 
     with pytest.raises(GraphError, match="cannot load it"):
-        create(tmp_path)
+        read(tmp_path)

@@ -1,0 +1,178 @@
+"""torch as an engine: the reference on a CPU, and for CUDA GPUs. Needs the extra `train`.
+
+B batch, F pooled features.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lspt_serve.errors import BackboneError, GraphError, MethodError, first_line
+from lspt_serve.feed import TaskTensors, prompts_axes, row_inputs
+from lspt_serve.graph import NUM_PROMPTS, GraphSpec, load_graph_spec
+from lspt_serve.models import PromptedViT, SharedGraph, create_prompted_vit, load_backbone
+from lspt_serve.runtime.bank import DeviceBank, Gathered
+from lspt_serve.runtime.engine import Precision
+from lspt_serve.runtime.onnx import Device
+
+__all__ = ["TorchEngine"]
+
+NUM_SLOTS = 64  # twice the tasks that the largest batch of a server can have
+RECOMPILES = 64  # a batch of one row, of one task, of one row each, ... has a graph of its own
+Array = NDArray[np.float32]
+Forward = Callable[[Tensor, Mapping[str, Tensor], Mapping[str, Tensor]], Tensor]
+
+
+class TorchEngine:
+    """The model itself, on the backbone that the graph was exported from; graph.onnx is not read.
+
+    Args:
+        folder: what `lspt export` wrote.
+        device: `auto` is CUDA where torch sees a GPU, else the CPU.
+        precision: bf16 is that of matrix products; norms, the residual stream and what a prompt
+            coder remembers stay in fp32. On a GPU fp32 is without TF32, in the whole process.
+        num_threads: of the whole process, torch has no other; 0 leaves them as they are.
+        num_slots: tasks whose tensors stay on the device; a batch of more runs in parts.
+        compiled: by torch.compile, on a GPU with CUDA graphs; the first batches are slow.
+
+    Raises:
+        GraphError: no such graph, its backbone cannot be loaded or is another by now, or a device
+            or precision that cannot be had; from `features` too, where torch.compile fails.
+    """
+
+    name = "torch"
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        device: Device = "auto",
+        precision: Precision = "fp32",
+        num_threads: int = 0,
+        num_slots: int = NUM_SLOTS,
+        compiled: bool = False,
+    ) -> None:
+        self.graph = load_graph_spec(folder)
+        self.precision = precision
+        self._device = _find_device(device, precision)
+        on_gpu = self._device.type == "cuda"
+        self.provider = torch.cuda.get_device_name(self._device) if on_gpu else "CPU"
+        if num_threads:
+            torch.set_num_threads(num_threads)
+        if on_gpu:
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        model = _load_model(self.graph)
+        if precision == "bf16":
+            _halve_products(model.backbone)
+        graph = SharedGraph(model).to(self._device)
+        self._forward: Forward = _compile(graph, on_gpu=on_gpu) if compiled else graph
+        self.bank = DeviceBank(
+            self.graph.inputs,
+            num_slots=num_slots,
+            device=self._device,
+            dtypes=_halved_tensors(self.graph) if precision == "bf16" else {},
+        )
+
+    def features(self, images: Array, tasks: Sequence[TaskTensors]) -> Array:
+        if not self.graph.inputs:  # a linear probe
+            return self._run(images, {}, {})
+        features = np.empty((len(images), self.graph.num_features), np.float32)
+        left = list(range(len(images)))
+        while left:  # once, unless there are more tasks than slots
+            gathered = self.bank.gather([tasks[row] for row in left])
+            numbers = {id(task): number for number, task in enumerate(gathered.tasks)}
+            rows = [row for row in left if id(tasks[row]) in numbers]
+            left = [row for row in left if id(tasks[row]) not in numbers]
+            whose = np.array([numbers[id(tasks[row])] for row in rows])
+            part = images if len(rows) == len(images) else images[rows]
+            features[rows] = self._run(part, gathered.tensors, _rows(gathered, whose))
+        return features
+
+    def _run(
+        self, images: Array, tensors: Mapping[str, Tensor], rows: Mapping[str, Tensor]
+    ) -> Array:
+        autocast = torch.autocast(
+            self._device.type, torch.bfloat16, enabled=self.precision == "bf16"
+        )
+        with torch.inference_mode(), autocast:
+            pixels = torch.from_numpy(images).to(self._device)
+            own = {name: tensor.to(self._device) for name, tensor in rows.items()}
+            return self._forward(pixels, tensors, own).float().cpu().numpy()
+
+
+def _rows(gathered: Gathered, whose: NDArray[np.int64]) -> dict[str, Tensor]:
+    rows = {name: torch.from_numpy(array) for name, array in row_inputs(whose).items()}
+    if gathered.num_prompts is not None:  # else no row is padded, and attention needs no mask
+        rows[NUM_PROMPTS] = gathered.num_prompts
+    return rows
+
+
+def _find_device(device: Device, precision: Precision) -> torch.device:
+    there = torch.cuda.is_available()
+    if device == "cuda" and not there:
+        raise GraphError("device 'cuda' was asked for, but torch sees no CUDA GPU")
+    if device == "cpu" or not there:
+        return torch.device("cpu")
+    if precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise GraphError(f"{torch.cuda.get_device_name()} has no bf16; take fp32")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def _load_model(graph: GraphSpec) -> PromptedViT:
+    wanted = graph.backbone
+    try:
+        backbone = load_backbone(wanted.source, img_size=graph.preprocess.img_size)
+        model = create_prompted_vit(
+            backbone, graph.method.name, num_classes=1, pool=graph.pool, **graph.method.options
+        )
+    except (BackboneError, MethodError) as error:
+        raise GraphError(f"engine 'torch' cannot make the graph's model: {error}") from error
+    if backbone.sha256 != wanted.sha256:
+        raise GraphError(
+            f"the graph was exported from {wanted.source} with sha256 {wanted.sha256[:12]}, which "
+            f"is now {backbone.sha256[:12]}; export it again, or take another engine"
+        )
+    return model.eval().requires_grad_(False)
+
+
+def _halve_products(backbone: nn.Module) -> None:
+    """Once, what autocast would do to the weights of every matrix product in every batch."""
+    for module in backbone.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.to(torch.bfloat16)
+
+
+def _halved_tensors(graph: GraphSpec) -> dict[str, torch.dtype]:
+    """The same for a method's: its matrices are the weights of products, all but the prompts."""
+    prompts = prompts_axes(graph.inputs)
+    return {
+        name: torch.bfloat16
+        for name, shape in graph.inputs.items()
+        if len(shape) == 2 and name not in prompts
+    }
+
+
+def _compile(graph: SharedGraph, *, on_gpu: bool) -> Forward:
+    from torch._dynamo import config  # takes seconds to import
+    from torch._dynamo.exc import TorchDynamoException
+
+    compiled = torch.compile(graph, dynamic=True, mode="reduce-overhead" if on_gpu else None)
+
+    def forward(
+        images: Tensor, tensors: Mapping[str, Tensor], rows: Mapping[str, Tensor]
+    ) -> Tensor:
+        try:
+            with config.patch(recompile_limit=RECOMPILES):
+                features: Tensor = compiled(images, tensors, rows)
+        except TorchDynamoException as error:
+            raise GraphError(
+                f"torch.compile failed: {first_line(error)}; run the engine without it, or "
+                "install what it needs"
+            ) from error
+        return features
+
+    return forward

@@ -1,0 +1,342 @@
+"""What is special about torch: its backbone, its bank, bf16, torch.compile and CUDA GPUs."""
+
+import threading
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from toys import export_once, noise, random_bundle
+
+import lspt_serve.models.coders
+from lspt_serve.bundle import BackboneRef, Bundle
+from lspt_serve.errors import GraphError
+from lspt_serve.export import create_model
+from lspt_serve.graph import GRAPH_FILE, NUM_PROMPTS, REFERENCE_FILE, SPEC_FILE, GraphSpec
+from lspt_serve.models import Backbone
+from lspt_serve.reference import Reference
+from lspt_serve.runtime.engine import Precision
+from lspt_serve.runtime.gate import check_engine
+from lspt_serve.runtime.torch import TorchEngine
+
+FP32 = 1e-5  # of the largest feature; products in another order give about 1e-7
+ON_GPU = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA GPU"),
+]
+METHODS = ("lspt", "vpt-shallow", "vpt-deep", "gated", "v2apt")
+
+
+@pytest.fixture(scope="module")
+def graph(tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_once(tiny_backbone, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def tasks(tiny_backbone: Backbone) -> list[Bundle]:
+    """Five tasks, with 3, 1, 4, 3 and 9 prompts."""
+    return [
+        random_bundle(tiny_backbone, num_prompts=count, seed=seed)
+        for seed, count in enumerate((3, 1, 4, 3, 9))
+    ]
+
+
+def by_torch(backbone: Backbone, bundle: Bundle, batch_size: int = 8) -> NDArray[np.float32]:
+    """Of the task alone."""
+    with torch.inference_mode():
+        features = create_model(backbone, bundle).forward_features(
+            torch.from_numpy(noise(batch_size))
+        )
+    return features.numpy()
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_backbone: Backbone, tasks: Sequence[Bundle]) -> Sequence[NDArray[np.float32]]:
+    return [by_torch(tiny_backbone, bundle) for bundle in tasks]
+
+
+def describe(folder: Path, bundle: Bundle, **changes: Any) -> Path:
+    """What an export says of itself that takes the bundle; the engine reads no more than that."""
+    manifest = bundle.manifest
+    shapes = {name: list(tensor.shape) for name, tensor in bundle.method_tensors.items()}
+    count = manifest.method.options.get(NUM_PROMPTS)
+    options = {k: v for k, v in manifest.method.options.items() if k != NUM_PROMPTS}
+    spec = GraphSpec(
+        backbone=manifest.backbone,
+        method=manifest.method.model_copy(update={"options": options}),
+        pool=manifest.pool,
+        preprocess=manifest.preprocess,
+        num_features=bundle.head[0].shape[1],
+        inputs={
+            name: [NUM_PROMPTS if size == count else size for size in shape]
+            for name, shape in shapes.items()
+        },
+        parity=[],
+    ).model_copy(update=changes)
+    folder.mkdir()
+    (folder / SPEC_FILE).write_text(spec.model_dump_json(), "utf-8")
+    for name in (GRAPH_FILE, REFERENCE_FILE):
+        (folder / name).touch()
+    return folder
+
+
+@cache
+def engine_of(folder: Path, num_slots: int) -> TorchEngine:
+    return TorchEngine(folder, device="cpu", num_slots=num_slots)
+
+
+@given(
+    numbers=st.lists(st.integers(0, 4), min_size=1, max_size=8), num_slots=st.sampled_from([2, 5])
+)
+@settings(max_examples=40)
+def test_row_of_any_mix_is_answered_as_its_task_alone(
+    graph: Path,
+    tasks: Sequence[Bundle],
+    alone: Sequence[NDArray[np.float32]],
+    numbers: Sequence[int],
+    num_slots: int,
+) -> None:
+    engine = engine_of(graph, num_slots)
+    before = engine.bank.num_uploads
+
+    features = engine.features(noise(8)[: len(numbers)], [tasks[n].method_tensors for n in numbers])
+
+    assert engine.bank.num_uploads - before <= len(set(numbers))
+    for row, number in enumerate(numbers):
+        wanted = alone[number][row]
+        assert np.abs(features[row] - wanted).max() <= FP32 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_run_as_the_model_runs_it(
+    tiny_backbone: Backbone, tmp_path: Path, method: str
+) -> None:
+    # 5 and 7 are no other size of these tensors
+    few, many = (
+        random_bundle(tiny_backbone, method=method, num_prompts=count, seed=count)
+        for count in (5, 7)
+    )
+    engine = TorchEngine(describe(tmp_path / "graph", few), device="cpu")
+    mix = [few, many, few, few]
+
+    features = engine.features(noise(4), [bundle.method_tensors for bundle in mix])
+
+    for row, bundle in enumerate(mix):
+        wanted = by_torch(tiny_backbone, bundle, 4)[row]
+        assert np.abs(features[row] - wanted).max() <= FP32 * np.abs(wanted).max()
+
+
+def test_linear_probes_share_a_batch(tiny_backbone: Backbone, tmp_path: Path) -> None:
+    bundles = [random_bundle(tiny_backbone, method="linear", seed=seed) for seed in range(2)]
+    engine = TorchEngine(describe(tmp_path / "graph", bundles[0]), device="cpu")
+
+    features = engine.features(noise(2), [bundle.method_tensors for bundle in bundles])
+
+    wanted = by_torch(tiny_backbone, bundles[0], 2)
+    assert np.abs(features - wanted).max() <= FP32 * np.abs(wanted).max()
+
+
+def test_bf16_passes_the_gate_and_is_not_fp32(
+    graph: Path, tasks: Sequence[Bundle], alone: Sequence[NDArray[np.float32]]
+) -> None:
+    engine = TorchEngine(graph, device="cpu", precision="bf16")
+
+    features = engine.features(noise(8), [tasks[0].method_tensors] * 8)
+
+    assert 1e-4 < np.linalg.norm(features - alone[0]) / np.linalg.norm(alone[0]) < 0.05
+    assert features.dtype == np.float32
+    check_engine(engine, Reference.load(graph))
+
+
+def test_what_a_coder_remembers_and_the_residual_stream_stay_in_fp32(
+    graph: Path, tasks: Sequence[Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = TorchEngine(graph, device="cpu", precision="bf16")
+    seen: dict[str, set[torch.dtype]] = {"state": set(), "stream": set(), "weights": set()}
+    step, norm = lspt_serve.models.coders.lstm_step, torch.nn.functional.layer_norm
+
+    def watched_step(x: Any, state: Any, w_ih: Any, *others: Any) -> Any:
+        new = step(x, state, w_ih, *others)
+        seen["weights"].add(w_ih.dtype)
+        seen["state"].add(new[1].dtype)  # c
+        return new
+
+    def watched_norm(x: Any, *others: Any, **own: Any) -> Any:
+        seen["stream"].add(x.dtype)
+        return norm(x, *others, **own)
+
+    monkeypatch.setattr(lspt_serve.models.coders, "lstm_step", watched_step)
+    monkeypatch.setattr(torch.nn.functional, "layer_norm", watched_norm)
+
+    engine.features(noise(3), [bundle.method_tensors for bundle in tasks[:3]])
+
+    assert seen == {
+        "weights": {torch.bfloat16},
+        "state": {torch.float32},
+        "stream": {torch.float32},
+    }
+
+
+def test_tasks_that_are_prefetched_are_there(graph: Path, tasks: Sequence[Bundle]) -> None:
+    engine = TorchEngine(graph, device="cpu")
+    own = [bundle.method_tensors for bundle in tasks]
+    engine.bank.prefetch(own)
+
+    engine.features(noise(5), own)
+
+    assert engine.bank.num_uploads == 5
+
+
+def test_images_cut_out_of_others_are_taken(
+    graph: Path, tasks: Sequence[Bundle], alone: Sequence[NDArray[np.float32]]
+) -> None:
+    features = engine_of(graph, 5).features(noise(8)[::2], [tasks[0].method_tensors] * 4)
+
+    assert np.abs(features - alone[0][::2]).max() <= FP32 * np.abs(alone[0]).max()
+
+
+def test_another_backbone_at_the_same_place_is_refused(
+    tmp_path: Path, tasks: Sequence[Bundle]
+) -> None:
+    was = tasks[0].manifest.backbone
+    other = BackboneRef(source=was.source, sha256="0123456789ab" + "0" * 52)
+    folder = describe(tmp_path / "graph", tasks[0], backbone=other)
+
+    with pytest.raises(
+        GraphError,
+        match=rf"exported from .* sha256 0123456789ab, which is now {was.sha256[:12]}; export it ",
+    ):
+        TorchEngine(folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"source": "gone/vit.safetensors"}, r"gone/vit\.safetensors: no such file"),
+        ({"source": "vit_tiny_patch17"}, "unknown backbone 'vit_tiny_patch17'"),
+        ({"method": "fortune"}, "unknown method 'fortune'"),
+        ({"option": "colour"}, "unknown option 'colour'"),
+    ],
+    ids=str,
+)
+def test_model_that_cannot_be_made_is_refused_in_one_line(
+    tmp_path: Path, tasks: Sequence[Bundle], changed: dict[str, str], said: str
+) -> None:
+    manifest = tasks[0].manifest
+    changes: dict[str, Any] = {}
+    if source := changed.get("source"):
+        changes["backbone"] = manifest.backbone.model_copy(update={"source": source})
+    if name := changed.get("method"):
+        changes["method"] = manifest.method.model_copy(update={"name": name})
+    if option := changed.get("option"):
+        changes["method"] = manifest.method.model_copy(update={"options": {option: 1}})
+    folder = describe(tmp_path / "graph", tasks[0], **changes)
+
+    with pytest.raises(GraphError, match=f"cannot make the graph's model: {said}") as caught:
+        TorchEngine(folder, device="cpu")
+
+    assert "\n" not in str(caught.value)
+
+
+def test_gpu_that_is_asked_for_and_absent_is_refused(
+    graph: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    assert TorchEngine(graph).provider == "CPU"
+    with pytest.raises(GraphError, match="'cuda' was asked for, but torch sees no CUDA GPU"):
+        TorchEngine(graph, device="cuda")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_compiled_model_passes_the_gate(graph: Path, precision: Precision) -> None:
+    engine = TorchEngine(graph, device="cpu", precision=precision, compiled=True)
+
+    check_engine(engine, Reference.load(graph))
+
+
+def test_model_that_does_not_compile_is_refused_in_one_line(
+    graph: Path, tasks: Sequence[Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._dynamo.exc import TorchDynamoException
+
+    def broken(graph: object, **how: object) -> Callable[..., object]:
+        def run(*inputs: object) -> object:
+            raise TorchDynamoException("no compiler\nat all")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", broken)
+    engine = TorchEngine(graph, device="cpu", compiled=True)
+
+    with pytest.raises(GraphError, match=r"torch\.compile failed: no compiler; run") as caught:
+        engine.features(noise(1), [tasks[0].method_tensors])
+
+    assert "\n" not in str(caught.value)
+
+
+class TestOnGPU:
+    pytestmark = ON_GPU
+
+    @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+    @pytest.mark.parametrize("precision", ["fp32", "bf16"])
+    def test_gate_is_passed(self, graph: Path, precision: Precision, compiled: bool) -> None:
+        engine = TorchEngine(graph, device="cuda", precision=precision, compiled=compiled)
+
+        parity = check_engine(engine, Reference.load(graph))
+
+        assert engine.provider == torch.cuda.get_device_name()
+        assert precision == "bf16" or parity.max_error < FP32  # no TF32
+
+    def test_compiled_model_answers_in_another_thread(
+        self, graph: Path, tasks: Sequence[Bundle], alone: Sequence[NDArray[np.float32]]
+    ) -> None:
+        """A server tries an engine in one thread and runs it in another."""
+        engine = TorchEngine(graph, device="cuda", compiled=True)
+        own = [bundle.method_tensors for bundle in tasks]
+        check_engine(engine, Reference.load(graph))
+        answers: list[NDArray[np.float32]] = []
+
+        thread = threading.Thread(
+            target=lambda: answers.extend(engine.features(noise(5), own) for _ in range(3))
+        )
+        thread.start()
+        thread.join()
+
+        assert len(answers) == 3
+        for features in answers:
+            for row in range(5):
+                wanted = alone[row][row]
+                assert np.abs(features[row] - wanted).max() <= FP32 * np.abs(wanted).max()
+
+    def test_answers_are_right_while_others_are_prefetched(
+        self, graph: Path, tasks: Sequence[Bundle], alone: Sequence[NDArray[np.float32]]
+    ) -> None:
+        engine = TorchEngine(graph, device="cuda", num_slots=2)
+        own = [bundle.method_tensors for bundle in tasks]
+        done = threading.Event()
+
+        def prefetch() -> None:
+            while not done.wait(0.001):
+                engine.bank.prefetch(own[2:4])
+                engine.bank.prefetch(own[3:5])
+
+        thread = threading.Thread(target=prefetch)
+        thread.start()
+        try:
+            for turn in range(50):
+                mix = [turn % 5, (turn + 1) % 5] * 4
+                features = engine.features(noise(8), [own[number] for number in mix])
+                for row, number in enumerate(mix):
+                    wanted = alone[number][row]
+                    assert np.abs(features[row] - wanted).max() <= FP32 * np.abs(wanted).max()
+        finally:
+            done.set()
+            thread.join()
