@@ -15,6 +15,7 @@ LSPTError (a ValueError: the caller can mend it)
 ├── SettingError        a setting of the service that there is not
 ├── UnknownTaskError    a task that the server does not hold
 ├── OverloadedError     more work than the server takes at once
+├── UnavailableError    a server behind an engine that does not answer
 ├── DeadlineError       an answer that came too late to be wanted
 └── ImageError          an image that cannot be classified
     ├── TooLargeError           more bytes or pixels than allowed
@@ -22,7 +23,8 @@ LSPTError (a ValueError: the caller can mend it)
     └── UndecodableError        the right format, but the file is broken
 
 Messages are one line: what was got, what was wanted, what to do. The command line prints them and
-exits with code 2; the service maps them to 4xx answers, overload and deadlines to 503 and 504.
+exits with code 2; the service maps them to 4xx answers, to 503 where it has too much to do or lacks
+the server behind it, and to 504 past a deadline.
 """
 
 from collections.abc import Iterable
@@ -50,6 +52,7 @@ __all__ = [
     "SettingError",
     "SweepError",
     "TooLargeError",
+    "UnavailableError",
     "UndecodableError",
     "UnknownTaskError",
     "UnsupportedFormatError",
@@ -118,6 +121,10 @@ class UnknownTaskError(LSPTError):
 
 class OverloadedError(LSPTError):
     """More work than the server takes at once."""
+
+
+class UnavailableError(LSPTError):
+    """A server behind an engine that does not answer."""
 
 
 class DeadlineError(LSPTError):

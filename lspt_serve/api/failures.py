@@ -17,6 +17,7 @@ from lspt_serve.errors import (
     LSPTError,
     OverloadedError,
     TooLargeError,
+    UnavailableError,
     UndecodableError,
     UnknownTaskError,
     UnsupportedFormatError,
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 # code, status and blamed field of what a caller can cause
 FAILURES: dict[type[LSPTError], tuple[str, int, str | None]] = {
     OverloadedError: ("overloaded", 503, None),
+    UnavailableError: ("unavailable", 503, None),
     DeadlineError: ("deadline", 504, None),
     UnknownTaskError: ("unknown_task", 404, "task"),
     TooLargeError: ("too_large", 413, "image"),
@@ -65,9 +67,13 @@ def add_failure_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(LSPTError)
     async def on_refused(request: Request, error: LSPTError) -> JSONResponse:
+        message = str(error)
+        if isinstance(error, UnavailableError):  # it names a machine that is no business of callers
+            logger.warning("request %s failed: %s", request_id(request), message)
+            message = "the server that runs the model does not answer; try again later"
         for kind, (code, status, item) in FAILURES.items():
             if isinstance(error, kind):
-                return _answer(request, status, code, str(error), item)
+                return _answer(request, status, code, message, item)
         return _on_bug(request, error)
 
     @app.exception_handler(RequestValidationError)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lspt_serve.bundle import Bundle
-from lspt_serve.errors import DeadlineError, OverloadedError
+from lspt_serve.errors import DeadlineError, OverloadedError, UnavailableError
 from lspt_serve.runtime.fair_queue import FairQueue
 
 __all__ = ["Batcher", "Run"]
@@ -135,11 +135,17 @@ class Batcher:
         return rows
 
     def _answer(self, rows: Sequence[_Row]) -> None:
-        """A batch that fails is run again in halves, so that no row fails for another's sake."""
+        """A batch that fails is run again in halves, so that no row fails for another's sake.
+
+        Not one whose engine waits for a server in vain: every half would wait as long again.
+        """
         try:
             images = np.stack([row.image for row in rows])
             answers = self._run(images, [row.bundle for row in rows])
             answered = list(zip(rows, answers, strict=True))
+        except (DeadlineError, UnavailableError) as error:
+            logger.warning("a batch of %d failed: %s", len(rows), error)
+            answered = [(row, error) for row in rows]
         except Exception as error:
             if len(rows) == 1:
                 rows[0].answer.set_exception(error)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from toys import coloured, encoded, noise
 from toys_api import Api, check_refused, create_classifier
 
-from lspt_serve.errors import OverloadedError
+from lspt_serve.errors import OverloadedError, UnavailableError
 from lspt_serve.models import Backbone
 from lspt_serve.preprocess import FORMATS
 
@@ -225,6 +225,23 @@ def test_overload_is_answered_with_when_to_come_again(
     message = check_refused(refused, 503, "overloaded")
     assert message == "256 images wait already; try again later"
     assert refused.headers["Retry-After"] == "1"
+    assert api.classify(PNG).status_code == 200
+
+
+def test_server_behind_the_engine_that_is_gone_is_answered_without_its_address(
+    api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(images: object, tasks: object) -> NoReturn:
+        raise UnavailableError("no Triton server answers at grpc://secret:8001: refused")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(api.app.state.classifier.engine, "features", fail)
+        refused = api.classify(PNG)
+
+    message = check_refused(refused, 503, "unavailable")
+    assert message == "the server that runs the model does not answer; try again later"
+    assert refused.headers["Retry-After"] == "1"
+    assert "grpc://secret:8001" in caplog.text
     assert api.classify(PNG).status_code == 200
 
 

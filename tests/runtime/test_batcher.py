@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from toys import simple_bundle
 
 from lspt_serve.bundle import Bundle
-from lspt_serve.errors import DeadlineError, OverloadedError
+from lspt_serve.errors import DeadlineError, OverloadedError, UnavailableError
 from lspt_serve.runtime.batcher import Batcher
 
 Array = NDArray[np.float32]
@@ -224,6 +224,23 @@ def test_row_that_breaks_the_engine_fails_alone_and_the_batcher_lives_on(
         with pytest.raises(RuntimeError, match="the engine broke"):
             rows[1].result(timeout=5)
         assert results([batcher.submit(image_of(1), TASKS["b"])]) == [1]
+
+
+@pytest.mark.parametrize("error", [UnavailableError, DeadlineError])
+def test_rows_whose_server_is_gone_are_not_run_again(error: type[Exception]) -> None:
+    batches = []
+
+    def run(images: Array, bundles: Sequence[Bundle]) -> list[Array | Exception]:
+        batches.append(len(images))
+        time.sleep(0.1)  # the others gather
+        raise error("no server")
+
+    batcher = Batcher(run, max_batch_size=4)
+    rows = [batcher.submit(image_of(n), TASKS["a"]) for n in range(5)]
+    batcher.close()
+
+    assert {type(row.exception(timeout=5)) for row in rows} == {error}
+    assert sum(batches) == 5
 
 
 def test_answers_that_are_too_few_are_an_error_not_a_hang() -> None:
