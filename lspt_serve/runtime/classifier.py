@@ -78,6 +78,7 @@ class Classifier:
     def close(self) -> None:
         """Answer what waits and stop."""
         self._batcher.close()
+        self.engine.close()
 
     def _run(self, images: Array, bundles: Sequence[Bundle]) -> list[Array | Exception]:
         """Images (B x 3 x H x W), each by its own bundle (B)."""

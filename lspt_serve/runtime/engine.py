@@ -33,3 +33,7 @@ class Engine(Protocol):
         The tensors fit the graph (see `check_fits`) and never change. For one thread at a time.
         """
         ...
+
+    def close(self) -> None:
+        """Give back what it holds outside this process; it runs no more."""
+        ...

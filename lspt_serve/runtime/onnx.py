@@ -11,7 +11,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from lspt_serve.errors import GraphError
-from lspt_serve.feed import TaskTensors, create_feed
+from lspt_serve.feed import Feed, TaskTensors, create_feed
 from lspt_serve.graph import FEATURES, GRAPH_FILE, IMAGES, load_graph_spec
 from lspt_serve.runtime.engine import Precision
 
@@ -56,9 +56,15 @@ class OnnxEngine:
     def features(
         self, images: NDArray[np.float32], tasks: Sequence[TaskTensors]
     ) -> NDArray[np.float32]:
-        feed = create_feed(self.graph.inputs, tasks)
-        (features,) = self._session.run([FEATURES], {IMAGES: images, **feed})
+        return self.run({IMAGES: images, **create_feed(self.graph.inputs, tasks)})
+
+    def run(self, feed: Feed) -> NDArray[np.float32]:
+        """Features (B x F) of all that the graph takes, images and `create_feed`'s."""
+        (features,) = self._session.run([FEATURES], feed)
         return np.asarray(features)
+
+    def close(self) -> None:
+        pass
 
 
 def has_cuda_gpu() -> bool:

@@ -63,3 +63,6 @@ class OpenVINOEngine:
         feed = create_feed(self.graph.inputs, tasks)
         answer = self._request.infer({IMAGES: images, **feed}, share_inputs=True)
         return np.array(answer[FEATURES])  # a copy: the next run writes into the request's own
+
+    def close(self) -> None:
+        pass

@@ -44,6 +44,9 @@ class Echo:
         self.asked.append(images.shape)
         return images[:, 0, 0, : self.graph.num_features]
 
+    def close(self) -> None:
+        pass
+
 
 @pytest.fixture
 def echo(tiny_backbone: Backbone, tmp_path: Path) -> Iterator[Classifier]:

@@ -39,6 +39,9 @@ class OffBy:
     def features(self, images: Array, tasks: Sequence[TaskTensors]) -> Array:
         return self._answers[: len(images)]
 
+    def close(self) -> None:
+        pass
+
 
 def test_onnx_runtime_passes(graph: Path) -> None:
     parity = check_engine(OnnxEngine(graph, device="cpu"), Reference.load(graph))

@@ -58,6 +58,9 @@ class Pairs:
         self.mixed += len(prompts) > 1
         return np.stack([images[:, 0, 0, 0], prompts[whose]], axis=1)
 
+    def close(self) -> None:
+        pass
+
 
 def numbered(task: int, version: int) -> Bundle:
     """Prompt and head both hold the number of this version of the task."""
