@@ -27,7 +27,9 @@ __all__ = [
     "REFERENCE_FILE",
     "SPEC_FILE",
     "TRITON_CONFIG",
+    "TRITON_GRAPH",
     "TRITON_MODEL",
+    "TRITON_SHA256",
     "Dim",
     "GraphSpec",
     "ParityRow",
@@ -36,7 +38,9 @@ __all__ = [
 ]
 
 GRAPH_FILE, SPEC_FILE, REFERENCE_FILE = "graph.onnx", "graph.json", "reference.safetensors"
-TRITON_CONFIG, TRITON_MODEL = "config.pbtxt", "lspt"  # in a model repository of NVIDIA Triton
+# in a model repository of NVIDIA Triton: the model of all tasks, and the graph alone
+TRITON_CONFIG, TRITON_MODEL, TRITON_GRAPH = "config.pbtxt", "lspt", "lspt-graph"
+TRITON_SHA256 = "backbone_sha256"  # a parameter of the graph's model
 IMAGES, FEATURES, PROBABILITIES, BATCH = "images", "features", "probabilities", "batch"
 PLACE, BACK, NUM_PROMPTS = "place", "back", "num_prompts"  # whose row is whose
 FORMAT_VERSION: Literal[3] = 3  # 1 took the tensors of one task, 2 those of all slots

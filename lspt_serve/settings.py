@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from lspt_serve.errors import SettingError
 from lspt_serve.runtime import (
     HOST_BYTES,
+    TRITON_URL,
     Classifier,
     Device,
     EngineName,
@@ -38,6 +39,7 @@ class ServiceSettings(BaseModel):
     graph: Path = Path("graph")  # what `lspt export` wrote
     bundles: Path = Path("bundles")  # a folder of what `lspt train` wrote
     engine: Literal["auto", EngineName] = "auto"  # auto: the fastest on this machine
+    triton_url: str = TRITON_URL  # of engine triton: grpc:// or http://
     precision: Precision = "fp32"
     device: Device = "auto"  # auto: a CUDA GPU where there is one
     memory_mb: Annotated[int, Field(ge=0)] = HOST_BYTES // 2**20  # MiB of tasks' tensors
@@ -77,6 +79,7 @@ def load_classifier(settings: ServiceSettings) -> Classifier:
         names=None if settings.engine == "auto" else [settings.engine],
         precision=settings.precision,
         device=settings.device,
+        triton_url=settings.triton_url,
     )
     store = PromptStore(
         settings.bundles,

@@ -1,7 +1,7 @@
-"""Triton's python backend: the classifier of the service as a model of Triton's.
+"""Triton's python backend: the classifier of the service, and the graph alone, as Triton's models.
 
-`lspt export --triton-repository` writes a model.py that imports this. Only Triton's own processes
-can, for they have the utilities of its backend. Inputs and outputs are in config.pbtxt.
+`lspt export --triton-repository` writes a model.py that imports one of them. Only Triton's own
+processes can, for they have the utilities of its backend. Inputs and outputs are in config.pbtxt.
 """
 
 import json
@@ -15,12 +15,19 @@ import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
 from lspt_serve.bundle import Bundle
-from lspt_serve.errors import LSPTError, OverloadedError, UnknownTaskError
+from lspt_serve.errors import (
+    LSPTError,
+    OverloadedError,
+    UnavailableError,
+    UnknownTaskError,
+    first_line,
+)
+from lspt_serve.graph import FEATURES
 from lspt_serve.preprocess import preprocess_image
-from lspt_serve.runtime import Watch, top_labels
+from lspt_serve.runtime import OnnxEngine, Watch, top_labels
 from lspt_serve.settings import ServiceSettings, load_classifier
 
-__all__ = ["TritonPythonModel"]
+__all__ = ["GraphModel", "TritonPythonModel"]
 
 TOP_K = 5
 logger = logging.getLogger(__name__)
@@ -69,6 +76,28 @@ class TritonPythonModel:
         return bundle, self.classifier.submit(pixels, bundle).result()
 
 
+class GraphModel:
+    """The shared graph by ONNX Runtime, for a Triton that lacks the onnxruntime backend.
+
+    It takes and gives what the graph itself does, and each request is a batch of its own.
+    """
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """The graph lies beside model.py."""
+        self.engine = OnnxEngine(Path(args["model_repository"]) / args["model_version"])
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: Any) -> Any:
+        feed = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+        try:
+            tensors = [pb_utils.Tensor(FEATURES, self.engine.run(feed))]
+        except Exception as error:  # ONNX Runtime has no common base for what it raises
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(first_line(error)))
+        return pb_utils.InferenceResponse(output_tensors=tensors)
+
+
 def _rows(request: Any) -> tuple[list[bytes], list[bytes]]:
     images, tasks = (
         pb_utils.get_input_tensor_by_name(request, name).as_numpy().ravel().tolist()
@@ -81,7 +110,7 @@ def _code(error: LSPTError) -> Any:
     """Triton's codes, which HTTP has as 404, 503 and 400."""
     if isinstance(error, UnknownTaskError):
         return pb_utils.TritonError.NOT_FOUND
-    if isinstance(error, OverloadedError):
+    if isinstance(error, (OverloadedError, UnavailableError)):
         return pb_utils.TritonError.UNAVAILABLE
     return pb_utils.TritonError.INVALID_ARG
 

@@ -18,7 +18,8 @@ from lspt_serve.settings import ServiceSettings, load_classifier
 VARIABLES = {
     "LSPT_GRAPH": "/g",
     "LSPT_BUNDLES": "/b",
-    "LSPT_ENGINE": "openvino",
+    "LSPT_ENGINE": "triton",
+    "LSPT_TRITON_URL": "http://gpu:8000",
     "LSPT_PRECISION": "bf16",
     "LSPT_DEVICE": "cpu",
     "LSPT_MAX_DELAY_MS": "2.5",
@@ -108,6 +109,7 @@ def test_settings_have_defaults(environment: pytest.MonkeyPatch) -> None:
 
     assert (settings.graph, settings.bundles) == (Path("graph"), Path("bundles"))
     assert (settings.engine, settings.precision, settings.device) == ("auto", "fp32", "auto")
+    assert settings.triton_url == "grpc://127.0.0.1:8001"
     assert (settings.max_delay_ms, settings.memory_mb, settings.pin) == (0, 1024, ())
 
 
@@ -118,7 +120,8 @@ def test_settings_come_from_the_environment(environment: pytest.MonkeyPatch) -> 
     assert ServiceSettings.from_env() == ServiceSettings(
         graph=Path("/g"),
         bundles=Path("/b"),
-        engine="openvino",
+        engine="triton",
+        triton_url="http://gpu:8000",
         precision="bf16",
         device="cpu",
         max_delay_ms=2.5,
@@ -132,7 +135,7 @@ def test_settings_come_from_the_environment(environment: pytest.MonkeyPatch) -> 
     [
         ("LSPT_DEVICE", "gpu", "'auto', 'cpu' or 'cuda'"),
         ("LSPT_DEVICE", "", "'auto', 'cpu' or 'cuda'"),
-        ("LSPT_ENGINE", "TensorFlow", "'onnxruntime', 'openvino' or 'torch'"),
+        ("LSPT_ENGINE", "TensorFlow", "'onnxruntime', 'openvino', 'torch' or 'triton'"),
         ("LSPT_PRECISION", "fp8", "'fp32' or 'bf16'"),
         ("LSPT_MEMORY_MB", "-1", "greater than or equal to 0"),
         ("LSPT_MAX_DELAY_MS", "-1", "greater than or equal to 0"),

@@ -1,11 +1,6 @@
 """A real tritonserver on a repository that was exported; it has the python backend alone."""
 
-import os
 import shutil
-import socket
-import subprocess
-import sysconfig
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,30 +13,25 @@ import tritonclient.http
 from google.protobuf import text_format
 from numpy.typing import NDArray
 from toys import coloured, encoded, random_bundle
+from toys_triton import TritonServer, needs_triton
 from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import InferenceServerException
 
 from lspt_serve.bundle import Bundle, save_bundle
-from lspt_serve.export.triton import (
-    SHARED_GRAPH,
-    export_task_to_triton,
-    export_to_triton,
-)
-from lspt_serve.graph import TRITON_CONFIG, TRITON_MODEL
+from lspt_serve.errors import GraphError
+from lspt_serve.export.triton import TritonBackend, export_task_to_triton, export_to_triton
+from lspt_serve.graph import GRAPH_FILE, TRITON_CONFIG, TRITON_GRAPH, TRITON_MODEL
 from lspt_serve.models import Backbone
 from lspt_serve.preprocess import preprocess_image
-from lspt_serve.runtime import Classifier, OnnxEngine, PromptStore, top_labels
-
-ROOT = Path(__file__).parents[1]
-VENV = ROOT / ".venv" / "tritonserver"  # set up by make test
-SERVER = VENV / f"lib/python{sysconfig.get_python_version()}/site-packages/pytriton/tritonserver"
-LIBRARIES = "nvidia_pytriton.libs"
-START_S = 120
-CLIENTS: dict[str, Any] = {"http": tritonclient.http, "grpc": tritonclient.grpc}
-
-needs_triton = pytest.mark.skipif(
-    not SERVER.is_dir(), reason="no tritonserver: nvidia-pytriton could not be installed"
+from lspt_serve.runtime import (
+    Classifier,
+    OnnxEngine,
+    PromptStore,
+    TritonEngine,
+    top_labels,
 )
+
+CLIENTS: dict[str, Any] = {"http": tritonclient.http, "grpc": tritonclient.grpc}
 
 
 @pytest.fixture(scope="module")
@@ -69,55 +59,17 @@ def images() -> list[bytes]:
     return [encoded(coloured(label, rng, side=50)) for label in ("red", "green", "blue")]
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as opened:
-        return int(opened.getsockname()[1])
-
-
-def wait_until_ready(process: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
-    client = tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{port}")
-    for _ in range(START_S * 5):
-        if process.poll() is not None:
-            pytest.fail(log.read_text()[-3000:])
-        try:
-            if client.is_server_ready():
-                return
-        except InferenceServerException:
-            pass  # it does not listen yet
-        time.sleep(0.2)
-    pytest.fail(f"no tritonserver after {START_S} s: {log.read_text()[-3000:]}")
-
-
 @pytest.fixture(scope="module")
 def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, int]]:
     """The ports of a tritonserver that serves the model of all tasks."""
     folder = tmp_path_factory.mktemp("server")
-    shutil.copytree(SERVER / "backends", folder / "backends")
-    version = sysconfig.get_python_version()
-    stub = SERVER / "python_backend_stubs" / version / "triton_python_backend_stub"
-    shutil.copy(stub, folder / "backends" / "python")
     shutil.copytree(repository / TRITON_MODEL, folder / "models" / TRITON_MODEL)
-    ports = {"http": free_port(), "grpc": free_port()}
-    command = [str(SERVER / "bin" / "tritonserver"), "--allow-metrics=false"]
-    command += [f"--model-repository={folder / 'models'}"]
-    command += [f"--backend-directory={folder / 'backends'}"]
-    command += [f"--{name}-port={port}" for name, port in ports.items()]
-    libraries = [sysconfig.get_config_var("LIBDIR"), str(SERVER.parents[1] / LIBRARIES)]
-    libraries += [os.environ.get("LD_LIBRARY_PATH", "")]
-    environment = os.environ | {
-        "PATH": f"{VENV / 'bin'}:{os.environ['PATH']}",
-        "LD_LIBRARY_PATH": ":".join(filter(None, libraries)),
-        "PYTHONPATH": str(ROOT),
-    }
-    log = folder / "log"
-    with log.open("wb") as file:
-        process = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
+    server = TritonServer(folder)
     try:
-        wait_until_ready(process, ports["grpc"], log)
-        yield ports
+        server.start()
+        yield server.ports
     finally:
-        process.terminate()
-        process.wait(timeout=60)
+        server.stop()
 
 
 Ask = Callable[..., Any]
@@ -215,12 +167,27 @@ def read_config(folder: Path) -> Any:
     )
 
 
-def test_shared_graph_is_described_as_it_is(repository: Path) -> None:
-    config = read_config(repository / SHARED_GRAPH)
+@needs_triton
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", CLIENTS)
+def test_engine_refuses_a_server_that_lacks_the_model_of_the_graph(
+    server: dict[str, int], repository: Path, scheme: str
+) -> None:
+    url = f"{scheme}://127.0.0.1:{server[scheme]}"
 
+    with pytest.raises(GraphError, match=f"{url} has no model 'lspt-graph'; .*lspt export"):
+        TritonEngine(repository / TRITON_MODEL / "graph", url=url)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "python"])
+def test_shared_graph_is_described_as_it_is(
+    tiny_backbone: Backbone, tmp_path: Path, backend: TritonBackend
+) -> None:
+    export_to_triton(tiny_backbone, tmp_path, backend=backend)
+
+    config = read_config(tmp_path / TRITON_GRAPH)
     session = onnxruntime.InferenceSession(
-        repository / SHARED_GRAPH / "1" / config.default_model_filename,
-        providers=["CPUExecutionProvider"],
+        tmp_path / TRITON_GRAPH / "1" / GRAPH_FILE, providers=["CPUExecutionProvider"]
     )
     said = {i.name: [size if size > 0 else None for size in i.dims] for i in config.input}
     real = {
@@ -228,7 +195,9 @@ def test_shared_graph_is_described_as_it_is(repository: Path) -> None:
         for i in session.get_inputs()
     }
     assert said == real
-    assert (config.backend, config.max_batch_size) == ("onnxruntime", 0)
+    assert (config.backend, config.max_batch_size) == (backend, 0)
+    assert config.default_model_filename == (GRAPH_FILE if backend == "onnxruntime" else "")
+    assert config.parameters["backbone_sha256"].string_value == tiny_backbone.sha256
 
 
 def test_one_task_is_described_with_its_labels(

@@ -1,7 +1,7 @@
 """lspt export: the shared graph of a backbone, or one bundle as a file of its own."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -24,6 +24,7 @@ from lspt_serve.files import check_output, locked, remove_leftovers
 from lspt_serve.graph import SPEC_FILE, TRITON_CONFIG, TRITON_MODEL, ParityRow
 
 if TYPE_CHECKING:
+    from lspt_serve.export.triton import TritonBackend
     from lspt_serve.models import Backbone
 
 __all__ = ["export"]
@@ -56,6 +57,10 @@ def export(
         Path | None,
         typer.Option(help="Write a model repository of NVIDIA Triton in place of --out."),
     ] = None,
+    triton_backend: Annotated[
+        Literal["onnxruntime", "python"],
+        typer.Option(help="Of the model lspt-graph; python for a Triton that has no other."),
+    ] = "onnxruntime",
     img_size: ImgSize = None,
     normalisation: NormaliseBy = None,
     overwrite: Overwrite = False,
@@ -86,6 +91,8 @@ def export(
         raise OptionError("nowhere or two places to write to; give --out or --triton-repository")
     if onnx_adapter and (bundle is None or out is None):
         raise OptionError("--onnx-adapter is of one bundle; give --bundle and --out as well")
+    if triton_backend == "python" and (triton_repository is None or bundle is not None):
+        raise OptionError("--triton-backend is of --triton-repository without --bundle")
     task = load_bundle(chosen) if (chosen := bundle or like) else None
     source = backbone or (task.manifest.backbone.source if task else "")
     own = task if bundle else None
@@ -103,7 +110,9 @@ def export(
                 print_note(note)
             with console.status(escape(f"exporting {source} to {target}")):
                 if triton_repository is not None:
-                    parity = _to_triton(vit, triton_repository, like=task, bundle=own)
+                    parity = _to_triton(
+                        vit, triton_repository, like=task, bundle=own, backend=triton_backend
+                    )
                 else:
                     assert out is not None
                     parity = _to_onnx(vit, out, like=task, bundle=own, onnx_adapter=onnx_adapter)
@@ -137,12 +146,17 @@ def _to_onnx(
 
 
 def _to_triton(
-    vit: "Backbone", repository: Path, *, like: Bundle | None, bundle: Bundle | None
+    vit: "Backbone",
+    repository: Path,
+    *,
+    like: Bundle | None,
+    bundle: Bundle | None,
+    backend: "TritonBackend",
 ) -> list[ParityRow]:
     from lspt_serve.export.triton import export_task_to_triton, export_to_triton
 
     if bundle is None:
-        return export_to_triton(vit, repository, like=like).parity
+        return export_to_triton(vit, repository, like=like, backend=backend).parity
     return export_task_to_triton(vit, bundle, repository)
 
 

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from lspt_serve.cli.console import DeviceOption, PrecisionOption, console
-from lspt_serve.errors import AddressError
+from lspt_serve.errors import AddressError, OptionError
 
 __all__ = ["serve"]
 
@@ -21,9 +21,13 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen at.", min=1, max=65535)] = 3000,
     engine: Annotated[
-        Literal["auto", "onnxruntime", "openvino", "torch"],
+        Literal["auto", "onnxruntime", "openvino", "torch", "triton"],
         typer.Option(help="auto: the fastest here; lspt engines shows them."),
     ] = "auto",
+    triton_url: Annotated[
+        str | None,
+        typer.Option(help="Of --engine triton: grpc:// or http://HOST:PORT; port 8001 here."),
+    ] = None,
     precision: PrecisionOption = "fp32",
     device: DeviceOption = "auto",
 ) -> None:
@@ -34,21 +38,28 @@ def serve(
     Then:  curl -F image=@photo.jpg -F task=flowers http://127.0.0.1:3000/classify
     """
     from lspt_serve.graph import load_graph_spec
-    from lspt_serve.runtime import PromptStore, fastest, try_engines
+    from lspt_serve.runtime import TRITON_URL, PromptStore, fastest, try_engines
 
+    if triton_url is not None and engine != "triton":
+        raise OptionError("--triton-url is of --engine triton; give both or neither")
     # say what is wrong before BentoML starts
     store = PromptStore(bundles, load_graph_spec(graph))
     _check_address(host, port)
     names = None if engine == "auto" else [engine]
+    url = triton_url or TRITON_URL
     with console.status(escape(f"trying the engines on {graph}")):
-        found = try_engines(graph, names=names, precisions=[precision], device=device)
+        found = try_engines(
+            graph, names=names, precisions=[precision], device=device, triton_url=url
+        )
         best = fastest(found, log=_say)
+    best.engine.close()  # the service makes its own
     tasks = ", ".join(task.name for task in store) or "none yet"
     _say(f"tasks: {tasks}")
     os.environ.update(
         LSPT_GRAPH=str(graph.resolve()),
         LSPT_BUNDLES=str(bundles.resolve()),
         LSPT_ENGINE=best.engine.name,
+        LSPT_TRITON_URL=url,
         LSPT_PRECISION=precision,
         LSPT_DEVICE=device,
         BENTOML_DO_NOT_TRACK=os.environ.get("BENTOML_DO_NOT_TRACK", "True"),

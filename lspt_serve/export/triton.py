@@ -2,8 +2,8 @@
 
 DIR/lspt/         python backend: the service's own runtime; image and task in, labels out
     config.pbtxt  1/model.py  graph/  bundles/
-DIR/lspt-graph/   onnxruntime backend: the shared graph alone, for `--engine triton`
-    config.pbtxt  1/model.onnx
+DIR/lspt-graph/   onnxruntime or python backend: the shared graph alone, for `--engine triton`
+    config.pbtxt  1/graph.onnx  (python: 1/model.py and all of the graph's folder)
 DIR/NAME/         onnxruntime backend: one task baked in; images in, probabilities out
     config.pbtxt  1/model.onnx  labels.txt
 """
@@ -12,7 +12,7 @@ import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as triton
@@ -30,37 +30,51 @@ from lspt_serve.graph import (
     PLACE,
     PROBABILITIES,
     TRITON_CONFIG,
+    TRITON_GRAPH,
     TRITON_MODEL,
+    TRITON_SHA256,
     GraphSpec,
     ParityRow,
 )
 from lspt_serve.models import Backbone
 
-__all__ = ["SHARED_GRAPH", "export_task_to_triton", "export_to_triton"]
+__all__ = ["TritonBackend", "export_task_to_triton", "export_to_triton"]
 
-SHARED_GRAPH = f"{TRITON_MODEL}-graph"
+TritonBackend = Literal["onnxruntime", "python"]
 MAX_BATCH_SIZE = 32
-MODEL_PY = "from lspt_serve.triton import TritonPythonModel  # noqa: F401\n"
+MODEL_PY = "from lspt_serve.triton import {}TritonPythonModel  # noqa: F401\n"
 
 
 def export_to_triton(
-    backbone: Backbone, repository: Path, *, like: Bundle | None = None
+    backbone: Backbone,
+    repository: Path,
+    *,
+    like: Bundle | None = None,
+    backend: TritonBackend = "onnxruntime",
 ) -> GraphSpec:
     """Write REPOSITORY/lspt and REPOSITORY/lspt-graph; bundles go into REPOSITORY/lspt/bundles.
 
     Raises as `export_graph` does.
+
+    Args:
+        backend: of lspt-graph.
     """
     with atomic_folder(repository / TRITON_MODEL) as folder:
         spec = export_graph(backbone, folder / "graph", like=like)
         (folder / "bundles").mkdir()
         (folder / "1").mkdir()
-        (folder / "1" / "model.py").write_text(MODEL_PY, "utf-8")
+        (folder / "1" / "model.py").write_text(MODEL_PY.format(""), "utf-8")
         _write(folder / TRITON_CONFIG, _shared_model())
-        with atomic_folder(repository / SHARED_GRAPH) as beside:
-            (beside / "1").mkdir()
-            for file in (folder / "graph").glob(f"{GRAPH_FILE}*"):  # large weights are in a second
-                shutil.copy(file, beside / "1" / file.name)
-            _write(beside / TRITON_CONFIG, _shared_graph(spec))
+        with atomic_folder(repository / TRITON_GRAPH) as beside:
+            if backend == "python":
+                shutil.copytree(folder / "graph", beside / "1")
+                model = MODEL_PY.format("GraphModel as ")
+                (beside / "1" / "model.py").write_text(model, "utf-8")
+            else:
+                (beside / "1").mkdir()
+                for file in (folder / "graph").glob(f"{GRAPH_FILE}*"):  # large weights: a second
+                    shutil.copy(file, beside / "1" / file.name)
+            _write(beside / TRITON_CONFIG, _shared_graph(spec, backend))
     return spec
 
 
@@ -93,14 +107,13 @@ def _shared_model() -> Any:
     return config
 
 
-def _shared_graph(spec: GraphSpec) -> Any:
+def _shared_graph(spec: GraphSpec, backend: TritonBackend) -> Any:
     """Its rows come sorted by task, and so does its batch: Triton cannot batch them further."""
-    config = triton.ModelConfig(
-        name=SHARED_GRAPH,
-        backend="onnxruntime",
-        max_batch_size=0,
-        default_model_filename=GRAPH_FILE,
-    )
+    config = triton.ModelConfig(name=TRITON_GRAPH, backend=backend, max_batch_size=0)
+    if backend == "onnxruntime":
+        config.default_model_filename = GRAPH_FILE
+    else:  # one process, whose session takes the GPU by itself
+        config.instance_group.add(count=1, kind=triton.ModelInstanceGroup.KIND_CPU)
     img_size = spec.preprocess.img_size
     config.input.add(name=IMAGES, data_type=triton.TYPE_FP32, dims=[-1, 3, img_size, img_size])
     for name, shape in spec.inputs.items():
@@ -110,7 +123,7 @@ def _shared_graph(spec: GraphSpec) -> Any:
         for name, axes in ((PLACE, 2), (BACK, 1), (NUM_PROMPTS, 1)):
             config.input.add(name=name, data_type=triton.TYPE_INT64, dims=[-1] * axes)
     config.output.add(name=FEATURES, data_type=triton.TYPE_FP32, dims=[-1, spec.num_features])
-    config.parameters["backbone_sha256"].string_value = spec.backbone.sha256
+    config.parameters[TRITON_SHA256].string_value = spec.backbone.sha256
     return config
 
 

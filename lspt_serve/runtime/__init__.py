@@ -15,12 +15,14 @@ from lspt_serve.runtime.engine import Engine, Precision
 from lspt_serve.runtime.onnx import Device, OnnxEngine
 from lspt_serve.runtime.openvino import OpenVINOEngine
 from lspt_serve.runtime.store import HOST_BYTES, PromptStore
+from lspt_serve.runtime.triton import TRITON_URL, TritonEngine
 from lspt_serve.runtime.watch import Watch
 
 __all__ = [
     "ENGINES",
     "HOST_BYTES",
     "PRECISIONS",
+    "TRITON_URL",
     "Candidate",
     "Classifier",
     "Device",
@@ -32,6 +34,7 @@ __all__ = [
     "Prediction",
     "PromptStore",
     "Refusal",
+    "TritonEngine",
     "Watch",
     "choose_engine",
     "fastest",

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lspt_serve.errors import GraphError
+from lspt_serve.errors import GraphError, LSPTError
 from lspt_serve.graph import load_graph_spec
 from lspt_serve.reference import Reference, reference_images
 from lspt_serve.runtime.engine import Engine, Precision
 from lspt_serve.runtime.gate import Parity, check_engine
 from lspt_serve.runtime.onnx import Device, OnnxEngine, has_cuda_gpu
 from lspt_serve.runtime.openvino import OpenVINOEngine
+from lspt_serve.runtime.triton import TRITON_URL, TritonEngine
 
 __all__ = [
     "ENGINES",
@@ -26,7 +27,8 @@ __all__ = [
     "try_engines",
 ]
 
-EngineName = Literal["onnxruntime", "openvino", "torch"]
+EngineName = Literal["onnxruntime", "openvino", "torch", "triton"]
+# On this machine; Triton runs elsewhere, and is asked for by name
 ENGINES: tuple[EngineName, ...] = ("onnxruntime", "openvino", "torch")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 REPEATS = 5
@@ -67,6 +69,7 @@ def choose_engine(
     names: Iterable[EngineName] | None = None,
     precision: Precision = "fp32",
     device: Device = "auto",
+    triton_url: str = TRITON_URL,
 ) -> Engine:
     """The fastest of the engines that pass the gate; the log has all of them.
 
@@ -76,9 +79,10 @@ def choose_engine(
     Raises:
         GraphError: there is no such graph, or no engine that can serve it; says why of each.
     """
-    return fastest(
-        try_engines(folder, names=names, precisions=[precision], device=device), log=logger.info
-    ).engine
+    found = try_engines(
+        folder, names=names, precisions=[precision], device=device, triton_url=triton_url
+    )
+    return fastest(found, log=logger.info).engine
 
 
 def fastest(found: Iterable[Candidate | Refusal], *, log: Callable[[str], object]) -> Candidate:
@@ -97,7 +101,11 @@ def fastest(found: Iterable[Candidate | Refusal], *, log: Callable[[str], object
         if isinstance(each, Refusal):
             refusals.append(each.reason)
         elif best is None or each.images_per_s > best.images_per_s:
+            if best is not None:
+                best.engine.close()
             best = each
+        else:
+            each.engine.close()
     if best is None:
         raise GraphError("; ".join(refusals))
     log(f"{best.engine.name} is the fastest here and serves")
@@ -110,6 +118,7 @@ def try_engines(
     names: Iterable[EngineName] | None = None,
     precisions: Iterable[Precision] = ("fp32",),
     device: Device = "auto",
+    triton_url: str = TRITON_URL,
 ) -> Iterator[Candidate | Refusal]:
     """Build each engine, hold it to the reference, and time it.
 
@@ -125,8 +134,9 @@ def try_engines(
     for name in _worth_trying(device) if names is None else names:
         for precision in precisions:
             try:
-                yield _try(create_engine(folder, name, precision, device), reference)
-            except GraphError as error:
+                engine = create_engine(folder, name, precision, device, triton_url=triton_url)
+                yield _try(engine, reference)
+            except LSPTError as error:
                 yield Refusal(name, precision, str(error))
 
 
@@ -135,8 +145,17 @@ def _worth_trying(device: Device) -> Iterable[EngineName]:
     return [name for name in ENGINES if on_gpu or name != "torch"]
 
 
-def create_engine(folder: Path, name: EngineName, precision: Precision, device: Device) -> Engine:
-    """Raises GraphError if the engine cannot be had in this precision or on this device."""
+def create_engine(
+    folder: Path, name: EngineName, precision: Precision, device: Device, *, triton_url: str
+) -> Engine:
+    """Raises LSPTError if the engine cannot be had in this precision or on this device."""
+    if name == "triton":
+        if (precision, device) != ("fp32", "auto"):
+            raise GraphError(
+                f"Triton runs the graph in fp32 where its server does, and {precision} on device "
+                f"{device!r} was asked for"
+            )
+        return TritonEngine(folder, url=triton_url)
     if name == "openvino":
         if device == "cuda":
             raise GraphError("OpenVINO runs on the CPU, and device 'cuda' was asked for")
@@ -160,6 +179,15 @@ def _create_torch_engine(folder: Path, precision: Precision, device: Device) -> 
 
 
 def _try(engine: Engine, reference: Reference) -> Candidate:
+    """An engine that does not pass is closed."""
+    try:
+        return _measure(engine, reference)
+    except BaseException:
+        engine.close()
+        raise
+
+
+def _measure(engine: Engine, reference: Reference) -> Candidate:
     parity = check_engine(engine, reference)
     rows = reference.rows
     images = reference_images(len(rows), engine.graph.preprocess.img_size)

@@ -441,6 +441,18 @@ def test_a_graph_without_a_bundle_is_exported_for_the_size_that_is_said(
     assert spec.backbone.sha256 == tiny_backbone.sha256
 
 
+@pytest.mark.parametrize("of", ["--like", "--bundle"])
+def test_triton_backend_is_of_the_shared_graph_in_a_repository(
+    run: Run, bundle: Path, tmp_path: Path, of: str
+) -> None:
+    where = "--out" if of == "--like" else "--triton-repository"
+
+    ended = run("export", of, bundle, where, tmp_path / "out", "--triton-backend", "python")
+
+    check_error(ended, "--triton-backend is of --triton-repository without --bundle$")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("hint", [("--img-size", "48"), ("--normalisation", "half")], ids=str)
 @pytest.mark.parametrize("of", ["--like", "--bundle"])
 def test_export_takes_no_hint_where_the_bundle_says_it(
@@ -725,6 +737,33 @@ def test_serve_whose_engine_cannot_be_had_says_so_before_it_starts(
     assert (ended.code, ended.out) == (2, "")
     error = "error: ONNX Runtime runs the graph in fp32 only, not in bf16"
     assert ended.err.splitlines()[-1] == error
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--triton-url", "grpc://h:1"), "--triton-url is of --engine triton; give both"),
+        (("--engine", "triton", "--triton-url", "h"), "Triton's url is 'h'; wanted grpc://HOST"),
+        (
+            ("--engine", "triton", "--triton-url", "http://127.0.0.1:9"),
+            "error: no Triton server answers at http://127.0.0.1:9: ",
+        ),
+    ],
+)
+def test_serve_says_what_is_wrong_with_triton_before_it_starts(
+    run: Run,
+    tiny_backbone: Backbone,
+    tmp_path_factory: pytest.TempPathFactory,
+    bundle: Path,
+    words: tuple[str, ...],
+    message: str,
+) -> None:
+    graph = export_once(tiny_backbone, tmp_path_factory)
+
+    ended = run("serve", "--graph", graph, "--bundles", bundle.parent, "--port", 3999, *words)
+
+    assert (ended.code, ended.out) == (2, "")
+    assert message in ended.err.splitlines()[-1]
 
 
 def test_serve_refuses_a_port_that_is_taken(
