@@ -8,7 +8,7 @@ B rows, F pooled features.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,12 @@ from safetensors.numpy import load_file, save_file
 from lspt_serve.errors import GraphError, first_line
 from lspt_serve.graph import REFERENCE_FILE
 
-__all__ = ["Reference", "reference_images"]
+__all__ = ["MAX_ERROR", "Precision", "Reference", "reference_images", "row_errors"]
 
 FEATURES, WHOSE = "features", "whose"
+Precision = Literal["fp32", "fp16", "bf16"]  # of the matrix products
+# The error of a row is the length of its difference from torch's, over the length of torch's.
+MAX_ERROR: dict[Precision, float] = {"fp32": 1e-3, "fp16": 0.01, "bf16": 0.05}
 Array = NDArray[np.float32]
 
 
@@ -69,6 +72,12 @@ class Reference:
             number, _, name = key.partition("/")
             tasks[int(number)][name] = tensor
         return cls(tasks, whose, features)
+
+
+def row_errors(got: Array, wanted: Array) -> Array:
+    """Length of the difference over the length of what was wanted, row by row (B)."""
+    lengths = np.linalg.norm(wanted, axis=1)
+    return np.asarray(np.linalg.norm(got - wanted, axis=1) / lengths)
 
 
 def reference_images(count: int, img_size: int) -> Array:

@@ -46,8 +46,8 @@ DeviceOption = Annotated[
     Literal["auto", "cpu", "cuda"], typer.Option(help="auto: a CUDA GPU where there is one.")
 ]
 PrecisionOption = Annotated[
-    Literal["fp32", "bf16"],
-    typer.Option(help="Of the matrix products; bf16 is faster, less exact."),
+    Literal["fp32", "fp16", "bf16"],
+    typer.Option(help="Of the matrix products; bf16 is faster, less exact; fp16 is TensorRT's."),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that lspt wrote.")]
 

@@ -21,7 +21,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen at.", min=1, max=65535)] = 3000,
     engine: Annotated[
-        Literal["auto", "onnxruntime", "openvino", "torch", "triton"],
+        Literal["auto", "onnxruntime", "openvino", "torch", "tensorrt", "triton"],
         typer.Option(help="auto: the fastest here; lspt engines shows them."),
     ] = "auto",
     triton_url: Annotated[

@@ -27,8 +27,8 @@ __all__ = [
     "try_engines",
 ]
 
-EngineName = Literal["onnxruntime", "openvino", "torch", "triton"]
-# On this machine; Triton runs elsewhere, and is asked for by name
+EngineName = Literal["onnxruntime", "openvino", "torch", "tensorrt", "triton"]
+# That need no build and no other server; the rest is asked for by name
 ENGINES: tuple[EngineName, ...] = ("onnxruntime", "openvino", "torch")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 REPEATS = 5
@@ -162,9 +162,7 @@ def create_engine(
         return OpenVINOEngine(folder, precision=precision)
     if name == "torch":
         return _create_torch_engine(folder, precision, device)
-    if precision != "fp32":
-        raise GraphError(f"ONNX Runtime runs the graph in fp32 only, not in {precision}")
-    return OnnxEngine(folder, device=device)
+    return OnnxEngine(folder, device=device, tensorrt=name == "tensorrt", precision=precision)
 
 
 def _create_torch_engine(folder: Path, precision: Precision, device: Device) -> Engine:

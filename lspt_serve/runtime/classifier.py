@@ -15,10 +15,10 @@ from lspt_serve.runtime.batch_size import measure_batch_size
 from lspt_serve.runtime.batcher import Batcher
 from lspt_serve.runtime.engine import Engine
 from lspt_serve.runtime.store import PromptStore
+from lspt_serve.sizes import MAX_BATCH_SIZE
 
 __all__ = ["Classifier", "Prediction", "softmax", "top_labels"]
 
-MAX_BATCH_SIZE = 32
 Array = NDArray[np.float32]
 
 

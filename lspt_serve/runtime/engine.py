@@ -4,17 +4,16 @@ B batch, F pooled features.
 """
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lspt_serve.feed import TaskTensors
 from lspt_serve.graph import GraphSpec
+from lspt_serve.reference import Precision
 
 __all__ = ["Engine", "Precision"]
-
-Precision = Literal["fp32", "bf16"]  # of the matrix products
 
 
 class Engine(Protocol):

@@ -1,10 +1,11 @@
-"""ONNX Runtime as an engine, on a CUDA GPU where there is one, else on the CPU."""
+"""ONNX Runtime as an engine: on a CUDA GPU, there by TensorRT too, or on the CPU."""
 
 import ctypes
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime
@@ -12,44 +13,65 @@ from numpy.typing import NDArray
 
 from lspt_serve.errors import GraphError
 from lspt_serve.feed import Feed, TaskTensors, create_feed
-from lspt_serve.graph import FEATURES, GRAPH_FILE, IMAGES, load_graph_spec
+from lspt_serve.graph import FEATURES, GRAPH_FILE, IMAGES, GraphSpec, load_graph_spec
 from lspt_serve.runtime.engine import Precision
+from lspt_serve.runtime.tensorrt import TENSORRT, tensorrt_options
 
 __all__ = ["Device", "OnnxEngine", "has_cuda_gpu"]
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+LIBRARIES = "TensorRT's libraries are missing or of another version: pip install tensorrt"
 Device = Literal["auto", "cpu", "cuda"]
 logger = logging.getLogger(__name__)
 
 
 class OnnxEngine:
-    """An exported graph in an ONNX Runtime session, in fp32.
+    """An exported graph in an ONNX Runtime session.
 
     Args:
         folder: what `lspt export` wrote.
         device: `auto` is CUDA where there is a GPU and ONNX Runtime can use it, else the CPU.
+        tensorrt: the provider for TensorRT on a CUDA GPU. The first start builds an engine, which
+            takes minutes, and keeps it beside the graph.
+        precision: with TensorRT; all else is fp32.
         num_threads: of one run on the CPU; 0 is one for each core.
 
     Raises:
-        GraphError: no such graph, or CUDA was asked for and cannot be had.
+        GraphError: no such graph, or CUDA, TensorRT or the precision cannot be had.
     """
 
-    name = "onnxruntime"
-    precision: Precision = "fp32"
-
-    def __init__(self, folder: Path, *, device: Device = "auto", num_threads: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        device: Device = "auto",
+        tensorrt: bool = False,
+        precision: Precision = "fp32",
+        num_threads: int = 0,
+    ) -> None:
+        self.name = "tensorrt" if tensorrt else "onnxruntime"
+        self.precision = precision
         self.graph = load_graph_spec(folder)
+        if tensorrt:
+            providers = _tensorrt_providers(folder, self.graph, precision, device)
+        elif precision == "fp32":
+            providers = _providers(device)
+        else:
+            raise GraphError(f"ONNX Runtime runs the graph in fp32 only, not in {precision}")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = num_threads
         path = folder / GRAPH_FILE
         try:
-            self._session = onnxruntime.InferenceSession(
-                path, options, providers=_providers(device)
-            )
+            self._session = onnxruntime.InferenceSession(path, options, providers=providers)
         except Exception as error:  # ONNX Runtime has no common base for what it raises
             raise GraphError(f"{path}: ONNX Runtime cannot load it: {error}") from error
         self.provider: str = self._session.get_providers()[0]
-        if device == "cuda" and self.provider != CUDA:
+        if tensorrt and self.provider != TENSORRT:
+            raise GraphError(
+                f"engine 'tensorrt' was asked for, but ONNX Runtime runs {self.provider}; "
+                f"{LIBRARIES}"
+            )
+        if device == "cuda" and self.provider == CPU:
             raise GraphError(f"device 'cuda' was asked for, but ONNX Runtime runs {self.provider}")
         logger.info("ONNX Runtime runs %s on %s", path, self.provider)
 
@@ -59,8 +81,16 @@ class OnnxEngine:
         return self.run({IMAGES: images, **create_feed(self.graph.inputs, tasks)})
 
     def run(self, feed: Feed) -> NDArray[np.float32]:
-        """Features (B x F) of all that the graph takes, images and `create_feed`'s."""
-        (features,) = self._session.run([FEATURES], feed)
+        """Features (B x F) of all that the graph takes, images and `create_feed`'s.
+
+        Bound inputs go to a GPU once, whichever nodes take them, and the features come back once.
+        """
+        binding = self._session.io_binding()
+        for name, array in feed.items():
+            binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        binding.bind_output(FEATURES)
+        self._session.run_with_iobinding(binding)
+        (features,) = binding.copy_outputs_to_cpu()
         return np.asarray(features)
 
     def close(self) -> None:
@@ -77,6 +107,20 @@ def has_cuda_gpu() -> bool:
     return bool(
         driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 < count.value
     )
+
+
+def _tensorrt_providers(
+    folder: Path, graph: GraphSpec, precision: Precision, device: Device
+) -> list[Any]:
+    """CUDA runs what TensorRT does not know."""
+    if device == "cpu":
+        raise GraphError("TensorRT runs on a CUDA GPU, and device 'cpu' was asked for")
+    if TENSORRT not in onnxruntime.get_available_providers():
+        raise GraphError("engine 'tensorrt' was asked for, and this ONNX Runtime is built without")
+    cuda = _providers("cuda")
+    with suppress(ImportError):
+        import tensorrt  # noqa: F401  # loads its libraries, which are on no search path
+    return [(TENSORRT, tensorrt_options(folder, graph, precision)), *cuda]
 
 
 def _providers(device: Device) -> list[str]:

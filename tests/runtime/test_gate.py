@@ -10,9 +10,9 @@ from lspt_serve.errors import GraphError
 from lspt_serve.feed import TaskTensors
 from lspt_serve.graph import GRAPH_FILE, REFERENCE_FILE, GraphSpec, load_graph_spec
 from lspt_serve.models import Backbone
-from lspt_serve.reference import Reference, reference_images
+from lspt_serve.reference import Reference, reference_images, row_errors
 from lspt_serve.runtime import OnnxEngine, Precision
-from lspt_serve.runtime.gate import check_engine, row_errors, top1_agreement
+from lspt_serve.runtime.gate import check_engine, top1_agreement
 
 Array = NDArray[np.float32]
 
@@ -52,7 +52,14 @@ def test_onnx_runtime_passes(graph: Path) -> None:
 
 @pytest.mark.parametrize(
     ("share", "precision", "passes"),
-    [(9e-4, "fp32", True), (1.1e-3, "fp32", False), (0.045, "bf16", True), (0.055, "bf16", False)],
+    [
+        (9e-4, "fp32", True),
+        (1.1e-3, "fp32", False),
+        (9e-3, "fp16", True),
+        (0.011, "fp16", False),
+        (0.045, "bf16", True),
+        (0.055, "bf16", False),
+    ],
 )
 @pytest.mark.parametrize("row", [0, 5])
 def test_one_row_that_is_off_by_too_much_is_enough(
