@@ -21,11 +21,12 @@ from lspt_serve.cli.console import (
 )
 from lspt_serve.errors import OptionError
 from lspt_serve.files import check_output, locked, remove_leftovers
-from lspt_serve.graph import SPEC_FILE, TRITON_CONFIG, TRITON_MODEL, ParityRow
+from lspt_serve.graph import SPEC_FILE, TRITON_CONFIG, TRITON_MODEL, ParityRow, load_graph_spec
 
 if TYPE_CHECKING:
     from lspt_serve.export.triton import TritonBackend
     from lspt_serve.models import Backbone
+    from lspt_serve.reference import Precision
 
 __all__ = ["export"]
 
@@ -61,6 +62,10 @@ def export(
         Literal["onnxruntime", "python"],
         typer.Option(help="Of the model lspt-graph; python for a Triton that has no other."),
     ] = "onnxruntime",
+    tensorrt: Annotated[
+        Literal["fp32", "fp16", "bf16"] | None,
+        typer.Option(help="Also build TensorRT's engine of the graph for this GPU, into --out."),
+    ] = None,
     img_size: ImgSize = None,
     normalisation: NormaliseBy = None,
     overwrite: Overwrite = False,
@@ -93,6 +98,8 @@ def export(
         raise OptionError("--onnx-adapter is of one bundle; give --bundle and --out as well")
     if triton_backend == "python" and (triton_repository is None or bundle is not None):
         raise OptionError("--triton-backend is of --triton-repository without --bundle")
+    if tensorrt is not None and (out is None or bundle is not None):
+        raise OptionError("--tensorrt is of the shared graph; give --out, and no --bundle")
     task = load_bundle(chosen) if (chosen := bundle or like) else None
     source = backbone or (task.manifest.backbone.source if task else "")
     own = task if bundle else None
@@ -101,6 +108,10 @@ def export(
     with stoppable():
         from lspt_serve.models import load_backbone  # torch: seconds to import
 
+        if tensorrt is not None:  # minutes of work would be in vain without it
+            from lspt_serve.export.tensorrt import load_tensorrt
+
+            load_tensorrt()
         img_size = task.manifest.preprocess.img_size if task else img_size
         with locked(target):
             remove_leftovers(target)
@@ -116,6 +127,8 @@ def export(
                 else:
                     assert out is not None
                     parity = _to_onnx(vit, out, like=task, bundle=own, onnx_adapter=onnx_adapter)
+                if tensorrt is not None:
+                    _to_tensorrt(target, tensorrt)
     if as_json:
         print_json({"out": str(target), "parity": [row.model_dump() for row in parity]})
     else:
@@ -143,6 +156,13 @@ def _to_onnx(
     if bundle is None:
         return export_graph(vit, out, like=like).parity
     return (export_adapter if onnx_adapter else export_bundle)(vit, bundle, out)
+
+
+def _to_tensorrt(folder: Path, precision: "Precision") -> None:
+    from lspt_serve.export.tensorrt import build_engine
+
+    path = build_engine(folder, load_graph_spec(folder), precision)
+    console.print(f"{path}: agrees with torch fp32", markup=False, soft_wrap=True)
 
 
 def _to_triton(

@@ -453,6 +453,30 @@ def test_triton_backend_is_of_the_shared_graph_in_a_repository(
     assert not (tmp_path / "out").exists()
 
 
+def test_tensorrt_that_is_not_there_is_one_line_and_nothing_is_written(
+    run: Run, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+
+    ended = run("export", "--like", bundle, "--tensorrt", "fp16", "--out", tmp_path / "out")
+
+    check_error(ended, "needs TensorRT's Python libraries: pip install tensorrt$")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "words", [("--like", "--triton-repository"), ("--bundle", "--out")], ids=str
+)
+def test_tensorrt_is_of_the_shared_graph(
+    run: Run, bundle: Path, tmp_path: Path, words: tuple[str, str]
+) -> None:
+    of, where = words
+
+    ended = run("export", of, bundle, where, tmp_path / "out", "--tensorrt", "fp16")
+
+    check_error(ended, "--tensorrt is of the shared graph; give --out, and no --bundle$")
+
+
 @pytest.mark.parametrize("hint", [("--img-size", "48"), ("--normalisation", "half")], ids=str)
 @pytest.mark.parametrize("of", ["--like", "--bundle"])
 def test_export_takes_no_hint_where_the_bundle_says_it(
