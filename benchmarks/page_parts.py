@@ -1,0 +1,48 @@
+"""What the sections of docs/benchmarks.md are made of: tables and pictures."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lspt_serve.files import atomic_file
+from lspt_serve.pictures import BLUE, GREY, INK, PALE, RED, drawing, save_figure
+from lspt_serve.results.table import Grid, Text
+
+__all__ = ["COLOURS", "draw_panels", "to_ratio", "to_spread", "to_table"]
+
+COLOURS = (BLUE, RED, INK, PALE, GREY)
+PANEL = (3.6, 3.4)  # inches
+
+
+def to_table(caption: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Markdown, the first column to the left, the others to the right."""
+    return Grid(caption, [*header], [[*map(Text, row)] for row in rows]).to_markdown()
+
+
+def to_spread(figures: Mapping[str, float] | None, digits: int = 1) -> str:
+    """Median, least and most."""
+    if figures is None:
+        return "-"
+    middle, least, most = (f"{figures[key]:,.{digits}f}" for key in ("median", "least", "most"))
+    return f"{middle} ({least}-{most})"
+
+
+def to_ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def draw_panels(path: Path, titles: Sequence[str], draw: Callable[[Any, int], object]) -> None:
+    """A PNG with a panel for each title; `draw` gets its axes and its number."""
+    from matplotlib.figure import Figure
+
+    with atomic_file(path) as temporary, drawing():
+        width, height = PANEL
+        figure = Figure(figsize=(width * len(titles), height), layout="constrained")
+        for number, (title, axes) in enumerate(
+            zip(titles, figure.subplots(1, len(titles), squeeze=False)[0], strict=True)
+        ):
+            draw(axes, number)
+            axes.set_title(title)
+            axes.set_ylim(bottom=0)
+            axes.legend(fontsize=7)
+        save_figure(figure, temporary)

@@ -1,0 +1,152 @@
+"""docs/benchmarks.md: made of the raw figures of the benchmarks of serving, all that there are.
+
+    python benchmarks/serving_page.py
+
+Each benchmark ends with it; alone it makes the page again, after a change of a NAME_limits.md,
+which says by hand what limits a target: `## TARGET` and a text.
+"""
+
+import argparse
+import json
+import re
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import decode_page
+import engines_page
+import tasks_page
+from common import HERE, Target
+
+__all__ = ["finish", "load_limits", "to_page", "to_verdict", "write_page"]
+
+SECTIONS: Mapping[str, Any] = {  # by name of the raw figures
+    "engines": engines_page,
+    "tasks": tasks_page,
+    "decode": decode_page,
+}
+PAGE = "benchmarks.md"
+INTRO = (
+    "Arms that are compared take turns in one run, after their answers were found equal. Figures "
+    "are medians with the least and the most in brackets, ratios are the medians of the ratios of "
+    "each round. The raw figures, with every single time, are beside the scripts in "
+    "[benchmarks](../benchmarks)."
+)
+
+
+class Verdict(NamedTuple):
+    """A target, whether it was reached, and its line on the page."""
+
+    section: str
+    reached: bool
+    line: str
+
+
+def finish(
+    name: str, report: Mapping[str, Any], targets: Sequence[Target], args: Namespace
+) -> None:
+    """Write what is to be written, and the line of targets on stdout."""
+    records = {target.name: target.record for target in targets}
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        whole = {**report, "quick": args.quick, "targets": records}
+        (args.out / f"{name}.json").write_text(json.dumps(whole, indent=1) + "\n")
+    if args.docs:
+        write_page(args.out, args.docs)
+    print(json.dumps({"targets": records}))
+
+
+def write_page(out: Path, docs: Path) -> None:
+    """DOCS/benchmarks.md and its pictures, of the raw figures in OUT."""
+    docs.mkdir(parents=True, exist_ok=True)
+    reports = load_reports(out)
+    (docs / PAGE).write_text(to_page(reports), "utf-8")
+    for name, report in reports.items():
+        SECTIONS[name].draw(docs / f"benchmark_{name}.png", report)
+
+
+def load_reports(out: Path) -> dict[str, Any]:
+    paths = {name: out / f"{name}.json" for name in SECTIONS}
+    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
+
+
+def to_page(reports: Mapping[str, Any]) -> str:
+    verdicts = [
+        Verdict(name, record["reached"], to_verdict(target, record, SECTIONS[name].UNITS))
+        for name, report in reports.items()
+        for target, record in report["targets"].items()
+    ]
+    parts = ["# Serving, measured", INTRO]
+    for title, reached in (("Missed, or not measured", False), ("Reached", True)):
+        lines = [each.line for each in verdicts if each.reached == reached]
+        parts += [f"## {title}", "\n".join(lines) or "None."]
+    for name, report in reports.items():
+        parts += to_section(name, report, [each.line for each in verdicts if each.section == name])
+    return "\n\n".join(parts) + "\n"
+
+
+def to_section(name: str, report: Mapping[str, Any], lines: Sequence[str]) -> list[str]:
+    page = SECTIONS[name]
+    limits, rough = {}, ["**A rough, small run (`--quick`).**"]
+    if not report["quick"]:
+        limits, rough = load_limits(HERE / f"{name}_limits.md", report["targets"]), []
+    return [
+        f"## {page.TITLE}",
+        f"    {page.COMMAND}",
+        *rough,
+        to_machine(report["machine"]),
+        *page.to_parts(report),
+        f"![{page.TITLE}](benchmark_{name}.png)",
+        "\n".join(lines),
+        *(f"*What limits {target}:* {text}" for target, text in limits.items()),
+    ]
+
+
+def to_machine(machine: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    gpu = machine["gpu"] or "no GPU"
+    return (
+        f"{machine['cores']} cores of {machine['cpu']}, {machine['threads']} threads, {gpu}; load "
+        f"{machine['load']} before the run. {versions}."
+    )
+
+
+def to_verdict(name: str, record: Mapping[str, Any], units: Mapping[str, str]) -> str:
+    """A line: what was wanted, what was measured, and by how much it is missed."""
+    unit = units.get(name, "x")
+    wanted = f"{record['limit']} {record['target']:g} {unit}"
+    if record["measured"] is None:
+        return f"- **{name}**: wanted {wanted}; not measured: {record['note']}."
+    difference = abs(record["measured"] - record["target"])
+    missed = f"missed by {difference:.3g} {unit} ({difference / record['target']:.1%})"
+    verdict = "reached" if record["reached"] else missed
+    note = f" ({record['note']})" if record["note"] else ""
+    return (
+        f"- **{name}**: wanted {wanted}, measured {record['measured']:.3g} {unit}: {verdict}{note}."
+    )
+
+
+def load_limits(path: Path, known: Mapping[str, Any]) -> dict[str, str]:
+    """Target -> what limits it; a heading that names no target ends the script."""
+    if not path.exists():
+        return {}
+    _, *parts = re.split(r"^## (.+)$", path.read_text("utf-8"), flags=re.M)
+    limits = {
+        name.strip(): text.strip() for name, text in zip(parts[::2], parts[1::2], strict=True)
+    }
+    if unknown := limits.keys() - known.keys():
+        raise SystemExit(f"{path}: no such target: {', '.join(sorted(unknown))}")
+    return {name: text for name, text in limits.items() if text}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, default=HERE, help="folder of the raw figures")
+    parser.add_argument("--docs", type=Path, default=HERE.parent / "docs")
+    args = parser.parse_args()
+    write_page(args.out, args.docs)
+
+
+if __name__ == "__main__":
+    main()

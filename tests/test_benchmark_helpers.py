@@ -1,0 +1,134 @@
+"""What the benchmarks of serving reckon with, by examples worked by hand."""
+
+import math
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+from common import Target, check_equal, paired_ratio, percentile, take_turns
+from serving_page import load_limits, to_page, to_verdict
+from traffic import cyclic, draw_batches, zipf_shares
+from vits import count_flops, random_bundles
+
+from lspt_serve.models import Backbone
+
+
+def test_a_percentile_is_a_value_that_was_measured() -> None:
+    assert percentile([5, 1, 3, 2, 4], 0.5) == 3
+    assert percentile([5, 1, 3, 2, 4], 0.99) == 5
+    assert percentile([*range(100, 0, -1)], 0.99) == 99
+
+
+def test_a_ratio_is_that_of_a_round() -> None:
+    assert paired_ratio([2, 9, 40], [1, 3, 40]) == 2  # of medians it would be 3
+
+
+def test_traffic_after_zipf() -> None:
+    np.testing.assert_allclose(zipf_shares(3), [6 / 11, 3 / 11, 2 / 11])
+    rows = [task for batch in draw_batches("zipf", 3, 8, 500) for task in batch]
+    np.testing.assert_allclose(np.bincount(rows) / len(rows), zipf_shares(3), atol=0.03)
+
+
+def test_patterns_of_traffic() -> None:
+    identical = draw_batches("identical", 10, 4, 50)
+    assert {len(set(batch)) for batch in identical} == {1}
+    assert {batch[0] for batch in identical} == set(range(10))
+    assert {len(set(batch)) for batch in draw_batches("distinct", 4, 4, 50)} == {4}
+    uniform = draw_batches("uniform", 4, 8, 500)
+    rows = [task for batch in uniform for task in batch]
+    np.testing.assert_allclose(np.bincount(rows) / len(rows), [0.25] * 4, atol=0.03)
+    assert uniform == draw_batches("uniform", 4, 8, 500)
+
+
+def test_each_task_comes_after_the_other() -> None:
+    assert list(islice(cyclic(3, 2), 4)) == [[0, 1], [2, 0], [1, 2], [0, 1]]
+
+
+def test_arms_take_turns() -> None:
+    calls: list[tuple[str, int]] = []
+    prepared: list[tuple[str, int]] = []
+
+    seconds = take_turns(
+        {name: lambda number, name=name: calls.append((name, number)) for name in "ab"},  # type: ignore[misc]
+        max_rounds=2,
+        budget_s=60,
+        prepare=lambda name, number: prepared.append((name, number)),
+    )
+
+    assert calls == prepared == [("a", 0), ("b", 0), ("b", 1), ("a", 1), ("a", 2), ("b", 2)]
+    assert {name: len(taken) for name, taken in seconds.items()} == {"a": 2, "b": 2}
+
+
+def test_no_round_begins_when_time_is_up_but_there_are_three() -> None:
+    seconds = take_turns({"a": lambda number: None}, max_rounds=10, budget_s=0)
+    assert len(seconds["a"]) == 3
+
+
+def test_a_quick_arm_is_called_several_times_in_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    calls = []
+
+    def arm(number: int) -> None:
+        nonlocal now
+        calls.append(number)
+        now += 0.25
+
+    seconds = take_turns({"a": arm}, max_rounds=1, budget_s=60, min_turn_s=1.0)
+
+    assert calls == [0, 1, 1, 1, 1]
+    assert seconds == {"a": [0.25]}
+
+
+def test_an_arm_that_differs_ends_the_script() -> None:
+    assert check_equal("arm", 1e-3, 1e-3) == 1e-3
+    for error in (2e-3, math.nan):
+        with pytest.raises(SystemExit, match="arm: answers differ by"):
+            check_equal("arm", error, 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("limit", "measured", "line"),
+    [
+        ("at least", 2.0, "wanted at least 2.5 ms, measured 2 ms: missed by 0.5 ms (20.0%) (why)."),
+        ("at least", 2.5, "wanted at least 2.5 ms, measured 2.5 ms: reached (why)."),
+        ("at most", 2.5, "wanted at most 2.5 ms, measured 2.5 ms: reached (why)."),
+        ("at most", 5.0, "wanted at most 2.5 ms, measured 5 ms: missed by 2.5 ms (100.0%) (why)."),
+        ("at most", None, "wanted at most 2.5 ms; not measured: why."),
+    ],
+)
+def test_a_target_says_whether_it_was_reached(
+    limit: str, measured: float | None, line: str
+) -> None:
+    target = Target("speed", limit, 2.5, measured, "why")
+    assert to_verdict("speed", target.record, {"speed": "ms"}) == f"- **speed**: {line}"
+    assert target.record["reached"] == ("reached (why)" in line)
+
+
+def test_misses_come_first_on_the_page() -> None:
+    page = to_page({})
+    assert page.index("## Missed") < page.index("## Reached")
+
+
+def test_what_limits_a_target_is_written_by_hand(tmp_path: Path) -> None:
+    path = tmp_path / "engines_limits.md"
+    assert load_limits(path, {}) == {}
+    path.write_text("## bf16\n\nThe memory.\n\n## int8\n\n")
+    assert load_limits(path, {"bf16": {}, "int8": {}}) == {"bf16": "The memory."}
+    with pytest.raises(SystemExit, match=r"engines_limits.md: no such target: int8"):
+        load_limits(path, {"bf16": {}})
+
+
+def test_flops_are_those_of_the_products(tiny_backbone: Backbone) -> None:
+    d, n, blocks, p, h = 24, 16, 3, 10, 6  # p prompts, a coder of width h
+
+    def of_blocks(tokens: int) -> int:  # qkv, proj and the MLP, then q k^T and its product with v
+        return blocks * (2 * tokens * d * (3 * d + d + 8 * d) + 4 * tokens**2 * d)
+
+    patches = 2 * n * (3 * 8 * 8) * d
+    coder = (blocks - 1) * 2 * p * (d * h + 2 * h * 4 * h + h * d)
+    (bundle,) = random_bundles(tiny_backbone, 1)
+
+    assert count_flops(tiny_backbone, None) == patches + of_blocks(1 + n)
+    assert count_flops(tiny_backbone, bundle) == patches + of_blocks(1 + p + n) + coder
