@@ -11,11 +11,11 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .DELETE_ON_ERROR:
-.PHONY: help serve quickstart test check format clean
+.PHONY: help serve quickstart test check format bench-quick clean
 .SUFFIXES:
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 serve: quickstart ## train the quickstart's tasks if need be, then serve them (PORT=3000, HOST=127.0.0.1)
 	@$(BIN)/python examples/digits/serve.py --host $(HOST) --port $(PORT)
@@ -32,6 +32,11 @@ check: $(VENV)/dev ## format, lint, types and imports: seconds
 format: $(VENV)/dev ## rewrite the code in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+bench-quick: $(VENV)/train ## the benchmarks of serving, rough and small: minutes; nothing is written
+	$(BIN)/python benchmarks/bench_decode.py --quick
+	$(BIN)/python benchmarks/bench_engines.py --quick
+	$(BIN)/python benchmarks/bench_tasks.py --quick
 
 clean: ## delete what the quickstart wrote; the environment stays
 	rm -rf build bundles graph
