@@ -48,9 +48,8 @@ from lspt_serve.bundle import Bundle
 from lspt_serve.export import create_model, export_graph
 from lspt_serve.feed import TaskTensors
 from lspt_serve.models import Backbone
-from lspt_serve.reference import reference_images
+from lspt_serve.reference import MAX_ERROR, reference_images, row_errors
 from lspt_serve.runtime import PRECISIONS, Candidate, Engine, Refusal, try_engines
-from lspt_serve.runtime.gate import MAX_ERROR, row_errors
 
 VITS = ["vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224"]
 BATCH_SIZES = [1, 8, 32]

@@ -146,7 +146,12 @@ def _worth_trying(device: Device) -> Iterable[EngineName]:
 
 
 def create_engine(
-    folder: Path, name: EngineName, precision: Precision, device: Device, *, triton_url: str
+    folder: Path,
+    name: EngineName,
+    precision: Precision,
+    device: Device,
+    *,
+    triton_url: str = TRITON_URL,
 ) -> Engine:
     """Raises LSPTError if the engine cannot be had in this precision or on this device."""
     if name == "triton":

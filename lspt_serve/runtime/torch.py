@@ -92,6 +92,9 @@ class TorchEngine:
             features[rows] = self._run(part, gathered.tensors, _rows(gathered, whose))
         return features
 
+    def close(self) -> None:
+        pass
+
     def _run(
         self, images: Array, tensors: Mapping[str, Tensor], rows: Mapping[str, Tensor]
     ) -> Array:
