@@ -71,7 +71,7 @@ class TritonPythonModel:
         return self.decoders.submit(self._answer, image, task.decode("utf-8", "replace"))
 
     def _answer(self, image: bytes, task: str) -> Answer:
-        bundle = self.classifier.store[task]
+        bundle = self.classifier.find(task)
         pixels = preprocess_image(image, bundle.manifest.preprocess)
         return bundle, self.classifier.submit(pixels, bundle).result()
 

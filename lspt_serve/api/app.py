@@ -58,8 +58,7 @@ async def classify(
     data = await image.read()
 
     def prepare() -> tuple[Bundle, NDArray[np.float32]]:
-        bundle = classifier.store[task]  # from disk, perhaps
-        classifier.check_room(bundle.name)
+        bundle = classifier.find(task)
         return bundle, preprocess_image(data, bundle.manifest.preprocess)
 
     bundle, pixels = await anyio.to_thread.run_sync(prepare)

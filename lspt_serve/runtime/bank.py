@@ -112,7 +112,7 @@ class DeviceBank:
             for name, shape in inputs.items()
         }
         self._held: OrderedDict[int, _Held] = OrderedDict()  # id of a task; last used is last
-        self._pinned: set[int] = set()
+        self._expected: set[int] = set()  # of these, those that a batch will have
         self._free = list(reversed(range(num_slots)))
         self._lock = _FairLock()
         self._copies = _Copies(device) if device.type == "cuda" else None
@@ -129,62 +129,42 @@ class DeviceBank:
         """
         with self._lock:
             fitting = self._fitting(tasks)
-            self._touch(fitting)
+            self._expect(fitting)
             for task in fitting:
                 self._bring(task)
+            self._expected -= set(map(id, fitting))
             return self._select([self._held[id(task)] for task in fitting])
 
     def prefetch(self, tasks: Sequence[TaskTensors]) -> None:
-        """Bring tasks that a batch will have, as many of the first ones as there are slots for."""
+        """Bring tasks that a batch will have, where that costs none that another still waits for.
+
+        Many more tasks may be waited for than there are slots: they would drive one another out,
+        each before its batch comes.
+        """
         with self._lock:
             fitting = self._fitting(tasks)
-            self._touch(fitting)
+            self._expect(fitting)
         for task in fitting:
             with self._lock:  # one by one: a batch waits for one copy at most
-                self._bring(task)
-
-    def pin(self, task: TaskTensors) -> None:
-        """Keep a task in its slot until it is unpinned; raises ValueError for the last slot."""
-        with self._lock:
-            if id(task) in self._pinned:
-                return
-            if len(self._pinned) + 1 == self.num_slots:
-                raise ValueError(
-                    f"{len(self._pinned)} of {self.num_slots} slots are pinned, and one must be "
-                    "left for all other tasks"
-                )
-            self._bring(task)
-            self._pinned.add(id(task))
-
-    def unpin(self, task: TaskTensors) -> None:
-        """Let a task make room again."""
-        with self._lock:
-            self._pinned.discard(id(task))
+                if id(task) in self._held or self._free or self._expected < self._held.keys():
+                    self._bring(task)
 
     def _fitting(self, tasks: Sequence[TaskTensors]) -> list[TaskTensors]:
         """The first ones, each once, that can be here together."""
-        room = self.num_slots - len(self._pinned)
-        fitting = []
-        for task in {id(task): task for task in tasks}.values():
-            if id(task) not in self._pinned:
-                if room == 0:
-                    break
-                room -= 1
-            fitting.append(task)
-        return fitting
+        return list({id(task): task for task in tasks}.values())[: self.num_slots]
 
-    def _touch(self, tasks: Sequence[TaskTensors]) -> None:
+    def _expect(self, tasks: Sequence[TaskTensors]) -> None:
         """Before others are brought: none of these makes room for another of them."""
         for task in tasks:
             if id(task) in self._held:
                 self._held.move_to_end(id(task))
+                self._expected.add(id(task))
 
     def _bring(self, task: TaskTensors) -> None:
         if id(task) in self._held:
             return
         if not self._free:
-            oldest = next(key for key in self._held if key not in self._pinned)
-            self._free.append(self._held.pop(oldest).slot)
+            self._make_room()
         slot, num_prompts = self._free[-1], self._count_prompts(task)
         with self._copies.after_reads() if self._copies else nullcontext():
             self._widen(num_prompts)
@@ -192,7 +172,15 @@ class DeviceBank:
                 self._copy(task, name, tensor[slot])
         self._free.pop()  # only now: a copy that failed leaves the slot free
         self._held[id(task)] = _Held(task, slot, num_prompts)
+        self._expected.add(id(task))
         self.num_uploads += 1
+
+    def _make_room(self) -> None:
+        """What was used longest ago goes, of what no batch is waiting for if there is any."""
+        oldest = next(iter(self._held))
+        oldest = next((key for key in self._held if key not in self._expected), oldest)
+        self._free.append(self._held.pop(oldest).slot)
+        self._expected.discard(oldest)
 
     def _count_prompts(self, task: TaskTensors) -> int:
         name, axis = next(iter(self._axes.items()))  # all tensors of a task agree

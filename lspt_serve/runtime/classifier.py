@@ -61,6 +61,20 @@ class Classifier:
             capacity=capacity,
         )
 
+    def find(self, reference: str) -> Bundle:
+        """The task, if an image of it may be submitted now; the engine fetches its tensors.
+
+        Reads from disk, perhaps: for threads that may wait.
+
+        Raises:
+            UnknownTaskError: there is no such task.
+            OverloadedError: an image of it would be refused now.
+        """
+        bundle = self.store[reference]
+        self._batcher.check_room(bundle.name)
+        self.engine.prefetch([bundle.method_tensors])
+        return bundle
+
     def submit(
         self, image: Array, bundle: Bundle, *, deadline: float | None = None
     ) -> Future[Array]:
@@ -70,10 +84,6 @@ class Classifier:
         an answer that is not finite. See Batcher.submit.
         """
         return self._batcher.submit(image, bundle, deadline=deadline)
-
-    def check_room(self, task: str) -> None:
-        """Raises OverloadedError if an image of the task would be refused now."""
-        self._batcher.check_room(task)
 
     def close(self) -> None:
         """Answer what waits and stop."""

@@ -33,6 +33,13 @@ class Engine(Protocol):
         """
         ...
 
+    def prefetch(self, tasks: Sequence[TaskTensors]) -> None:
+        """Bring tensors that a batch will take to where it takes them from, while another runs.
+
+        From any thread.
+        """
+        ...
+
     def close(self) -> None:
         """Give back what it holds outside this process; it runs no more."""
         ...

@@ -93,6 +93,9 @@ class OnnxEngine:
         (features,) = binding.copy_outputs_to_cpu()
         return np.asarray(features)
 
+    def prefetch(self, tasks: Sequence[TaskTensors]) -> None:
+        pass
+
     def close(self) -> None:
         pass
 

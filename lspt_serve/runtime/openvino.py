@@ -64,5 +64,8 @@ class OpenVINOEngine:
         answer = self._request.infer({IMAGES: images, **feed}, share_inputs=True)
         return np.array(answer[FEATURES])  # a copy: the next run writes into the request's own
 
+    def prefetch(self, tasks: Sequence[TaskTensors]) -> None:
+        pass
+
     def close(self) -> None:
         pass

@@ -92,6 +92,10 @@ class TorchEngine:
             features[rows] = self._run(part, gathered.tensors, _rows(gathered, whose))
         return features
 
+    def prefetch(self, tasks: Sequence[TaskTensors]) -> None:
+        if self.graph.inputs:
+            self.bank.prefetch(tasks)
+
     def close(self) -> None:
         pass
 

@@ -74,6 +74,9 @@ class TritonEngine:
     def features(self, images: Array, tasks: Sequence[TaskTensors]) -> Array:
         return self._thread.submit(self._features, images, tasks).result()
 
+    def prefetch(self, tasks: Sequence[TaskTensors]) -> None:
+        pass
+
     def close(self) -> None:
         self._thread.submit(self._disconnect).result()
         self._thread.shutdown()

@@ -199,6 +199,44 @@ def test_no_task_that_is_prefetched_makes_room_for_another_of_them() -> None:
     assert bank.num_uploads == 3
 
 
+def test_prefetched_tasks_wait_for_their_batch_and_others_do_without() -> None:
+    bank = create_bank(3)
+    now, waiting, late = task(0), [task(1), task(2), task(3)], task(4)
+    bank.gather([now])
+
+    bank.prefetch(waiting)
+    bank.prefetch([late])
+
+    assert [each in bank for each in (now, *waiting, late)] == [False, True, True, True, False]
+    bank.gather(waiting[:1])
+    bank.prefetch([late])  # in the place of the one whose batch has come
+    assert [each in bank for each in (*waiting, late)] == [False, True, True, True]
+    assert bank.num_uploads == 5
+
+
+def test_batch_goes_before_what_is_waited_for() -> None:
+    bank = create_bank(2)
+    waiting, now = [task(1), task(2)], [task(3), task(4, num_prompts=5)]
+    bank.prefetch(waiting)
+
+    check(bank.gather(now), now)
+
+    assert not any(each in bank for each in waiting)
+    check(bank.gather(waiting), waiting)
+    assert bank.num_uploads == 6
+
+
+def test_task_of_a_batch_stays_where_all_others_are_waited_for() -> None:
+    bank = create_bank(3)
+    here, new, waiting = task(1), task(2), [task(3), task(4)]
+    bank.gather([here])
+    bank.prefetch(waiting)
+
+    check(bank.gather([here, new]), [here, new])
+
+    assert [each in bank for each in waiting] == [False, True]
+
+
 def test_batches_are_right_while_another_thread_prefetches(device: torch.device) -> None:
     """With as many slots as a batch needs, every prefetch takes one of what runs."""
     bank = create_bank(3, device)
@@ -242,40 +280,6 @@ def test_batch_does_not_wait_for_all_that_is_prefetched(monkeypatch: pytest.Monk
     thread.join()
 
 
-def test_pinned_task_makes_no_room() -> None:
-    bank = create_bank(2)
-    pinned = task(1)
-    bank.pin(pinned)
-    for number in range(2, 6):
-        other = task(number)
-        check(bank.gather([other, pinned]), [other, pinned])
-    assert bank.num_uploads == 5
-
-    bank.unpin(pinned)
-    bank.gather([task(6)])
-    bank.gather([task(7)])
-
-    assert pinned not in bank
-
-
-def test_batch_takes_what_pinned_tasks_of_others_leave() -> None:
-    bank = create_bank(3)
-    pinned, tasks = task(1), [task(2), task(3), task(4)]
-    bank.pin(pinned)
-    bank.pin(pinned)
-
-    check(bank.gather(tasks), tasks[:2])
-    check(bank.gather([tasks[0], pinned, tasks[1], tasks[2]]), [tasks[0], pinned, tasks[1]])
-
-
-def test_last_slot_is_not_pinned() -> None:
-    bank = create_bank(2)
-    bank.pin(task(1))
-
-    with pytest.raises(ValueError, match="1 of 2 slots are pinned, and one must be left"):
-        bank.pin(task(2))
-
-
 def test_bank_without_slots_is_refused() -> None:
     with pytest.raises(ValueError, match="num_slots must be at least 1, got 0"):
         create_bank(0)
@@ -305,15 +309,17 @@ def test_tensors_are_kept_in_the_type_that_is_asked_for(device: torch.device) ->
 
 @given(
     batches=st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=6), min_size=1, max_size=12),
+    coming=st.lists(st.lists(st.integers(0, 6), max_size=6), min_size=12, max_size=12),
     num_slots=st.integers(1, 7),
 )
-@settings(max_examples=50)
+@settings(max_examples=100)
 def test_any_batches_get_what_is_theirs_and_each_miss_costs_one_upload(
-    batches: Sequence[Sequence[int]], num_slots: int
+    batches: Sequence[Sequence[int]], coming: Sequence[Sequence[int]], num_slots: int
 ) -> None:
     bank = create_bank(num_slots)
     tasks = [task(number, num_prompts=1 + number) for number in range(7)]
-    for numbers in batches:
+    for numbers, later in zip(batches, coming, strict=False):
+        bank.prefetch([tasks[number] for number in later])
         wanted = [tasks[number] for number in dict.fromkeys(numbers)][:num_slots]
         missing = [each for each in wanted if each not in bank]
         before = bank.num_uploads

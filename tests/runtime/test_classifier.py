@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from toys import export_once, noise, random_bundle
 
 from lspt_serve.bundle import Bundle, save_bundle
+from lspt_serve.errors import OverloadedError
 from lspt_serve.export import create_model
 from lspt_serve.feed import TaskTensors
 from lspt_serve.graph import GraphSpec
@@ -38,11 +39,15 @@ class Echo:
     def __init__(self, graph: GraphSpec) -> None:
         self.graph = graph
         self.asked: list[tuple[int, ...]] = []
+        self.fetched: list[TaskTensors] = []
 
     def features(self, images: Array, tasks: Sequence[TaskTensors]) -> Array:
         assert list(tasks) == [{}] * len(images)
         self.asked.append(images.shape)
         return images[:, 0, 0, : self.graph.num_features]
+
+    def prefetch(self, tasks: Sequence[TaskTensors]) -> None:
+        self.fetched += tasks
 
     def close(self) -> None:
         pass
@@ -151,6 +156,24 @@ def test_answer_that_is_not_finite_is_an_error_of_its_row_alone(echo: Classifier
         broken.result(timeout=5)
     for answer in (first, last):
         np.testing.assert_allclose(answer.result(timeout=5), [0.25] * 4)
+
+
+def test_task_that_is_found_is_on_its_way_to_the_engine(echo: Classifier) -> None:
+    bundle = echo.find("animals")
+
+    assert bundle is echo.store["animals"]
+    assert isinstance(echo.engine, Echo)
+    assert [id(tensors) for tensors in echo.engine.fetched] == [id(bundle.method_tensors)]
+
+
+def test_task_whose_image_would_be_refused_is_not_fetched(echo: Classifier) -> None:
+    echo.close()
+
+    with pytest.raises(OverloadedError, match="the server is stopping"):
+        echo.find("animals")
+
+    assert isinstance(echo.engine, Echo)
+    assert echo.engine.fetched == []
 
 
 def test_batches_are_no_larger_than_what_was_measured_to_pay(echo: Classifier) -> None:
