@@ -1,6 +1,5 @@
 """Against `create_feed`, which is tested by hand; numbers in a task say whose they are."""
 
-import gc
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -157,7 +156,6 @@ def test_task_that_nobody_else_holds_is_not_taken_for_a_new_one_at_its_address()
         fresh = task(number)
         check(bank.gather([fresh]), [fresh])
         del fresh
-        gc.collect()
     assert bank.num_uploads == 50
 
 
