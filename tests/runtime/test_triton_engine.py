@@ -246,14 +246,14 @@ class TestWithServer:
     def test_server_that_hangs_is_given_up_in_time_and_taken_up_again(
         self, connect: Connect, server: TritonServer, graph: Path, bundles: list[Bundle]
     ) -> None:
-        engine = connect(timeout_s=1)
+        engine = connect(timeout_s=5)
         check_answers(engine, graph, bundles, "ab")
         server.send(signal.SIGSTOP)
         try:
             started = time.monotonic()
-            with pytest.raises(DeadlineError, match="the Triton server did not answer in 1 s"):
+            with pytest.raises(DeadlineError, match="the Triton server did not answer in 5 s"):
                 engine.features(noise(1), [bundles[0].method_tensors])
-            assert time.monotonic() - started < 3
+            assert time.monotonic() - started < 10
         finally:
             server.send(signal.SIGCONT)
 
