@@ -17,6 +17,7 @@ import numpy as np
 from common import (
     Target,
     check_equal,
+    clean_up_when_stopped,
     create_parser,
     describe_machine,
     paired_ratio,
@@ -162,4 +163,5 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    clean_up_when_stopped()
     main()

@@ -24,6 +24,7 @@ from common import (
     Seconds,
     Target,
     check_equal,
+    clean_up_when_stopped,
     create_parser,
     describe_machine,
     paired_ratio,
@@ -247,4 +248,5 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    clean_up_when_stopped()
     main()

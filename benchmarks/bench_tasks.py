@@ -20,7 +20,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from common import Target, check_equal, create_parser, describe_machine, parse, progress
+from common import (
+    Target,
+    check_equal,
+    clean_up_when_stopped,
+    create_parser,
+    describe_machine,
+    parse,
+    progress,
+)
 from serving_page import finish
 from tasks_arms import CODERS, Setup, export_task, set_up
 from tasks_memory import create_sessions, measure_capacity, measure_memory, measure_miss
@@ -147,4 +155,5 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    clean_up_when_stopped()
     main()

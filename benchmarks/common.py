@@ -4,6 +4,7 @@ import argparse
 import math
 import os
 import platform
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,6 +22,7 @@ __all__ = [
     "Seconds",
     "Target",
     "check_equal",
+    "clean_up_when_stopped",
     "create_parser",
     "describe_machine",
     "max_difference",
@@ -86,6 +88,11 @@ def parse(parser: argparse.ArgumentParser, words: Sequence[str] | None) -> argpa
     if args.docs and not args.out:
         parser.error("--docs is made of what --out holds: give both")
     return args
+
+
+def clean_up_when_stopped() -> None:
+    """SIGTERM ends the script as Ctrl-C does: temporary folders go, processes end."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit("stopped"))
 
 
 def take_turns(
