@@ -106,11 +106,15 @@ def differences(**tests: list[float]) -> list[str]:
 
 
 def test_differences_are_told_from_noise() -> None:
-    # from `whole`: 0.02, 0.03, 0.04 (mean 0.03, deviation 0.01), and 0.1, -0.1
+    # from `whole`: 0.02, 0.03, 0.04 (mean 0.03, deviation 0.01, 4.30 * 0.01 / sqrt(3) = 0.025);
+    # of two seeds 0.01 and 0.02 (mean 0.015, deviation 0.007, 12.71 * 0.007 / sqrt(2) = 0.064)
+    title = ["Differences seed by seed, with 95 % intervals of Student's t:", ""]
     assert differences(whole=[0.5, 0.5, 0.5], other=[0.52, 0.53, 0.54]) == [
-        "- `other` is +3.0 ± 1.0 points from `whole`, seed by seed.",
-        "- The others are within twice the deviation of their difference from `whole`.",
+        *title,
+        "- `other` is +3.0 ± 2.5 points from `whole`.",
+        "- The seeds of the others do not tell them from `whole`.",
     ]
-    assert differences(whole=[0.5, 0.5], other=[0.6, 0.4]) == [
-        "- All are within twice the deviation of their difference from `whole`."
+    assert differences(whole=[0.5, 0.5], other=[0.51, 0.52]) == [
+        *title,
+        "- The seeds of all do not tell them from `whole`.",
     ]

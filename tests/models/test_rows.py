@@ -54,8 +54,11 @@ def create_tasks(
         model = create_prompted_vit(
             backbone, method, num_classes=2, pool=pool, **options, **more
         ).eval()
-        for tensor in model.method.parameters():
-            nn.init.normal_(tensor, std=0.5)
+        for name, tensor in model.method.named_parameters():
+            if name == "tau":  # one of 0.01 would make rounding errors a hundred times as large
+                nn.init.uniform_(tensor, 0.5, 2.0)
+            else:
+                nn.init.normal_(tensor, std=0.5)
         models.append(model)
     return models
 

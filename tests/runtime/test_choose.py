@@ -64,7 +64,7 @@ def test_engines_are_really_tried(graph: Path) -> None:
 def test_torch_is_tried_unasked_only_where_it_has_a_gpu(
     graph: Path, device: Device, gpu: bool, tried: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(folder: Path, name: str, *others: object) -> Engine:
+    def refuse(folder: Path, name: str, *others: object, **triton: str) -> Engine:
         raise GraphError(f"{name} was tried")
 
     monkeypatch.setattr(lspt_serve.runtime.choose, "has_cuda_gpu", lambda: gpu)
