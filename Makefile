@@ -68,7 +68,7 @@ build/digits/ready: $(VENV)/train examples/digits/prepare.py examples/digits/spl
 
 bundles/%/bundle.json: build/digits/ready $(WEIGHTS)
 	@$(BIN)/lspt train --backbone $(BACKBONE) --data build/digits/$* --out bundles/$* \
-	  --epochs 20 --batch-size 32 --overwrite
+	  --option num_prompts=8 --epochs 20 --batch-size 32 --overwrite
 
 build/linear/%/bundle.json: build/digits/ready $(WEIGHTS)
 	@$(BIN)/lspt train --backbone $(BACKBONE) --data build/digits/$* --out build/linear/$* \

@@ -150,15 +150,15 @@ def test_forget_bias_shifts_the_forget_gate_alone(hidden: int) -> None:
 @pytest.mark.parametrize(
     ("options", "size"),
     [
-        (PAPER, 8 * 24 + 8 * 24**2 + 8 * 24),
-        ({**PAPER, "coder": "gru"}, 8 * 24 + 6 * 24**2 + 6 * 24),
-        ({**PAPER, "coder": "ema"}, 8 * 24 + 24),
-        ({"deep": False}, 8 * 24 + (8 * 6**2 + 8 * 6) + (24 * 6 + 6) + (6 * 24 + 24)),
-        ({}, 3 * 8 * 24 + 336 + (24 * 6 + 6) + (6 * 24 + 24)),  # a cell of a quarter of 24
-        ({"coder_hidden": 24}, 3 * 8 * 24 + (8 * 24**2 + 8 * 24) + (24 * 24 + 24)),
-        ({"coder_hidden": 24, "coder": "ema"}, 3 * 8 * 24 + 24 + (24 * 24 + 24)),
-        ({"lpc": False}, 8 * 24),
-        ({"lpc": False, "deep": False}, 8 * 24),
+        (PAPER, 16 * 24 + 8 * 24**2 + 8 * 24),
+        ({**PAPER, "coder": "gru"}, 16 * 24 + 6 * 24**2 + 6 * 24),
+        ({**PAPER, "coder": "ema"}, 16 * 24 + 24),
+        ({"deep": False}, 16 * 24 + (8 * 3**2 + 8 * 3) + (24 * 3 + 3) + (3 * 24 + 24)),
+        ({}, 3 * 16 * 24 + 96 + (24 * 3 + 3) + (3 * 24 + 24)),  # a cell of an eighth of 24
+        ({"coder_hidden": 24}, 3 * 16 * 24 + (8 * 24**2 + 8 * 24) + (24 * 24 + 24)),
+        ({"coder_hidden": 24, "coder": "ema"}, 3 * 16 * 24 + 24 + (24 * 24 + 24)),
+        ({"lpc": False}, 16 * 24),
+        ({"lpc": False, "deep": False}, 16 * 24),
         ({"num_prompts": 3, "lpc": False}, 3 * 24),
     ],
 )

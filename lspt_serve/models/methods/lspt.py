@@ -32,7 +32,7 @@ class LSPTSettings(VPTSettings):
         gspc: add the mean patch embedding to the prompts.
         lpc: run the coder along the depth. With gspc and lpc off LSPT is VPT-shallow.
         coder: lstm (the paper's), gru or ema (ours).
-        coder_hidden: width of the cell. None is a quarter of embed_dim D, not the full width: that
+        coder_hidden: width of the cell. None is an eighth of embed_dim D, not the full width: that
             is coder_hidden=D. Unless it is D, the cell is behind linear maps (ours).
         residual: Z_l = S_l + h_l in place of Z_l = h_l (ours).
         input_norm: the coder sees LayerNorm(S_l) in place of S_l (ours).
@@ -100,7 +100,7 @@ class LSPT(VPTShallow):
     settings: LSPTSettings
 
     def __init__(self, settings: LSPTSettings, vit: Shape) -> None:
-        width = settings.coder_hidden or max(1, vit.embed_dim // 4)
+        width = settings.coder_hidden or max(1, vit.embed_dim // 8)
         settings = replace(settings, coder_hidden=width)  # a bundle says it as a number
         super().__init__(settings, vit)
         self.deep = settings.lpc and settings.deep

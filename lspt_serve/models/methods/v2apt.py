@@ -30,6 +30,7 @@ class V2APTSettings(VPTSettings):
         kl_weight: of the KL term in the loss.
     """
 
+    num_prompts: int = 12  # 16 with the image's own
     num_vae_prompts: int = 4
     latent_dim: int = 16
     kl_weight: float = 1e-3

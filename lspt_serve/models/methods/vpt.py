@@ -13,9 +13,13 @@ __all__ = ["VPTDeep", "VPTSettings", "VPTShallow"]
 
 @dataclass(frozen=True, kw_only=True)
 class VPTSettings(Settings):
-    """Options of VPT; `prompt_dropout` falls on the expanded prompts, in training only."""
+    """Options of VPT; `prompt_dropout` falls on the expanded prompts, in training only.
 
-    num_prompts: int = 8
+    The default number of prompts (ours) is a compromise: LSPT gains from more, see docs/results.md,
+    and every one of them is a token that is served.
+    """
+
+    num_prompts: int = 16
     prompt_dropout: float = 0.0
 
     training_only = frozenset({"prompt_dropout"})
