@@ -97,8 +97,8 @@ def test_gspc_alone_adds_the_mean_patch_embedding() -> None:
 
 @pytest.mark.parametrize("coder", ["lstm", "gru", "ema"])
 def test_residual_adds_what_the_coder_saw(coder: str) -> None:
-    plain = create_method("lspt", VIT, **PAPER, coder=coder)
-    residual = create_method("lspt", VIT, **PAPER, coder=coder, residual=True)
+    plain = create_method("lspt", VIT, num_prompts=8, **PAPER, coder=coder)
+    residual = create_method("lspt", VIT, num_prompts=8, **PAPER, coder=coder, residual=True)
     residual.load_state_dict(plain.state_dict())
     left = torch.randn(2, 8, 24)
     _, state = plain.start(PATCHES, ROWS)
@@ -110,7 +110,8 @@ def test_residual_adds_what_the_coder_saw(coder: str) -> None:
 @pytest.mark.parametrize("hidden", [24, 6])
 @pytest.mark.parametrize("coder", ["lstm", "gru", "ema"])
 def test_deep_adds_what_the_coder_says_to_the_prompts_of_the_block(coder: str, hidden: int) -> None:
-    method = create_method("lspt", VIT, input_norm=False, coder=coder, coder_hidden=hidden)
+    options: dict[str, Any] = {"coder": coder, "coder_hidden": hidden}
+    method = create_method("lspt", VIT, num_prompts=8, input_norm=False, **options)
     for name, tensor in method.named_parameters():
         if name.startswith("coder.up."):
             assert not tensor.any()  # it starts as VPT-deep

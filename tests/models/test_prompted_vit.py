@@ -427,7 +427,7 @@ def test_task_tensors_travel_from_model_to_model(tiny_backbone: Backbone) -> Non
         ({"method.extra": torch.zeros(1)}, "unexpected: method.extra;"),
         (
             {"method.prompts": torch.zeros(3, D)},
-            r"misshapen: method.prompts is \[3, 24\], wanted \[8, 24\]",
+            r"misshapen: method.prompts is \[3, 24\], wanted \[16, 24\]",
         ),
     ],
 )
