@@ -93,7 +93,8 @@ def test_first_step_is_that_of_timms_own_model(
         got = model.state_dict()[name if name.startswith("head.") else f"backbone.{name}"]
         if name.endswith("attn.qkv.bias"):  # that of k has no gradient but rounding: a softmax
             got, wanted = (torch.cat([bias[:24], bias[48:]]) for bias in (got, wanted))
-        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-6)
+        # a step is lr large whatever the gradient: of a tiny one, rounding is a share of it
+        torch.testing.assert_close(got, wanted, rtol=0, atol=0.01 * SHORT.lr)
 
 
 def test_training_moves_every_tensor_and_leaves_the_shared_backbone(
