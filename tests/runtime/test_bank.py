@@ -3,7 +3,6 @@
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import pytest
@@ -257,25 +256,32 @@ def test_batches_are_right_while_another_thread_prefetches(device: torch.device)
         thread.join()
 
 
-def test_batch_does_not_wait_for_all_that_is_prefetched(monkeypatch: pytest.MonkeyPatch) -> None:
-    bank = create_bank(200)
-    copy, begun = bank._copy, threading.Event()
+def test_batch_that_waits_comes_before_the_next_prefetched_task(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bank = create_bank(8)
+    copy, begun, brought = bank._copy, threading.Event(), list[Task]()
 
-    def slow_copy(*of: Any) -> None:
+    def slow_copy(of: Task, name: str, slot: torch.Tensor) -> None:
         begun.set()
-        time.sleep(0.005)
-        copy(*of)
+        deadline = time.monotonic() + 10
+        while not brought and not bank._lock._next.locked():  # until the batch waits
+            assert time.monotonic() < deadline, "who waits is not the next"
+            time.sleep(0.001)
+        brought.append(of)
+        copy(of, name, slot)
 
     monkeypatch.setattr(bank, "_copy", slow_copy)
-    tasks, own = [task(number) for number in range(200)], task(1)
+    tasks, own = [task(2), task(3), task(4)], task(1)
     thread = threading.Thread(target=bank.prefetch, args=(tasks,))
     thread.start()
     begun.wait()
 
     check(bank.gather([own]), [own])
 
-    assert tasks[-1] not in bank
     thread.join()
+    copies = [float(each["gate"][0]) for each in brought]  # of two tensors each
+    assert copies == [2, 2, 1, 1, 3, 3, 4, 4]
 
 
 def test_bank_without_slots_is_refused() -> None:
