@@ -46,7 +46,7 @@ $(VENV)/train: pyproject.toml constraints.txt
 	@echo "installing the packages (about 6 GB, torch with CUDA most of it) into $(VENV)"
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) pip
-	$(PIP) --editable '.[train,openvino,triton,examples]'
+	$(PIP) --editable '.[train,openvino,int8,triton,examples]'
 	@touch $@
 
 $(VENV)/dev: $(VENV)/train

@@ -136,7 +136,7 @@ def test_settings_come_from_the_environment(environment: pytest.MonkeyPatch) -> 
         ("LSPT_DEVICE", "gpu", "'auto', 'cpu' or 'cuda'"),
         ("LSPT_DEVICE", "", "'auto', 'cpu' or 'cuda'"),
         ("LSPT_ENGINE", "TensorFlow", "'onnxruntime', 'openvino', 'torch', 'tensorrt' or 'triton'"),
-        ("LSPT_PRECISION", "fp8", "'fp32', 'fp16' or 'bf16'"),
+        ("LSPT_PRECISION", "fp8", "'fp32', 'fp16', 'bf16' or 'int8'"),
         ("LSPT_MEMORY_MB", "-1", "greater than or equal to 0"),
         ("LSPT_MAX_DELAY_MS", "-1", "greater than or equal to 0"),
         ("LSPT_MAX_DELAY_MS", "nan", "finite number"),

@@ -1,4 +1,4 @@
-"""The command line: lspt train | inspect | export | engines | serve | sweep | results."""
+"""The command line: lspt train | inspect | export | quantise | engines | serve | sweep | ..."""
 
 import sys
 
@@ -10,6 +10,7 @@ from lspt_serve.cli.console import console
 from lspt_serve.cli.engines import engines
 from lspt_serve.cli.export import export
 from lspt_serve.cli.inspect import inspect
+from lspt_serve.cli.quantise import quantise
 from lspt_serve.cli.results import results
 from lspt_serve.cli.serve import serve
 from lspt_serve.cli.sweep import sweep
@@ -19,7 +20,11 @@ from lspt_serve.errors import LSPTError
 __all__ = ["app", "main"]
 
 TRAIN_PACKAGES = ("onnx", "onnxscript", "optuna", "tensorboard", "timm", "torch", "torchvision")
-EXTRAS = dict.fromkeys(TRAIN_PACKAGES, "train") | {"tritonclient": "triton"}  # package -> extra
+EXTRAS = dict.fromkeys(TRAIN_PACKAGES, "train") | {  # package -> extra
+    "nncf": "int8",
+    "openvino": "openvino",
+    "tritonclient": "triton",
+}
 
 app = typer.Typer(
     name="lspt",
@@ -32,6 +37,7 @@ app = typer.Typer(
 app.command()(train)
 app.command()(inspect)
 app.command()(export)
+app.command()(quantise)
 app.command()(engines)
 app.command()(serve)
 app.command()(sweep)

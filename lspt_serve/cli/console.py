@@ -46,8 +46,11 @@ DeviceOption = Annotated[
     Literal["auto", "cpu", "cuda"], typer.Option(help="auto: a CUDA GPU where there is one.")
 ]
 PrecisionOption = Annotated[
-    Literal["fp32", "fp16", "bf16"],
-    typer.Option(help="Of the matrix products; bf16 is faster, less exact; fp16 is TensorRT's."),
+    Literal["fp32", "fp16", "bf16", "int8"],
+    typer.Option(
+        help="Of the matrix products; bf16 is faster, less exact; fp16 is TensorRT's, int8 needs "
+        "lspt quantise."
+    ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that lspt wrote.")]
 

@@ -198,7 +198,12 @@ def train(
             # say what is wrong with the method before minutes of decoding
             training.check_method(vit, method, pool=pool, init=init, options=options)
             dataset = training.decode(
-                data, vit, crop_pct=crop_pct, seed=seed, cache=cache, on_bad_image=on_bad_image
+                data,
+                vit.preprocess.img_size,
+                crop_pct=crop_pct,
+                seed=seed,
+                cache=cache,
+                on_bad_image=on_bad_image,
             )
             record = training.tune_and_save(
                 vit,

@@ -93,12 +93,12 @@ def check_method(
     pick_init(model.method, init)
 
 
-def decode(data: Path, backbone: Backbone, **settings: Any) -> Dataset:
+def decode(data: Path, img_size: int, **settings: Any) -> Dataset:
     """`load_dataset` under a bar, with its notes."""
     with _bar("decoding") as (bar, row):
         dataset = load_dataset(
             data,
-            backbone.preprocess.img_size,
+            img_size,
             on_image=lambda done, total: bar.update(row, completed=done, total=total),
             **settings,
         )

@@ -9,7 +9,8 @@ from typing import Literal
 
 from lspt_serve.errors import GraphError, LSPTError
 from lspt_serve.graph import load_graph_spec
-from lspt_serve.reference import Reference, reference_images
+from lspt_serve.quantised import INT8
+from lspt_serve.reference import Reference
 from lspt_serve.runtime.engine import Engine, Precision
 from lspt_serve.runtime.gate import Parity, check_engine
 from lspt_serve.runtime.onnx import Device, OnnxEngine, has_cuda_gpu
@@ -30,7 +31,7 @@ __all__ = [
 EngineName = Literal["onnxruntime", "openvino", "torch", "tensorrt", "triton"]
 # That need no build and no other server; the rest is asked for by name
 ENGINES: tuple[EngineName, ...] = ("onnxruntime", "openvino", "torch")
-PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "int8")
 REPEATS = 5
 logger = logging.getLogger(__name__)
 
@@ -135,7 +136,8 @@ def try_engines(
         for precision in precisions:
             try:
                 engine = create_engine(folder, name, precision, device, triton_url=triton_url)
-                yield _try(engine, reference)
+                own = Reference.load(folder / INT8) if precision == "int8" else reference
+                yield _try(engine, own)
             except LSPTError as error:
                 yield Refusal(name, precision, str(error))
 
@@ -161,6 +163,8 @@ def create_engine(
                 f"{device!r} was asked for"
             )
         return TritonEngine(folder, url=triton_url)
+    if precision == "int8" and name != "openvino":
+        raise GraphError(f"int8 is OpenVINO's; engine {name!r} has none")
     if name == "openvino":
         if device == "cuda":
             raise GraphError("OpenVINO runs on the CPU, and device 'cuda' was asked for")
@@ -193,7 +197,7 @@ def _try(engine: Engine, reference: Reference) -> Candidate:
 def _measure(engine: Engine, reference: Reference) -> Candidate:
     parity = check_engine(engine, reference)
     rows = reference.rows
-    images = reference_images(len(rows), engine.graph.preprocess.img_size)
+    images = reference.images(engine.graph.preprocess.img_size)
     seconds = []
     for _ in range(REPEATS):
         started = time.perf_counter()

@@ -26,7 +26,7 @@ from lspt_serve.models import BASELINES, METHODS, Backbone
 from lspt_serve.preprocess import NORMALISATIONS, Preprocess
 from lspt_serve.training import TrainSettings
 
-COMMANDS = ("train", "inspect", "export", "engines", "serve", "sweep", "results")
+COMMANDS = ("train", "inspect", "export", "quantise", "engines", "serve", "sweep", "results")
 LABELS = ("blue", "red")
 
 
@@ -499,6 +499,7 @@ def test_engines_that_can_run_a_graph_are_shown(
     assert "ONNX Runtime runs the graph in fp32 only" in " ".join(shown.out.split())
     found = {(each["engine"], each["precision"]): each for each in json.loads(record.out)}
     assert "not in bf16" in found["onnxruntime", "bf16"]["refused"]
+    assert f"lspt quantise --graph {graph} " in found["openvino", "int8"]["refused"]
     for name in ("onnxruntime", "openvino", "torch"):
         assert re.search(rf"{name} +fp32 +[\d.]+ +\d\.\de-0[678] +100\.0%", shown.out)
         assert found[name, "fp32"]["images_per_s"] > 0

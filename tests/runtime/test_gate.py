@@ -62,6 +62,8 @@ def test_onnx_runtime_passes(graph: Path) -> None:
         (0.011, "fp16", False),
         (0.045, "bf16", True),
         (0.055, "bf16", False),
+        (0.28, "int8", True),
+        (0.32, "int8", False),
     ],
 )
 @pytest.mark.parametrize("row", [0, 5])
@@ -143,6 +145,16 @@ def test_reference_keeps_what_it_was_given(tmp_path: Path) -> None:
     for got, wanted in zip(loaded.tasks, tasks, strict=True):
         assert got.keys() == wanted.keys()
         np.testing.assert_array_equal(got["method.prompts"], wanted["method.prompts"])
+
+
+def test_reference_keeps_images_of_its_own(tmp_path: Path) -> None:
+    own = np.random.default_rng(0).standard_normal((2, 3, 8, 8), np.float32)
+
+    Reference([{}], np.zeros(2, np.int64), np.ones((2, 4), np.float32), own).save(tmp_path)
+
+    loaded = Reference.load(tmp_path)
+    np.testing.assert_array_equal(loaded.images(8), own)
+    assert loaded.rows == [{}, {}]
 
 
 @pytest.mark.parametrize("data", [None, b"", b"no tensors"])

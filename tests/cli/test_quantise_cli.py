@@ -1,0 +1,140 @@
+"""lspt quantise, and what the other commands make of its result."""
+
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from toys import export_once, random_bundle, write_coloured
+
+from lspt_serve.bundle import load_bundle, save_bundle
+from lspt_serve.cli import main
+from lspt_serve.graph import GRAPH_FILE
+from lspt_serve.models import Backbone
+from lspt_serve.quantised import INT8, INT8_SPEC, Quantised, hash_graph
+from lspt_serve.runtime import OpenVINOEngine
+from lspt_serve.training import load_dataset
+
+LABELS = ("blue", "red")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended and what it printed."""
+
+    code: object
+    out: str
+    err: str
+
+
+Run = Callable[..., Ended]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    def run(*words: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["lspt", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capsys.readouterr()
+        return Ended(ended.value.code or 0, printed.out, printed.err)
+
+    return run
+
+
+@pytest.fixture
+def words(
+    tiny_backbone: Backbone, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[object]:
+    """A whole command, in whose folder is all that it needs."""
+    shutil.copytree(export_once(tiny_backbone, tmp_path_factory), tmp_path / "graph")
+    save_bundle(random_bundle(tiny_backbone, labels=LABELS), tmp_path / "colour")
+    write_coloured(tmp_path / "data", LABELS, count=14)
+    named = {"graph": "graph", "bundle": "colour", "data": "data"}
+    given = [word for option, name in named.items() for word in (f"--{option}", tmp_path / name)]
+    return ["quantise", *given, "--images", 8]
+
+
+def check_refused(ended: Ended, message: str) -> None:
+    assert (ended.code, ended.out) == (2, "")
+    error = ended.err.splitlines()[-1]
+    assert error.startswith("error: ")
+    assert re.search(message, error), error
+
+
+def test_figures_are_those_of_the_engines(run: Run, words: list[object], tmp_path: Path) -> None:
+    ended = run(*words, "--json")
+
+    assert ended.code == 0, ended.err
+    record = json.loads(ended.out)
+    assert record["out"] == str(tmp_path / "graph" / INT8)
+    bundle, images = load_bundle(tmp_path / "colour"), load_dataset(tmp_path / "data", 32).test
+    pixels = (images.images.transpose(0, 3, 1, 2) / 255 - 0.5).astype(np.float32) / 0.5
+    weight, bias = bundle.head
+    answers = {}
+    for precision in ("fp32", "int8"):
+        engine = OpenVINOEngine(tmp_path / "graph", precision=precision)
+        features = engine.features(pixels, [bundle.method_tensors] * len(pixels))
+        answers[precision] = (features @ weight.T + bias).argmax(axis=1)
+    assert record["refused"] is None
+    assert record["test"] == {
+        "images": 4,
+        "fp32_accuracy": (answers["fp32"] == images.targets).mean(),
+        "int8_accuracy": (answers["int8"] == images.targets).mean(),
+        "top1_agreement": (answers["int8"] == answers["fp32"]).mean(),
+    }
+    said = Quantised.load(tmp_path / "graph" / INT8 / INT8_SPEC)
+    assert said == Quantised(
+        graph_sha256=hash_graph(tmp_path / "graph"), calibrated_on="colour", num_images=8
+    )
+
+
+def test_twin_is_shown_kept_and_refused_when_its_graph_changes(
+    run: Run, words: list[object], tmp_path: Path
+) -> None:
+    first = run(*words)
+    kept = run(*words)
+    again = run(*words, "--overwrite")
+    engines = ("engines", "--graph", tmp_path / "graph", "--json")
+    fresh = json.loads(run(*engines).out)
+    graph = tmp_path / "graph" / GRAPH_FILE
+    graph.write_bytes(graph.read_bytes() + b"\x72\x00")  # an empty field more: the same graph
+    stale = json.loads(run(*engines).out)
+
+    assert (first.code, again.code) == (0, 0), first.err + again.err
+    assert re.search(r"test +4 +[\d.]+% +[\d.]+% +[\d.]+%", first.out)
+    check_refused(kept, "exists already")
+    for found, is_stale in ((fresh, False), (stale, True)):
+        (twin,) = (e for e in found if (e["engine"], e["precision"]) == ("openvino", "int8"))
+        assert ("images_per_s" in twin) == (not is_stale), twin
+    assert "made from another graph.onnx" in twin["refused"]
+
+
+def test_data_of_other_labels_is_refused(run: Run, words: list[object], tmp_path: Path) -> None:
+    write_coloured(tmp_path / "other", ("blue", "green"), count=3)
+
+    ended = run(*words, "--data", tmp_path / "other")
+
+    check_refused(ended, "'blue' to 'green', and bundle 'colour' has .* 'blue' to 'red'; give the")
+    assert not (tmp_path / "graph" / INT8).exists()
+
+
+@pytest.mark.parametrize("option", ["graph", "bundle", "data"])
+def test_what_is_not_there_is_refused(
+    run: Run, words: list[object], tmp_path: Path, option: str
+) -> None:
+    check_refused(run(*words, f"--{option}", tmp_path / "nowhere"), "nowhere")
+    assert not (tmp_path / "graph" / INT8).exists()
+
+
+def test_without_its_package_is_told_how_to_get_it(
+    run: Run, words: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "nncf", None)
+
+    check_refused(run(*words), r"needs nncf, .* pip install '\.\[int8\]' in a clone")
