@@ -121,7 +121,7 @@ def test_what_limits_a_target_is_written_by_hand(tmp_path: Path) -> None:
 
 
 def test_flops_are_those_of_the_products(tiny_backbone: Backbone) -> None:
-    d, n, blocks, p, h = 24, 16, 3, 10, 6  # p prompts, a coder of width h
+    d, n, blocks, p, h = 24, 16, 3, 10, 3  # p prompts, a coder of width h
 
     def of_blocks(tokens: int) -> int:  # qkv, proj and the MLP, then q k^T and its product with v
         return blocks * (2 * tokens * d * (3 * d + d + 8 * d) + 4 * tokens**2 * d)

@@ -27,7 +27,7 @@ from lspt_serve.bundle import (
 from lspt_serve.errors import BundleError, OutputError
 from lspt_serve.models import METHODS
 
-SHAPES = {"head.bias": [3], "head.weight": [3, 24], "method.prompts": [8, 24]}
+SHAPES = {"head.bias": [3], "head.weight": [3, 24], "method.prompts": [16, 24]}
 TEXT = st.text(st.characters(exclude_categories=()))  # JSON can spell unpaired surrogates
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
@@ -111,7 +111,7 @@ def test_float16_halves_the_file_and_is_float32_in_memory(folder: Path, halved: 
         assert (str(stored[name].dtype), str(tensor.dtype)) == ("float16", "float32")
         wanted = torch.from_numpy(sound.tensors[name]).half().float()
         assert torch.equal(torch.from_numpy(tensor), wanted)
-    assert (loaded.num_bytes, sound.num_bytes) == (2 * 267, 4 * 267)  # 8 x 24 + 3 x 24 + 3
+    assert (loaded.num_bytes, sound.num_bytes) == (2 * 459, 4 * 459)  # 16 x 24 + 3 x 24 + 3
 
 
 def test_float16_is_rounded_as_soon_as_it_is_made(folder: Path, halved: Path) -> None:
@@ -205,14 +205,14 @@ def test_a_transposed_array_is_saved_as_what_it_reads(
         ({"method.gate": np.zeros(3, np.float32)}, "method.gate is unexpected"),
         (
             {"method.prompts": np.zeros((5, 24), np.float32)},
-            r"method.prompts is \[5, 24\], wanted \[8, 24\]",
+            r"method.prompts is \[5, 24\], wanted \[16, 24\]",
         ),
         (
-            {"method.prompts": np.zeros((8, 24, 1), np.float32)},
-            r"method.prompts is \[8, 24, 1\], wanted \[8, 24\]",
+            {"method.prompts": np.zeros((16, 24, 1), np.float32)},
+            r"method.prompts is \[16, 24, 1\], wanted \[16, 24\]",
         ),
         (
-            {"method.prompts": np.full((8, 24), np.nan, np.float32)},
+            {"method.prompts": np.full((16, 24), np.nan, np.float32)},
             "method.prompts holds values that are not finite",
         ),
         (
@@ -220,11 +220,11 @@ def test_a_transposed_array_is_saved_as_what_it_reads(
             "head.weight holds values that are not finite",
         ),
         (
-            {"method.prompts": np.zeros((8, 24), np.float16)},
+            {"method.prompts": np.zeros((16, 24), np.float16)},
             "method.prompts is float16, wanted float32",
         ),
         (
-            {"method.prompts": np.zeros((8, 24), np.float64)},
+            {"method.prompts": np.zeros((16, 24), np.float64)},
             "method.prompts is float64, wanted float32",
         ),
         ({"head.bias": np.zeros(3, np.int64)}, "head.bias is int64, wanted float32"),

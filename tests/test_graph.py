@@ -20,14 +20,14 @@ from lspt_serve.models import Backbone
 from lspt_serve.preprocess import Preprocess
 
 CELL: dict[str, list[Dim]] = {
-    "method.coder.bias_hh": [24],
-    "method.coder.bias_ih": [24],
-    "method.coder.down.bias": [6],
-    "method.coder.down.weight": [6, 24],
+    "method.coder.bias_hh": [12],
+    "method.coder.bias_ih": [12],
+    "method.coder.down.bias": [3],
+    "method.coder.down.weight": [3, 24],
     "method.coder.up.bias": [24],
-    "method.coder.up.weight": [24, 6],
-    "method.coder.weight_hh": [24, 6],
-    "method.coder.weight_ih": [24, 6],
+    "method.coder.up.weight": [24, 3],
+    "method.coder.weight_hh": [12, 3],
+    "method.coder.weight_ih": [12, 3],
 }
 
 
@@ -42,7 +42,7 @@ def graph(tiny_backbone: Backbone) -> GraphSpec:
                 "gspc": True,
                 "lpc": True,
                 "coder": "lstm",
-                "coder_hidden": 6,
+                "coder_hidden": 3,
                 "residual": False,
                 "input_norm": True,
                 "deep": True,
@@ -71,7 +71,7 @@ def test_prompts_dropout_and_labels_are_free(
     [
         ({"method": "vpt-deep"}, "method vpt-deep, wanted lspt"),
         ({"coder": "gru"}, "coder gru, wanted lstm"),
-        ({"coder_hidden": 7}, "coder_hidden 7, wanted 6"),
+        ({"coder_hidden": 7}, "coder_hidden 7, wanted 3"),
         ({"gspc": False}, "gspc False, wanted True"),
         ({"lpc": False}, "lpc False, wanted True"),
         ({"residual": True, "deep": False}, "residual True, wanted False"),
@@ -109,11 +109,11 @@ def test_another_method_option_or_pool_is_named(
         ),
         (
             {"inputs": {"method.prompts": [3, "num_prompts", 32], **CELL}},
-            r"tensor method.prompts is \[3, 8, 24\], wanted \[3, 'num_prompts', 32\]",
+            r"tensor method.prompts is \[3, 16, 24\], wanted \[3, 'num_prompts', 32\]",
         ),
         (
             {"inputs": {"method.prompts": ["num_prompts", 24], **CELL}},
-            r"tensor method.prompts is \[3, 8, 24\], wanted \['num_prompts', 24\]",
+            r"tensor method.prompts is \[3, 16, 24\], wanted \['num_prompts', 24\]",
         ),
     ],
 )

@@ -125,7 +125,7 @@ def test_tasks(tiny_backbone: Backbone, tmp_path: Path) -> None:
     assert all(cell["error"] < 1e-5 for cell in measured["cells"])
     assert measured["capacity"]["misses_of_a_batch"] == {"5": 0, "6": 4}
     # prompts; the narrowing map, the cell's four and the widening map; the head
-    floats = 3 * 10 * 24 + (6 * 24 + 6) + (2 * 24 * 6 + 2 * 24) + (24 * 6 + 24) + (10 * 24 + 10)
+    floats = 3 * 10 * 24 + (3 * 24 + 3) + (2 * 12 * 3 + 2 * 12) + (24 * 3 + 24) + (10 * 24 + 10)
     assert measured["memory"]["tensor_bytes"] == measured["miss"]["task_bytes"] == 4 * floats
     find = {kind: measured["miss"]["ms"][f"find {kind}"]["least"] for kind in ("in memory", MISS)}
     assert find["in memory"] < find[MISS]

@@ -305,7 +305,7 @@ def test_inspect_prints_what_a_bundle_is(run: Run, bundle: Path) -> None:
     ended = run("inspect", bundle)
 
     assert ended.code == 0
-    for wanted in ("colour, version 1", "2: blue, red", "lspt", "method.prompts [3, 8, 24]"):
+    for wanted in ("colour, version 1", "2: blue, red", "lspt", "method.prompts [3, 16, 24]"):
         assert wanted in ended.out
 
 

@@ -207,7 +207,7 @@ def test_an_epoch_says_the_learning_rate_of_its_last_step(
 
 
 def test_prompts_are_dropped_in_training_only(tiny_backbone: Backbone, colours: Dataset) -> None:
-    model = fresh(tiny_backbone, prompt_dropout=0.9)
+    model = fresh(tiny_backbone, prompt_dropout=0.9, num_prompts=8)
     train_loss = loss_by_hand(model, colours.train, tiny_backbone)
     val_loss = loss_by_hand(model, colours.val, tiny_backbone)
 
