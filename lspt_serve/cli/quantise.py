@@ -52,10 +52,10 @@ def quantise(
     check_fits(task, load_graph_spec(graph))
     check_output(target, overwrite=overwrite, marker=INT8_SPEC)
     with stoppable():
-        import nncf  # noqa: F401  say that it is missing before minutes of decoding
-
         from lspt_serve.cli.training import decode  # torch: seconds to import
+        from lspt_serve.export.quantise import load_nncf
 
+        load_nncf()  # say that it is missing before minutes of decoding
         preprocess = task.manifest.preprocess
         dataset = decode(
             data, preprocess.img_size, crop_pct=preprocess.crop_pct, seed=seed, cache=cache

@@ -31,11 +31,27 @@ from lspt_serve.preprocess import crop_middle, normalise
 from lspt_serve.quantised import INT8, INT8_GRAPH, Quantised, hash_graph
 from lspt_serve.reference import Reference
 
-__all__ = ["quantise_graph"]
+__all__ = ["load_nncf", "quantise_graph"]
 
 PRODUCTS, OUTSIDE = ("Convolution", "MatMul"), ("Constant", "Parameter", "Result")
 KEPT = LOOKED_AT = 8  # images, for how wide the inputs of products are
 MAX_RANGE = 64  # in root mean squares; a step of int8 is a quarter of one then
+
+
+def load_nncf() -> Any:
+    """NNCF, which neither reports its use to its makers nor writes to stdout.
+
+    Raises:
+        ModuleNotFoundError: it is not installed.
+    """
+    os.environ["NNCF_CI"] = "1"  # read at its import
+    logging.getLogger("torch.utils.cpp_extension").setLevel(
+        logging.ERROR
+    )  # it has no CUDA, so what
+    import nncf
+
+    nncf.set_log_level(logging.ERROR)
+    return nncf
 
 
 def quantise_graph(
@@ -97,11 +113,9 @@ def _quantise(
     images: NDArray[np.uint8],
     feed: Callable[[NDArray[np.uint8]], Feed],
 ) -> None:
-    os.environ["NNCF_CI"] = "1"  # else it reports its use to its makers; read at its import
-    import nncf
     import openvino
 
-    nncf.set_log_level(logging.ERROR)
+    nncf = load_nncf()
     model = openvino.Core().read_model(source)
     widest = _widest(model.clone(), map(feed, images[:LOOKED_AT]))
     integers = {name for name, width in widest.items() if width <= MAX_RANGE}

@@ -1,4 +1,6 @@
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -158,6 +160,18 @@ def test_broken_graph_leaves_the_twin_that_there_was(
         quantise_graph(tmp_path / "graph", bundle, coloured_split(1, 0).images)
 
     assert len(integers(tmp_path / "graph" / INT8 / INT8_GRAPH)) == PRODUCTS
+
+
+def test_nncf_reports_nothing_to_its_makers() -> None:
+    program = (
+        "from lspt_serve.export.quantise import load_nncf; load_nncf()\n"
+        "from nncf.telemetry.wrapper import telemetry; print(type(telemetry).__name__)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
+    )
+
+    assert ended.stdout == "MagicMock\n", ended.stderr
 
 
 @pytest.mark.slow
