@@ -1,3 +1,4 @@
+import logging
 import shutil
 import subprocess
 import sys
@@ -172,6 +173,19 @@ def test_nncf_reports_nothing_to_its_makers() -> None:
     )
 
     assert ended.stdout == "MagicMock\n", ended.stderr
+
+
+def test_nncf_is_silenced_without_a_change_to_the_handlers_of_others() -> None:
+    quantise.load_nncf()
+    logger, handler = logging.getLogger("nncf"), logging.NullHandler()
+    logger.addHandler(handler)
+    try:
+        quantise.load_nncf()
+    finally:
+        logger.removeHandler(handler)
+
+    assert handler.level == logging.NOTSET
+    assert not logger.isEnabledFor(logging.WARNING)
 
 
 @pytest.mark.slow
