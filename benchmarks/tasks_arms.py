@@ -22,9 +22,8 @@ from lspt_serve.export.to_onnx import write_onnx
 from lspt_serve.export.wrapper import OneTaskGraph
 from lspt_serve.graph import IMAGES, PROBABILITIES
 from lspt_serve.models import Backbone
-from lspt_serve.runtime import Classifier, Engine, PromptStore
+from lspt_serve.runtime import Classifier, Engine, PromptStore, activate
 from lspt_serve.runtime.choose import create_engine
-from lspt_serve.runtime.classifier import softmax
 
 __all__ = [
     "CODERS",
@@ -105,7 +104,7 @@ def mixed(classifier: Classifier, images: Array) -> Answer:
             classifier.submit(image, classifier.store[task_name(task)])
             for image, task in zip(images, tasks, strict=True)
         ]
-        return [row.result() for row in rows]
+        return [activate(row.result()) for row in rows]
 
     return answer
 
@@ -170,7 +169,7 @@ def _by_task(tasks: Sequence[int], run: Callable[[int, list[int]], list[Array]])
 def to_probabilities(features: Sequence[Array] | Array, bundles: Sequence[Bundle]) -> list[Array]:
     """Features (F), each by the head of its bundle."""
     heads = [bundle.head for bundle in bundles]
-    return [softmax(w @ row + b) for row, (w, b) in zip(features, heads, strict=True)]
+    return [activate(w @ row + b) for row, (w, b) in zip(features, heads, strict=True)]
 
 
 def export_task(setup: Setup, bundle: Bundle) -> onnx.ModelProto:

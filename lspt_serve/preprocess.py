@@ -6,7 +6,7 @@ C channels (3), H height, W width.
 import io
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +16,12 @@ from lspt_serve.errors import TooLargeError, UndecodableError, UnsupportedFormat
 
 __all__ = [
     "FORMATS",
+    "LIMITS",
     "MAX_PIXELS",
     "MIN_CROP_PCT",
     "NORMALISATIONS",
+    "Format",
+    "ImageLimits",
     "Normalisation",
     "Preprocess",
     "crop_middle",
@@ -27,7 +30,9 @@ __all__ = [
     "preprocess_image",
 ]
 
-FORMATS = ("JPEG", "PNG", "BMP", "GIF")
+Format = Literal["JPEG", "PNG", "BMP", "GIF", "WEBP", "JPEG2000"]
+# without WebP and JPEG 2000, whose decoders have had more holes: where they are asked for
+FORMATS: tuple[Format, ...] = ("JPEG", "PNG", "BMP", "GIF")
 MAX_PIXELS = 50_000_000
 MIN_CROP_PCT = 0.1  # bounds what a bundle from elsewhere can make a server resize to
 
@@ -37,6 +42,21 @@ NORMALISATIONS: dict[Normalisation, tuple[Triple, Triple]] = {  # mean, std
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """Which untrusted files are decoded at all.
+
+    Args:
+        max_pixels: width times height, as the header says.
+    """
+
+    formats: tuple[Format, ...] = FORMATS
+    max_pixels: int = MAX_PIXELS
+
+
+LIMITS = ImageLimits()
 
 
 @dataclass(frozen=True)
@@ -79,7 +99,7 @@ def decode_image(
     *,
     crop_pct: float = 1.0,
     with_margin: bool = False,
-    max_pixels: int = MAX_PIXELS,
+    limits: ImageLimits = LIMITS,
 ) -> NDArray[np.uint8]:
     """Decode an untrusted image file and resize it as Preprocess says.
 
@@ -96,12 +116,12 @@ def decode_image(
         H x W x C uint8, RGB, values in [0, 255], H = W = `img_size` (or `resized_side`).
 
     Raises:
-        UnsupportedFormatError: not one of FORMATS.
-        TooLargeError: more than `max_pixels` pixels.
+        UnsupportedFormatError: not one of the formats in `limits`.
+        TooLargeError: more pixels than those.
         UndecodableError: truncated or otherwise broken.
     """
     side = Preprocess(img_size, crop_pct=crop_pct).resized_side
-    image = _open(data, max_pixels)
+    image = _open(data, limits)
     try:
         image.draft("RGB", (2 * side, 2 * side))
         image = _to_rgb(ImageOps.exif_transpose(image))
@@ -135,21 +155,22 @@ def _middle(size: tuple[int, int], side: int, img_size: int) -> tuple[float, flo
     return left, top, right, bottom
 
 
-def _open(data: bytes, max_pixels: int) -> Image.Image:
+def _open(data: bytes, limits: ImageLimits) -> Image.Image:
     """Read the header only."""
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=limits.formats)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise TooLargeError(f"image has too many pixels; at most {max_pixels}") from None
+        raise TooLargeError(f"image has too many pixels; at most {limits.max_pixels}") from None
     except UnidentifiedImageError:
+        accepted = ", ".join(limits.formats)
         raise UnsupportedFormatError(
-            f"{len(data)} bytes that are no image of the accepted formats: {', '.join(FORMATS)}"
+            f"{len(data)} bytes that are no image of the accepted formats: {accepted}"
         ) from None
     except Exception as error:
         raise UndecodableError(f"image header does not decode: {error}") from error
     width, height = image.size
-    if width * height > max_pixels:
-        raise TooLargeError(f"image of {width} x {height} pixels; at most {max_pixels}")
+    if width * height > limits.max_pixels:
+        raise TooLargeError(f"image of {width} x {height} pixels; at most {limits.max_pixels}")
     return image
 
 
@@ -178,7 +199,9 @@ def normalise(images: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.f
     return np.ascontiguousarray(np.moveaxis(scaled, -1, -3), dtype=np.float32)
 
 
-def preprocess_image(data: bytes, preprocess: Preprocess, **limits: Any) -> NDArray[np.float32]:
+def preprocess_image(
+    data: bytes, preprocess: Preprocess, limits: ImageLimits = LIMITS
+) -> NDArray[np.float32]:
     """Bytes of an image file to C x H x W float32; raises what `decode_image` raises."""
     size, crop_pct = preprocess.img_size, preprocess.crop_pct
-    return normalise(decode_image(data, size, crop_pct=crop_pct, **limits), preprocess)
+    return normalise(decode_image(data, size, crop_pct=crop_pct, limits=limits), preprocess)

@@ -27,7 +27,9 @@ class LSPTService:
     """One frozen Vision Transformer, many tasks: POST an image and a task's name to /classify."""
 
     def __init__(self) -> None:
-        self.classifier = load_classifier(ServiceSettings.from_env())
+        settings = ServiceSettings.from_env()
+        app.state.max_bytes = settings.max_bytes
+        self.classifier = load_classifier(settings)
         app.state.classifier = self.classifier
         self.watch = Watch(self.classifier.store)
         gc.collect()

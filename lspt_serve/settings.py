@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from lspt_serve.errors import SettingError
+from lspt_serve.preprocess import FORMATS, MAX_PIXELS, Format, ImageLimits
 from lspt_serve.runtime import (
     HOST_BYTES,
     TRITON_URL,
@@ -18,6 +19,7 @@ from lspt_serve.runtime import (
     PromptStore,
     choose_engine,
 )
+from lspt_serve.sizes import MAX_REQUEST_BYTES
 
 __all__ = ["ServiceSettings", "load_classifier"]
 
@@ -29,6 +31,7 @@ def _split(words: object) -> object:
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Formats = Annotated[tuple[Format, ...], BeforeValidator(_split), Field(min_length=1)]
 
 
 class ServiceSettings(BaseModel):
@@ -46,6 +49,9 @@ class ServiceSettings(BaseModel):
     pin: Names = ()  # tasks that are in memory from the start and stay there, NAME,NAME:ALIAS,...
     # how long an image may wait for others to share its batch; under load they come anyway
     max_delay_ms: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)] = 0.0
+    formats: Formats = FORMATS  # of image files that are decoded
+    max_pixels: Annotated[int, Field(ge=1)] = MAX_PIXELS  # of an image
+    max_bytes: Annotated[int, Field(ge=1)] = MAX_REQUEST_BYTES
 
     @classmethod
     def from_env(cls) -> Self:
@@ -87,4 +93,9 @@ def load_classifier(settings: ServiceSettings) -> Classifier:
         host_bytes=settings.memory_mb * 2**20,
         pinned=settings.pin,
     )
-    return Classifier(engine, store, max_delay_s=settings.max_delay_ms / 1000)
+    return Classifier(
+        engine,
+        store,
+        max_delay_s=settings.max_delay_ms / 1000,
+        limits=ImageLimits(settings.formats, settings.max_pixels),
+    )

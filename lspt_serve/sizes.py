@@ -1,12 +1,21 @@
-"""How large the inputs of a graph may be, for what compiles it for bounds: TensorRT."""
+"""How large a request may be, and the inputs of a graph, for what compiles it for bounds."""
 
 from dataclasses import dataclass
 
 from lspt_serve.graph import BACK, IMAGES, MAX_PROMPTS, NUM_PROMPTS, PLACE, GraphSpec
 
-__all__ = ["LARGEST", "MAX_BATCH_SIZE", "SMALLEST", "USUAL", "Sizes", "input_shapes"]
+__all__ = [
+    "LARGEST",
+    "MAX_BATCH_SIZE",
+    "MAX_REQUEST_BYTES",
+    "SMALLEST",
+    "USUAL",
+    "Sizes",
+    "input_shapes",
+]
 
 MAX_BATCH_SIZE = 32
+MAX_REQUEST_BYTES = 20_000_000
 
 
 @dataclass(frozen=True)

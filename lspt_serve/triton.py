@@ -23,8 +23,7 @@ from lspt_serve.errors import (
     first_line,
 )
 from lspt_serve.graph import FEATURES
-from lspt_serve.preprocess import preprocess_image
-from lspt_serve.runtime import OnnxEngine, Watch, top_labels
+from lspt_serve.runtime import OnnxEngine, Watch, activate, top_labels
 from lspt_serve.settings import ServiceSettings, load_classifier
 
 __all__ = ["GraphModel", "TritonPythonModel"]
@@ -72,8 +71,8 @@ class TritonPythonModel:
 
     def _answer(self, image: bytes, task: str) -> Answer:
         bundle = self.classifier.find(task)
-        pixels = preprocess_image(image, bundle.manifest.preprocess)
-        return bundle, self.classifier.submit(pixels, bundle).result()
+        pixels = self.classifier.decode(image, bundle)
+        return bundle, activate(self.classifier.submit(pixels, bundle).result())
 
 
 class GraphModel:

@@ -21,7 +21,14 @@ from lspt_serve.errors import (
     UndecodableError,
     UnsupportedFormatError,
 )
-from lspt_serve.preprocess import FORMATS, Preprocess, decode_image, normalise, preprocess_image
+from lspt_serve.preprocess import (
+    FORMATS,
+    ImageLimits,
+    Preprocess,
+    decode_image,
+    normalise,
+    preprocess_image,
+)
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 QUADRANTS = {"A": RED, "B": GREEN, "C": BLUE, "D": (128, 128, 128)}
@@ -333,7 +340,7 @@ def no_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("data", [png_header(10, 10), bmp_header(10, 10), jpeg_of_size(10, 10)])
 def test_more_pixels_than_allowed_are_refused_undecoded(data: bytes) -> None:
     with pytest.raises(TooLargeError, match="image of 10 x 10 pixels; at most 99"):
-        decode_image(data, 4, max_pixels=99)
+        decode_image(data, 4, limits=ImageLimits(max_pixels=99))
 
 
 @pytest.mark.usefixtures("no_decoding")
@@ -360,7 +367,7 @@ def test_a_decompression_bomb_is_refused_undecoded(data: bytes, action: Any) -> 
 
 def test_as_many_pixels_as_allowed_pass() -> None:
     data = encode(Image.new("RGB", (10, 10)))
-    assert decode_image(data, 4, max_pixels=100).shape == (4, 4, 3)
+    assert decode_image(data, 4, limits=ImageLimits(max_pixels=100)).shape == (4, 4, 3)
 
 
 def test_normalise_on_numbers_worked_by_hand() -> None:
@@ -393,7 +400,7 @@ def test_preprocess_image_decodes_then_normalises() -> None:
     wanted = normalise(decode_image(data, 8), preprocess)
     assert np.array_equal(preprocess_image(data, preprocess), wanted)
     with pytest.raises(TooLargeError):
-        preprocess_image(data, preprocess, max_pixels=64)
+        preprocess_image(data, preprocess, ImageLimits(max_pixels=64))
 
 
 @pytest.mark.parametrize(
@@ -478,7 +485,7 @@ VALID: list[bytes] = [
 def decodes_or_refuses(data: bytes) -> None:
     with warnings.catch_warnings(), contextlib.suppress(ImageError):
         warnings.simplefilter("ignore")
-        pixels: NDArray[np.uint8] = decode_image(data, 8, max_pixels=10_000)
+        pixels: NDArray[np.uint8] = decode_image(data, 8, limits=ImageLimits(max_pixels=10_000))
         assert pixels.shape == (8, 8, 3)
 
 

@@ -25,6 +25,9 @@ VARIABLES = {
     "LSPT_MAX_DELAY_MS": "2.5",
     "LSPT_MEMORY_MB": "64",
     "LSPT_PIN": "flowers,birds:stable",
+    "LSPT_FORMATS": "JPEG,WEBP",
+    "LSPT_MAX_PIXELS": "1000000",
+    "LSPT_MAX_BYTES": "5000000",
 }
 WITHOUT_TORCH = """
 import json, sys
@@ -40,6 +43,7 @@ sys.meta_path.insert(0, Nobody())
 
 from pathlib import Path
 from lspt_serve.preprocess import preprocess_image
+from lspt_serve.runtime import activate
 from lspt_serve.service import LSPTService, app
 
 service = LSPTService.inner()
@@ -48,7 +52,7 @@ classifier = app.state.classifier
 scores = {}
 for bundle in [classifier.store[task.name] for task in classifier.store]:
     pixels = preprocess_image(Path(sys.argv[1]).read_bytes(), bundle.manifest.preprocess)
-    answer = classifier.submit(pixels, bundle).result(timeout=30)
+    answer = activate(classifier.submit(pixels, bundle).result(timeout=30))
     scores[bundle.name] = dict(zip(bundle.labels, answer.tolist(), strict=True))
 loaded = sorted(name for name in FORBIDDEN if name in sys.modules)
 print(json.dumps({"scores": scores, "loaded": loaded}))
@@ -111,6 +115,8 @@ def test_settings_have_defaults(environment: pytest.MonkeyPatch) -> None:
     assert (settings.engine, settings.precision, settings.device) == ("auto", "fp32", "auto")
     assert settings.triton_url == "grpc://127.0.0.1:8001"
     assert (settings.max_delay_ms, settings.memory_mb, settings.pin) == (0, 1024, ())
+    assert settings.formats == ("JPEG", "PNG", "BMP", "GIF")
+    assert (settings.max_pixels, settings.max_bytes) == (50_000_000, 20_000_000)
 
 
 def test_settings_come_from_the_environment(environment: pytest.MonkeyPatch) -> None:
@@ -127,6 +133,9 @@ def test_settings_come_from_the_environment(environment: pytest.MonkeyPatch) -> 
         max_delay_ms=2.5,
         memory_mb=64,
         pin=("flowers", "birds:stable"),
+        formats=("JPEG", "WEBP"),
+        max_pixels=1_000_000,
+        max_bytes=5_000_000,
     )
 
 
@@ -138,6 +147,9 @@ def test_settings_come_from_the_environment(environment: pytest.MonkeyPatch) -> 
         ("LSPT_ENGINE", "TensorFlow", "'onnxruntime', 'openvino', 'torch', 'tensorrt' or 'triton'"),
         ("LSPT_PRECISION", "fp8", "'fp32', 'fp16', 'bf16' or 'int8'"),
         ("LSPT_MEMORY_MB", "-1", "greater than or equal to 0"),
+        ("LSPT_FORMATS", "JPEG,TIFF", "'JPEG2000'"),
+        ("LSPT_FORMATS", "", "at least 1 item"),
+        ("LSPT_MAX_PIXELS", "0", "greater than or equal to 1"),
         ("LSPT_MAX_DELAY_MS", "-1", "greater than or equal to 0"),
         ("LSPT_MAX_DELAY_MS", "nan", "finite number"),
         ("LSPT_MAX_DELAY_MS", "soon", "valid number"),

@@ -48,11 +48,9 @@ class Api:
         files, data = {"image": ("image", image)}, {"task": task, **fields}
         return self.request("POST", "/classify", files=files, data=data, headers=headers)
 
-    def leave(self, image: bytes, *, task: str = "colour") -> int:
-        """Ask for an answer and disconnect once all is sent; returns the status in the log."""
-        request = httpx.Request(
-            "POST", "http://test/classify", files={"image": image}, data={"task": task}
-        )
+    def leave(self, path: str, **settings: Any) -> int:
+        """POST and disconnect once all is sent; returns the status in the log."""
+        request = httpx.Request("POST", f"http://test{path}", **settings)
         messages: list[Message] = [
             {"type": "http.request", "body": request.read()},
             {"type": "http.disconnect"},
@@ -72,8 +70,8 @@ class Api:
             "type": "http",
             "http_version": "1.1",
             "method": "POST",
-            "path": "/classify",
-            "raw_path": b"/classify",
+            "path": path,
+            "raw_path": path.encode(),
             "query_string": b"",
             "headers": [(name.lower(), value) for name, value in request.headers.raw],
         }

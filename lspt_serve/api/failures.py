@@ -4,6 +4,7 @@ import logging
 import re
 import uuid
 from http import HTTPStatus
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -11,7 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from lspt_serve.api.disconnect import CLIENT_GONE
-from lspt_serve.api.schemas import ErrorAnswer, Failure
+from lspt_serve.api.schemas import ErrorAnswer, Failure, ItemFailure
 from lspt_serve.errors import (
     DeadlineError,
     LSPTError,
@@ -23,7 +24,7 @@ from lspt_serve.errors import (
     UnsupportedFormatError,
 )
 
-__all__ = ["REQUEST_ID", "RESPONSES", "add_failure_handlers", "request_id"]
+__all__ = ["REQUEST_ID", "RESPONSES", "add_failure_handlers", "explain", "request_id"]
 
 REQUEST_ID = "X-Request-ID"
 logger = logging.getLogger(__name__)
@@ -44,10 +45,11 @@ CODES = {
     404: "not_found",
     405: "method_not_allowed",
     413: "too_large",
+    415: "unsupported_format",
     CLIENT_GONE: "client_gone",
 }
 RETRY_AFTER_S = 1
-RESPONSES = {
+RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": HTTPStatus(status).phrase}
     for status in (400, 404, 413, 415, 422, 503, 504)
 }
@@ -67,41 +69,41 @@ def add_failure_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(LSPTError)
     async def on_refused(request: Request, error: LSPTError) -> JSONResponse:
-        message = str(error)
-        if isinstance(error, UnavailableError):  # it names a machine that is no business of callers
-            logger.warning("request %s failed: %s", request_id(request), message)
-            message = "the server that runs the model does not answer; try again later"
-        for kind, (code, status, item) in FAILURES.items():
-            if isinstance(error, kind):
-                return _answer(request, status, code, message, item)
-        return _on_bug(request, error)
+        return _answer(request, *explain(error, request))
 
     @app.exception_handler(RequestValidationError)
     async def on_malformed(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        item = str(first["loc"][-1])
-        reason = "wanted a file" if first["type"] == "value_error" else first["msg"]
-        return _answer(request, 400, "malformed", f"{item}: {reason}", item)
+        item = next((str(part) for part in first["loc"] if part != "body"), "body")
+        message = f"{item}: {first['msg']}"
+        return _answer(request, 400, ItemFailure(code="malformed", message=message, item=item))
 
     @app.exception_handler(HTTPException)
     async def on_http(request: Request, error: HTTPException) -> JSONResponse:
         code = CODES.get(error.status_code) or HTTPStatus(error.status_code).phrase
-        return _answer(request, error.status_code, code, str(error.detail))
+        failure = ItemFailure(code=code, message=str(error.detail))
+        return _answer(request, error.status_code, failure)
 
     @app.exception_handler(Exception)
     async def on_bug(request: Request, error: Exception) -> JSONResponse:
-        return _on_bug(request, error)
+        return _answer(request, *explain(error, request))
 
 
-def _on_bug(request: Request, error: Exception) -> JSONResponse:
+def explain(error: Exception, request: Request) -> tuple[int, ItemFailure]:
+    """The status of an error and what a caller may know of it; the log has the rest."""
+    message = str(error)
+    if isinstance(error, UnavailableError):  # it names a machine that is no business of callers
+        logger.warning("request %s failed: %s", request_id(request), message)
+        message = "the server that runs the model does not answer; try again later"
+    for kind, (code, status, item) in FAILURES.items():
+        if isinstance(error, kind):
+            return status, ItemFailure(code=code, message=message, item=item)
     logger.error("request %s failed", request_id(request), exc_info=error)
-    return _answer(request, 500, "internal", "an error of the server; its log has the details")
+    return 500, ItemFailure(code="internal", message="an error of the server; its log has more")
 
 
-def _answer(
-    request: Request, status: int, code: str, message: str, item: str | None = None
-) -> JSONResponse:
-    failure = Failure(code=code, message=message, request_id=request_id(request), item=item)
+def _answer(request: Request, status: int, failed: ItemFailure) -> JSONResponse:
+    failure = Failure(request_id=request_id(request), **failed.model_dump())
     retry = {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else {}
     return JSONResponse(
         ErrorAnswer(error=failure).model_dump(),

@@ -8,29 +8,27 @@ __all__ = ["LimitBody"]
 
 
 class LimitBody:
-    """ASGI middleware: more than `max_bytes` raises HTTPException 413 where the body is read."""
+    """ASGI middleware: more than the app's `state.max_bytes` raises 413 where the body is read."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        self.max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        max_bytes: int = scope["app"].state.max_bytes
         declared = Headers(scope=scope).get("content-length", "0").lstrip("0")
-        digits = len(str(self.max_bytes))
-        too_many = declared.isdecimal() and (
-            len(declared) > digits or int(declared) > self.max_bytes
-        )
-        received = self.max_bytes + 1 if too_many else 0
+        digits = len(str(max_bytes))
+        too_many = declared.isdecimal() and (len(declared) > digits or int(declared) > max_bytes)
+        received = max_bytes + 1 if too_many else 0
 
         async def limited() -> Message:
             nonlocal received
-            message = {"type": "http.request"} if received > self.max_bytes else await receive()
+            message = {"type": "http.request"} if received > max_bytes else await receive()
             received += len(message.get("body", b""))
-            if received > self.max_bytes:
-                raise HTTPException(413, f"request body over {self.max_bytes} bytes")
+            if received > max_bytes:
+                raise HTTPException(413, f"request body over {max_bytes} bytes")
             return message
 
         await self.app(scope, limited, send)

@@ -1,14 +1,67 @@
-"""What the API answers, as OpenAPI shows it."""
+"""What the API takes and answers, as OpenAPI shows it."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from lspt_serve.bundle import Metrics
 
-__all__ = ["Answer", "ErrorAnswer", "Failure", "LabelScore", "Task", "TaskList", "Timings"]
+__all__ = [
+    "Answer",
+    "ClassifyFields",
+    "ClassifyManyFields",
+    "ErrorAnswer",
+    "Failure",
+    "Item",
+    "ItemFailure",
+    "LabelScore",
+    "ManyAnswer",
+    "Task",
+    "TaskList",
+    "Timings",
+]
+
+EXAMPLE: dict[str, Any] = {
+    "task": "digit",
+    "version": 1,
+    "predictions": [{"label": "7", "score": 0.98, "index": 7}],
+}
+TIMINGS = {"decode": 0.4, "engine": 1.9, "total": 2.6}
+REQUEST: dict[str, Any] = {"request_id": "4f0c2e5d1b7a4c7e9d55f8a7c9b1e0aa", "timings_ms": TIMINGS}
+
+
+class _Fields(BaseModel):
+    top_k: Annotated[int, Field(ge=1, le=1000, description="How many labels, best first.")] = 5
+    activation: Annotated[
+        Literal["softmax", "sigmoid", "none"],
+        Field(
+            description="What scores are: softmax, of labels that exclude one another; sigmoid, of "
+            "labels that do not; none, the logits."
+        ),
+    ] = "softmax"
+    threshold: Annotated[
+        float | None, Field(allow_inf_nan=False, description="No labels that score less.")
+    ] = None
+
+
+class ClassifyFields(_Fields):
+    """What is asked of an image."""
+
+    task: Annotated[
+        str, Field(description="NAME, NAME@VERSION or NAME:ALIAS; GET /tasks lists them.")
+    ]
+
+
+class ClassifyManyFields(_Fields):
+    """What is asked of every image."""
+
+    tasks: Annotated[
+        list[str], Field(min_length=1, description="Each NAME, NAME@VERSION or NAME:ALIAS.")
+    ]
 
 
 class LabelScore(BaseModel):
-    """`score` is a probability in [0, 1], `index` the label's place in the task's labels."""
+    """`score` is as `activation` says, `index` the label's place in the task's labels."""
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -18,7 +71,7 @@ class LabelScore(BaseModel):
 
 
 class Timings(BaseModel):
-    """Milliseconds that a request spent."""
+    """Milliseconds that a request spent; of several images the sums, which may overlap."""
 
     decode: float
     engine: float
@@ -28,21 +81,47 @@ class Timings(BaseModel):
 class Answer(BaseModel):
     """Best label first."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "example": {
-                "task": "digit",
-                "version": 1,
-                "predictions": [{"label": "7", "score": 0.98, "index": 7}],
-                "request_id": "4f0c2e5d1b7a4c7e9d55f8a7c9b1e0aa",
-                "timings_ms": {"decode": 0.4, "engine": 1.9, "total": 2.6},
-            }
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"example": {**EXAMPLE, **REQUEST}})
 
     task: str
     version: int
     predictions: list[LabelScore]
+    request_id: str
+    timings_ms: Timings
+
+
+class ItemFailure(BaseModel):
+    """`item` is the field that is to blame, if it is one."""
+
+    code: str
+    message: str
+    item: str | None = None
+
+
+class Item(BaseModel):
+    """One image by one task: `version` and `predictions`, best first, or else `error`.
+
+    `image` counts the request's images from 0, `file` is the name that the image was sent with.
+    """
+
+    image: int
+    file: str | None
+    task: str
+    version: int | None = None
+    predictions: list[LabelScore] | None = None
+    error: ItemFailure | None = None
+
+
+class ManyAnswer(BaseModel):
+    """Every image by every task, as they were given; the tasks of the first image come first."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {"items": [{"image": 0, "file": "7.png", **EXAMPLE}]} | REQUEST
+        }
+    )
+
+    items: list[Item]
     request_id: str
     timings_ms: Timings
 
@@ -69,13 +148,10 @@ class TaskList(BaseModel):
     refused: dict[str, str]
 
 
-class Failure(BaseModel):
+class Failure(ItemFailure):
     """`item` is the request's field that is to blame, if it is one."""
 
-    code: str
-    message: str
     request_id: str
-    item: str | None = None
 
 
 class ErrorAnswer(BaseModel):

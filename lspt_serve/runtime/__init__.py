@@ -10,7 +10,13 @@ from lspt_serve.runtime.choose import (
     fastest,
     try_engines,
 )
-from lspt_serve.runtime.classifier import Classifier, Prediction, top_labels
+from lspt_serve.runtime.classifier import (
+    Activation,
+    Classifier,
+    Prediction,
+    activate,
+    top_labels,
+)
 from lspt_serve.runtime.engine import Engine, Precision
 from lspt_serve.runtime.onnx import Device, OnnxEngine
 from lspt_serve.runtime.openvino import OpenVINOEngine
@@ -23,6 +29,7 @@ __all__ = [
     "HOST_BYTES",
     "PRECISIONS",
     "TRITON_URL",
+    "Activation",
     "Candidate",
     "Classifier",
     "Device",
@@ -36,6 +43,7 @@ __all__ = [
     "Refusal",
     "TritonEngine",
     "Watch",
+    "activate",
     "choose_engine",
     "fastest",
     "top_labels",

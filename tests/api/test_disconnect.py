@@ -78,7 +78,7 @@ def test_image_whose_caller_leaves_while_it_waits_is_not_run(
     assert busy.wait(timeout=5)
 
     image = encoded(coloured("red", np.random.default_rng(0)))
-    status = Api(classifier).leave(image)
+    status = Api(classifier).leave("/classify", files={"image": image}, data={"task": "colour"})
     go.set()
     first.result(timeout=5)
     classifier.close()

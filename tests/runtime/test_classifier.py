@@ -17,14 +17,15 @@ from lspt_serve.feed import TaskTensors
 from lspt_serve.graph import GraphSpec
 from lspt_serve.models import Backbone
 from lspt_serve.runtime import (
+    Activation,
     Classifier,
     OnnxEngine,
     Precision,
     Prediction,
     PromptStore,
+    activate,
     top_labels,
 )
-from lspt_serve.runtime.classifier import softmax
 
 LABELS = ["ant", "bee", "cat", "dog"]
 Array = NDArray[np.float32]
@@ -79,7 +80,8 @@ def classify(
 ) -> list[list[Prediction]]:
     bundle = classifier.store[task]
     futures = [classifier.submit(image, bundle) for image in images]
-    return [top_labels(future.result(timeout=5), bundle, top_k) for future in futures]
+    scores = [activate(future.result(timeout=5)) for future in futures]
+    return [top_labels(each, bundle, top_k) for each in scores]
 
 
 def images_of(*logits: list[float]) -> Array:
@@ -136,14 +138,33 @@ def test_equal_scores_keep_the_order_of_the_labels(tmp_path: Path, echo: Classif
     assert [prediction.index for prediction in best] == [7, 70, *rest]
 
 
-def test_softmax_sums_to_1_and_does_not_overflow() -> None:
-    logits = np.array([[1e4, 0, -1e4], [-1e4, -1e4, -1e4], [0.1, 0.2, 0.3]], np.float32)
+@pytest.mark.parametrize(
+    ("activation", "logits", "wanted"),
+    [
+        ("softmax", [1e4, 0, -1e4], [1, 0, 0]),
+        ("softmax", [-1e4, -1e4, -1e4], [1 / 3, 1 / 3, 1 / 3]),
+        ("softmax", [0, math.log(2), math.log(5)], [1 / 8, 2 / 8, 5 / 8]),
+        ("sigmoid", [1e4, 0, -1e4], [1, 1 / 2, 0]),
+        ("sigmoid", [math.log(3), -math.log(3), math.log(9)], [3 / 4, 1 / 4, 9 / 10]),
+        ("none", [1e4, 0, -0.5], [1e4, 0, -0.5]),
+    ],
+)
+def test_scores_are_as_the_activation_says_and_do_not_overflow(
+    activation: Activation, logits: list[float], wanted: list[float]
+) -> None:
+    scores = activate(np.array(logits, np.float32), activation)
 
-    probabilities = softmax(logits)
+    np.testing.assert_allclose(scores, wanted, rtol=1e-6)
 
-    np.testing.assert_allclose(probabilities.sum(axis=-1), 1, rtol=1e-6)
-    wanted = np.array([[1, 0, 0], [1 / 3, 1 / 3, 1 / 3]])
-    np.testing.assert_allclose(probabilities[:2], wanted, rtol=1e-6)
+
+def test_labels_below_the_threshold_are_left_out(echo: Classifier) -> None:
+    scores, bundle = np.array([0.1, 0.5, 0.3, 0.1], np.float32), echo.store["animals"]
+
+    best = top_labels(scores, bundle, 4, threshold=0.3)
+
+    assert [prediction.index for prediction in best] == [1, 2]
+    assert top_labels(scores, bundle, 1, threshold=0.3) == best[:1]
+    assert top_labels(scores, bundle, 4, threshold=0.6) == []
 
 
 def test_answer_that_is_not_finite_is_an_error_of_its_row_alone(echo: Classifier) -> None:
@@ -155,7 +176,7 @@ def test_answer_that_is_not_finite_is_an_error_of_its_row_alone(echo: Classifier
     with pytest.raises(ArithmeticError, match="animals: not finite"):
         broken.result(timeout=5)
     for answer in (first, last):
-        np.testing.assert_allclose(answer.result(timeout=5), [0.25] * 4)
+        np.testing.assert_allclose(activate(answer.result(timeout=5)), [0.25] * 4)
 
 
 def test_task_that_is_found_is_on_its_way_to_the_engine(echo: Classifier) -> None:
@@ -218,7 +239,7 @@ def test_float16_on_a_real_engine_answers_like_torch_on_the_rounded_tensors(
 
     futures = [classifier.submit(image, classifier.store["colour"]) for image in images]
 
-    got = [future.result(timeout=5) for future in futures]
+    got = [activate(future.result(timeout=5)) for future in futures]
     np.testing.assert_allclose(got, wanted, atol=1e-5, rtol=0)
     assert np.abs(before - wanted).max() > 2e-5
 
@@ -250,5 +271,5 @@ def test_tasks_in_one_batch_on_a_real_engine_answer_like_torch(
     for image, bundle, future in zip(images, whose, futures, strict=True):
         with torch.inference_mode():
             (wanted,) = models[bundle.name](torch.from_numpy(image[None])).softmax(dim=-1)
-        np.testing.assert_allclose(future.result(timeout=5), wanted, atol=1e-6, rtol=0)
+        np.testing.assert_allclose(activate(future.result(timeout=5)), wanted, atol=1e-6, rtol=0)
     assert max(map(len, batches)) == 2

@@ -1,0 +1,79 @@
+"""POST /classify: an image by a task."""
+
+import asyncio
+import time
+from typing import Annotated
+
+import anyio.to_thread
+import numpy as np
+from fastapi import APIRouter, Depends, Request, Response
+from numpy.typing import NDArray
+
+from lspt_serve.api.disconnect import unless_gone
+from lspt_serve.api.failures import REQUEST_ID, RESPONSES, request_id
+from lspt_serve.api.openapi import body
+from lspt_serve.api.schemas import Answer, ClassifyFields, ClassifyManyFields, LabelScore, Timings
+from lspt_serve.api.uploads import malformed, read_request
+from lspt_serve.bundle import Bundle
+from lspt_serve.runtime import Classifier, activate, top_labels
+
+__all__ = ["DEADLINE_S", "get_classifier", "predict", "router", "to_ms"]
+
+DEADLINE_S = 30.0  # for an image to be run; BentoML gives up after 60
+router = APIRouter()
+
+
+def get_classifier(request: Request) -> Classifier:
+    """The app's."""
+    classifier: Classifier = request.app.state.classifier
+    return classifier
+
+
+@router.post(
+    "/classify", responses=RESPONSES, openapi_extra=body(ClassifyFields, "image", several=False)
+)
+async def classify(
+    request: Request, response: Response, classifier: Annotated[Classifier, Depends(get_classifier)]
+) -> Answer:
+    """Classify one image by one task."""
+    started = time.perf_counter()
+    uploads, asked = await read_request(request, ClassifyFields, "image")
+    if len(uploads) > 1:
+        raise malformed("image", "given twice; POST /classify_many takes several")
+
+    def prepare() -> tuple[Bundle, NDArray[np.float32]]:
+        bundle = classifier.find(asked.task)
+        return bundle, classifier.decode(uploads[0].data, bundle)
+
+    bundle, pixels = await anyio.to_thread.run_sync(prepare)
+    decoded = time.perf_counter()
+    answer = classifier.submit(pixels, bundle, deadline=time.monotonic() + DEADLINE_S)
+    logits = await unless_gone(request, asyncio.wrap_future(answer))
+    answered = time.perf_counter()
+    response.headers[REQUEST_ID] = request_id(request)
+    return Answer(
+        task=bundle.name,
+        version=bundle.manifest.version,
+        predictions=predict(logits, bundle, asked),
+        request_id=request_id(request),
+        timings_ms=Timings(
+            decode=to_ms(decoded - started),
+            engine=to_ms(answered - decoded),
+            total=to_ms(time.perf_counter() - started),
+        ),
+    )
+
+
+def predict(
+    logits: NDArray[np.float32], bundle: Bundle, asked: ClassifyFields | ClassifyManyFields
+) -> list[LabelScore]:
+    """Of logits (K), the labels that were asked for."""
+    best = top_labels(
+        activate(logits, asked.activation), bundle, asked.top_k, threshold=asked.threshold
+    )
+    return [LabelScore.model_validate(prediction) for prediction in best]
+
+
+def to_ms(seconds: float) -> float:
+    """Milliseconds, to the microsecond."""
+    return round(seconds * 1000, 3)

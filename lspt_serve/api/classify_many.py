@@ -1,0 +1,129 @@
+"""POST /classify_many: several images, each by several tasks."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Annotated
+
+import anyio.to_thread
+import numpy as np
+from fastapi import APIRouter, Depends, Request, Response
+from numpy.typing import NDArray
+
+from lspt_serve.api.classify import DEADLINE_S, get_classifier, predict, to_ms
+from lspt_serve.api.disconnect import unless_gone
+from lspt_serve.api.failures import REQUEST_ID, RESPONSES, explain, request_id
+from lspt_serve.api.openapi import body
+from lspt_serve.api.schemas import ClassifyManyFields, Item, ManyAnswer, Timings
+from lspt_serve.api.uploads import Upload, malformed, read_request
+from lspt_serve.bundle import Bundle
+from lspt_serve.errors import LSPTError, OverloadedError, UnavailableError
+from lspt_serve.preprocess import Preprocess
+from lspt_serve.runtime import Classifier
+
+__all__ = ["router"]
+
+MAX_PAIRS = 1000  # of an image and a task, in a request
+WINDOW = 64  # pairs of a request that are under way, of the 256 that may wait for the engine
+Outcome = tuple[Bundle, NDArray[np.float32]] | Exception  # logits (K)
+router = APIRouter()
+
+
+@router.post(
+    "/classify_many",
+    responses=RESPONSES,
+    response_model_exclude_unset=True,
+    openapi_extra=body(ClassifyManyFields, "images", several=True),
+)
+async def classify_many(
+    request: Request, response: Response, classifier: Annotated[Classifier, Depends(get_classifier)]
+) -> ManyAnswer:
+    """Classify every image by every task.
+
+    An image is decoded once. What fails has an error in the place of its predictions; the request
+    is refused as a whole only where the server has too much to do for any of it.
+    """
+    started = time.perf_counter()
+    uploads, asked = await read_request(request, ClassifyManyFields, "images")
+    if len(uploads) * len(asked.tasks) > MAX_PAIRS:
+        raise malformed("images", f"{len(uploads)} x {len(asked.tasks)} tasks; at most {MAX_PAIRS}")
+    job = _Job(classifier, asked.tasks)
+    outcomes = await unless_gone(request, asyncio.ensure_future(job.run(uploads)))
+    if all(isinstance(outcome, (OverloadedError, UnavailableError)) for outcome in outcomes):
+        raise outcomes[0]  # type: ignore[misc]
+    response.headers[REQUEST_ID] = request_id(request)
+    pairs = [(image, task) for image in range(len(uploads)) for task in asked.tasks]
+    items = []
+    for (image, task), outcome in zip(pairs, outcomes, strict=True):
+        item = Item(image=image, file=uploads[image].file, task=task)
+        if isinstance(outcome, Exception):
+            item.error = explain(outcome, request)[1]
+        else:
+            bundle, logits = outcome
+            item.task, item.version = bundle.name, bundle.manifest.version
+            item.predictions = predict(logits, bundle, asked)
+        items.append(item)
+    return ManyAnswer(
+        items=items,
+        request_id=request_id(request),
+        timings_ms=Timings(
+            decode=to_ms(job.decode_s),
+            engine=to_ms(job.engine_s),
+            total=to_ms(time.perf_counter() - started),
+        ),
+    )
+
+
+class _Job:
+    """The pairs of one request, WINDOW of them at a time."""
+
+    def __init__(self, classifier: Classifier, tasks: Sequence[str]) -> None:
+        self.classifier = classifier
+        self.tasks = tasks
+        self.window = asyncio.Semaphore(WINDOW)
+        self.deadline = time.monotonic() + DEADLINE_S
+        self.decode_s = self.engine_s = 0.0
+
+    async def run(self, uploads: Sequence[Upload]) -> list[Outcome]:
+        """The tasks of the first image first."""
+        bundles = await anyio.to_thread.run_sync(lambda: [self._find(task) for task in self.tasks])
+        answered = await asyncio.gather(*(self._image(upload, bundles) for upload in uploads))
+        return [outcome for outcomes in answered for outcome in outcomes]
+
+    def _find(self, task: str) -> Bundle | LSPTError:
+        try:
+            return self.classifier.find(task)
+        except LSPTError as error:
+            return error
+
+    async def _image(
+        self, upload: Upload, bundles: Sequence[Bundle | LSPTError]
+    ) -> Sequence[Outcome]:
+        decoded: dict[Preprocess, asyncio.Task[NDArray[np.float32]]] = {}
+
+        async def answer(bundle: Bundle | LSPTError) -> Outcome:
+            if isinstance(bundle, LSPTError):
+                return bundle
+            async with self.window:
+                way = bundle.manifest.preprocess
+                if way not in decoded:
+                    decoded[way] = asyncio.ensure_future(self._decode(upload.data, bundle))
+                pixels = await decoded[way]
+                return bundle, await self._run(pixels, bundle)
+
+        return await asyncio.gather(*map(answer, bundles), return_exceptions=True)  # type: ignore[return-value]
+
+    async def _decode(self, data: bytes, bundle: Bundle) -> NDArray[np.float32]:
+        started = time.perf_counter()
+        try:
+            return await anyio.to_thread.run_sync(self.classifier.decode, data, bundle)
+        finally:
+            self.decode_s += time.perf_counter() - started
+
+    async def _run(self, pixels: NDArray[np.float32], bundle: Bundle) -> NDArray[np.float32]:
+        started = time.perf_counter()
+        try:
+            row = self.classifier.submit(pixels, bundle, deadline=self.deadline)
+            return await asyncio.wrap_future(row)
+        finally:
+            self.engine_s += time.perf_counter() - started

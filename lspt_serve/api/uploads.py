@@ -1,0 +1,131 @@
+"""What a request brings, in whichever way: images, and the fields that say what to do with them."""
+
+import base64
+import binascii
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar, get_origin
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from lspt_serve.api.disconnect import CLIENT_GONE
+from lspt_serve.errors import nearest
+
+__all__ = ["Upload", "malformed", "read_request"]
+
+FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
+MAX_PARTS = 1000  # of a form, of files and of other fields
+M = TypeVar("M", bound=BaseModel)
+Fields = Iterable[tuple[str, Any]]
+
+
+@dataclass(frozen=True)
+class Upload:
+    """The bytes of an image file, and its name where it was sent with one."""
+
+    data: bytes
+    file: str | None = None
+
+
+async def read_request(request: Request, model: type[M], field: str) -> tuple[list[Upload], M]:
+    """The images of a request, at least one, and its other fields; those in the query count too.
+
+    A form's files are called `field`, and so are the base64 texts in JSON; any other body is one
+    image itself.
+
+    Raises:
+        RequestValidationError: something is missing, unknown or not what it should be.
+        HTTPException: a body of another type, or that ends too early, or is too long.
+    """
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    try:
+        if content_type in FORMS:
+            uploads, fields = await _read_form(request, field)
+        elif content_type == "application/json":
+            uploads, fields = _read_json(await request.body(), field)
+        elif content_type == "application/octet-stream" or content_type.startswith("image/"):
+            uploads, fields = [Upload(await request.body())], []
+        else:
+            raise HTTPException(
+                415,
+                f"Content-Type {content_type!r}; wanted multipart/form-data, application/json, "
+                "image/* or application/octet-stream",
+            )
+    except ClientDisconnect:
+        raise HTTPException(CLIENT_GONE, "the caller left before all was read") from None
+    if not uploads:
+        raise malformed(field, "missing")
+    return uploads, _check(model, [*request.query_params.multi_items(), *fields])
+
+
+def malformed(item: str, reason: str) -> RequestValidationError:
+    """The field that is to blame, and why: 400."""
+    return RequestValidationError([{"loc": ("body", item), "msg": reason, "type": "malformed"}])
+
+
+async def _read_form(request: Request, field: str) -> tuple[list[Upload], Fields]:
+    uploads, fields = [], []
+    try:
+        async with request.form(max_files=MAX_PARTS, max_fields=MAX_PARTS) as form:
+            for name, value in form.multi_items():
+                if isinstance(value, UploadFile) != (name == field):
+                    raise malformed(name, f"wanted {'a file' if name == field else 'text'}")
+                if isinstance(value, UploadFile):
+                    uploads.append(Upload(await value.read(), value.filename))
+                else:
+                    fields.append((name, value))
+    except (LookupError, ValueError) as error:  # a charset that there is not, or not of the bytes
+        raise HTTPException(400, "there was an error parsing the body") from error
+    return uploads, fields
+
+
+def _read_json(body: bytes, field: str) -> tuple[list[Upload], Fields]:
+    try:
+        given = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise HTTPException(400, "the body is not JSON") from error
+    if not isinstance(given, dict):
+        raise HTTPException(400, "the body is not a JSON object")
+    images = given.pop(field, [])
+    texts = images if isinstance(images, list) else [images]
+    return [Upload(_from_base64(text, field)) for text in texts], list(_spread(given))
+
+
+def _spread(given: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Lists as fields that come several times, as in a form."""
+    for name, value in given.items():
+        yield from ((name, each) for each in (value if isinstance(value, list) else [value]))
+
+
+def _from_base64(text: object, field: str) -> bytes:
+    if not isinstance(text, str):
+        raise malformed(field, "wanted base64 text")
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise malformed(field, "wanted base64 text; a URL is not fetched") from None
+
+
+def _check(model: type[M], fields: Fields) -> M:
+    given: dict[str, Any] = {}
+    for name, value in fields:
+        if name not in model.model_fields:
+            raise malformed(name[:64], f"unknown field{nearest(name[:64], model.model_fields)}")
+        if get_origin(model.model_fields[name].annotation) is list:
+            given.setdefault(name, []).append(value)
+        elif name in given:
+            raise malformed(name, "given twice")
+        else:
+            given[name] = value
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from error

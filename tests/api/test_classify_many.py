@@ -1,0 +1,198 @@
+import base64
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import wait
+from contextlib import suppress
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from toys import coloured, encoded, noise
+from toys_api import Api, check_refused, create_classifier
+
+from lspt_serve.bundle import Bundle
+from lspt_serve.errors import OverloadedError
+from lspt_serve.feed import TaskTensors
+from lspt_serve.models import Backbone
+
+RNG = np.random.default_rng(0)
+IMAGES = {f"{name}.png": encoded(coloured(name, RNG, side=40)) for name in ("red", "green", "blue")}
+
+
+@pytest.fixture
+def api(tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Api:
+    return Api(create_classifier(tiny_backbone, tmp_path_factory))
+
+
+def post(api: Api, images: dict[str, bytes], **fields: Any) -> httpx.Response:
+    files = [("images", (name, data)) for name, data in images.items()]
+    return api.request("POST", "/classify_many", files=files, data=fields)
+
+
+def test_every_image_by_every_task_is_answered_as_alone(api: Api) -> None:
+    tasks = ["parity", "colour", "colour@1"]
+
+    answer = post(api, IMAGES, tasks=tasks, top_k=2, activation="sigmoid").json()
+
+    assert answer["items"] == [
+        {
+            "image": number,
+            "file": name,
+            "task": alone["task"],
+            "version": 1,
+            "predictions": [
+                best | {"score": pytest.approx(best["score"], abs=1e-5)}
+                for best in alone["predictions"]
+            ],
+        }
+        for number, (name, data) in enumerate(IMAGES.items())
+        for task in tasks
+        for alone in [api.classify(data, task=task, top_k=2, activation="sigmoid").json()]
+    ]
+
+
+def test_images_may_be_base64_in_json(api: Api) -> None:
+    wanted = post(api, IMAGES, tasks=["colour", "parity"]).json()["items"]
+    texts = [base64.b64encode(data).decode() for data in IMAGES.values()]
+
+    body = {"images": texts, "tasks": ["colour", "parity"]}
+    answer = api.request("POST", "/classify_many", json=body).json()
+
+    assert [item["file"] for item in answer["items"]] == [None] * 6
+    for item, same in zip(answer["items"], wanted, strict=True):
+        assert item["predictions"][0]["label"] == same["predictions"][0]["label"]
+
+
+def test_what_fails_has_an_error_and_the_rest_is_answered(api: Api) -> None:
+    images = {"red.png": IMAGES["red.png"], "text.png": b"text", "half.png": IMAGES["red.png"][:60]}
+
+    response = post(api, images, tasks=["colour", "color"])
+
+    assert response.status_code == 200
+    good, unknown, *others = response.json()["items"]
+    assert good["predictions"][0]["label"] in {"red", "green", "blue"}
+    assert unknown == {
+        "image": 0,
+        "file": "red.png",
+        "task": "color",
+        "error": {
+            "code": "unknown_task",
+            "message": "unknown task 'color'; nearest: colour",
+            "item": "task",
+        },
+    }
+    assert [(item["file"], item["error"]["code"]) for item in others] == [
+        ("text.png", "unsupported_format"),
+        ("text.png", "unknown_task"),
+        ("half.png", "undecodable"),
+        ("half.png", "unknown_task"),
+    ]
+
+
+def test_image_is_decoded_once(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    classifier = api.app.state.classifier
+    decode, decoded = classifier.decode, Counter[bytes]()
+
+    def count(data: bytes, bundle: Bundle) -> Any:
+        decoded[data] += 1
+        return decode(data, bundle)
+
+    monkeypatch.setattr(classifier, "decode", count)
+
+    post(api, IMAGES, tasks=["colour", "parity", "colour@1"])
+
+    assert decoded == dict.fromkeys(IMAGES.values(), 1)
+
+
+def test_more_pairs_than_may_wait_are_all_answered(api: Api) -> None:
+    tasks = ["colour", "parity"] * 160
+
+    response = post(api, IMAGES, tasks=tasks)
+
+    items = response.json()["items"]
+    assert [item["task"] for item in items] == tasks * 3
+    assert all("predictions" in item for item in items)
+
+
+def test_too_many_pairs_are_malformed(api: Api) -> None:
+    message = check_refused(
+        post(api, IMAGES, tasks=["colour"] * 334), 400, "malformed", item="images"
+    )
+
+    assert message == "images: 3 x 334 tasks; at most 1000"
+
+
+@pytest.mark.parametrize(
+    ("images", "fields", "item"),
+    [({}, {"tasks": ["colour"]}, "images"), (IMAGES, {}, "tasks"), (IMAGES, {"task": "a"}, "task")],
+)
+def test_what_is_missing_or_unknown_is_malformed(
+    api: Api, images: dict[str, bytes], fields: dict[str, Any], item: str
+) -> None:
+    check_refused(post(api, images, **fields), 400, "malformed", item=item)
+
+
+def test_bug_is_an_error_of_its_items_without_details(
+    api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(images: object, tasks: object) -> NDArray[np.float32]:
+        raise RuntimeError("secret path")
+
+    monkeypatch.setattr(api.app.state.classifier.engine, "features", fail)
+
+    response = post(api, IMAGES, tasks=["colour"])
+
+    assert [item["error"]["code"] for item in response.json()["items"]] == ["internal"] * 3
+    assert "secret" not in response.text
+    assert "secret path" in caplog.text
+
+
+def test_overload_of_all_is_answered_with_when_to_come_again(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier = api.app.state.classifier
+    run, go = classifier.engine.features, threading.Event()
+
+    def features(images: NDArray[np.float32], tasks: Sequence[TaskTensors]) -> NDArray[np.float32]:
+        assert go.wait(timeout=10)
+        return run(images, tasks)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(classifier.engine, "features", features)
+    waiting = []
+    with suppress(OverloadedError):
+        while True:
+            waiting.append(classifier.submit(noise(1)[0], classifier.store["colour"]))
+
+    refused = post(api, IMAGES, tasks=["colour"])
+    go.set()
+    wait(waiting, timeout=30)
+
+    check_refused(refused, 503, "overloaded")
+    assert refused.headers["Retry-After"] == "1"
+
+
+def test_images_whose_caller_leaves_are_not_run(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    classifier = api.app.state.classifier
+    run, rows, go, busy = classifier.engine.features, [], threading.Event(), threading.Event()
+
+    def features(images: NDArray[np.float32], tasks: Sequence[TaskTensors]) -> NDArray[np.float32]:
+        busy.set()
+        assert go.wait(timeout=10)
+        rows.append(len(tasks))
+        return run(images, tasks)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(classifier.engine, "features", features)
+    first = classifier.submit(noise(1)[0], classifier.store["colour"])
+    assert busy.wait(timeout=5)
+
+    files = [("images", data) for data in IMAGES.values()]
+    status = api.leave("/classify_many", files=files, data={"tasks": ["colour", "parity"]})
+    go.set()
+    first.result(timeout=5)
+    classifier.close()
+
+    assert status == 499
+    assert rows == [1]
