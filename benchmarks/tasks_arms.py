@@ -180,7 +180,7 @@ def export_task(setup: Setup, bundle: Bundle) -> onnx.ModelProto:
         OneTaskGraph(create_model(setup.backbone, bundle)),
         path,
         img_size=setup.backbone.preprocess.img_size,
-        output=PROBABILITIES,
+        outputs=[PROBABILITIES],
         inputs={"tensors": tensors},
         axes={"tensors": {name: {} for name in tensors}},
         defaults=bundle.tensors,

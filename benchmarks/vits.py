@@ -113,13 +113,13 @@ def export_plain(backbone: Backbone, like: GraphSpec, out: Path) -> None:
     out.mkdir()
     plain = PlainViT(backbone)
     img_size = backbone.preprocess.img_size
-    write_onnx(plain, out / GRAPH_FILE, img_size=img_size, output=FEATURES)
+    write_onnx(plain, out / GRAPH_FILE, img_size=img_size, outputs=[FEATURES])
     images = reference_images(REFERENCE_ROWS, img_size)
     with torch.inference_mode():
         features = plain(torch.from_numpy(images)).numpy()
     Reference([{}], np.zeros(len(images), np.int64), features).save(out)
     own = {"method": MethodRef(name="linear"), "inputs": {}, "parity": [], "pool": backbone.pool}
-    own["num_features"] = features.shape[1]
+    own |= {"num_features": features.shape[1], "grid": None}
     (out / SPEC_FILE).write_text(like.model_copy(update=own).model_dump_json(indent=2), "utf-8")
 
 

@@ -3,7 +3,8 @@
 Written by the export, read by the runtime; needs neither torch nor ONNX.
 
 A graph takes images (B x 3 x H x W) of several tasks, and the tensors of these tasks, as
-`create_feed` puts them side by side.
+`create_feed` puts them side by side. It gives features (B x F) for the heads and, mostly, what of
+the patches the pooled tokens attend to in the last block (B x N).
 """
 
 from pathlib import Path
@@ -16,6 +17,7 @@ from lspt_serve.errors import BundleError, GraphError, first_mistake, name_some
 from lspt_serve.preprocess import Preprocess
 
 __all__ = [
+    "ATTENTION",
     "BACK",
     "BATCH",
     "FEATURES",
@@ -41,9 +43,11 @@ GRAPH_FILE, SPEC_FILE, REFERENCE_FILE = "graph.onnx", "graph.json", "reference.s
 # in a model repository of NVIDIA Triton: the model of all tasks, and the graph alone
 TRITON_CONFIG, TRITON_MODEL, TRITON_GRAPH = "config.pbtxt", "lspt", "lspt-graph"
 TRITON_SHA256 = "backbone_sha256"  # a parameter of the graph's model
-IMAGES, FEATURES, PROBABILITIES, BATCH = "images", "features", "probabilities", "batch"
+IMAGES, PROBABILITIES, BATCH = "images", "probabilities", "batch"
+FEATURES, ATTENTION = "features", "attention"
 PLACE, BACK, NUM_PROMPTS = "place", "back", "num_prompts"  # whose row is whose
-FORMAT_VERSION: Literal[3] = 3  # 1 took the tensors of one task, 2 those of all slots
+# 1 took the tensors of one task, 2 those of all slots, 3 did not give the attention
+FORMAT_VERSION: Literal[4] = 4
 MAX_PROMPTS = 256  # all rows of a batch are as long as its longest
 OF_THE_GRAPH = ("img_size", "mean", "std")  # of a Preprocess; how images are cropped is the task's
 Dim = int | str  # a fixed size, or the name of a free one
@@ -65,14 +69,20 @@ class ParityRow(_Record):
 class GraphSpec(_Record):
     """graph.json: which backbone is inside, which tensors of a task are inputs."""
 
-    format_version: Literal[3] = FORMAT_VERSION
+    format_version: Literal[4] = FORMAT_VERSION
     backbone: BackboneRef
     method: MethodRef  # with the options that shape the graph
     pool: str
     preprocess: Preprocess
     num_features: int
+    # rows and columns of the patches that the attention is of; None: the graph does not give it
+    grid: tuple[int, int] | None = None
     inputs: Annotated[dict[str, list[Dim]], Field(description="task tensor -> shape in a bundle")]
     parity: list[ParityRow]
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return (FEATURES,) if self.grid is None else (FEATURES, ATTENTION)
 
 
 def load_graph_spec(folder: Path) -> GraphSpec:

@@ -22,7 +22,6 @@ from lspt_serve.errors import (
     UnknownTaskError,
     first_line,
 )
-from lspt_serve.graph import FEATURES
 from lspt_serve.runtime import OnnxEngine, Watch, activate, top_labels
 from lspt_serve.settings import ServiceSettings, load_classifier
 
@@ -91,7 +90,10 @@ class GraphModel:
     def _answer(self, request: Any) -> Any:
         feed = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
         try:
-            tensors = [pb_utils.Tensor(FEATURES, self.engine.run(feed))]
+            tensors = [
+                pb_utils.Tensor(name, self.engine.run(feed, name))
+                for name in request.requested_output_names()
+            ]
         except Exception as error:  # ONNX Runtime has no common base for what it raises
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(first_line(error)))
         return pb_utils.InferenceResponse(output_tensors=tensors)

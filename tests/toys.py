@@ -107,10 +107,11 @@ def run_graph(
     spec: GraphSpec,
     tasks: Sequence[Mapping[str, NDArray[np.float32]]],
     whose: Sequence[int],
+    output: str = FEATURES,
 ) -> NDArray[np.float32]:
-    """Features of noise by a shared graph, each row by the tensors of its task."""
+    """What a shared graph gives for noise, each row by the tensors of its task."""
     feed = create_feed(spec.inputs, [tasks[task] for task in whose])
-    return session.run([FEATURES], {IMAGES: noise(len(whose)), **feed})[0]  # type: ignore[no-any-return]
+    return session.run([output], {IMAGES: noise(len(whose)), **feed})[0]  # type: ignore[no-any-return]
 
 
 def corrupt(path: Path) -> None:

@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 from lspt_serve.api.disconnect import unless_gone
 from lspt_serve.api.failures import REQUEST_ID, RESPONSES, request_id
 from lspt_serve.api.openapi import body
-from lspt_serve.api.schemas import Answer, ClassifyFields, ClassifyManyFields, LabelScore, Timings
+from lspt_serve.api.schemas import (
+    Answer,
+    Attention,
+    ClassifyFields,
+    ClassifyManyFields,
+    LabelScore,
+    Timings,
+)
 from lspt_serve.api.uploads import malformed, read_request
 from lspt_serve.bundle import Bundle
 from lspt_serve.runtime import Classifier, activate, top_labels
@@ -47,14 +54,18 @@ async def classify(
 
     bundle, pixels = await anyio.to_thread.run_sync(prepare)
     decoded = time.perf_counter()
-    answer = classifier.submit(pixels, bundle, deadline=time.monotonic() + DEADLINE_S)
-    logits = await unless_gone(request, asyncio.wrap_future(answer))
+    deadline, grid = time.monotonic() + DEADLINE_S, classifier.engine.graph.grid
+    rows = [classifier.submit(pixels, bundle, deadline=deadline)]
+    if asked.attention and grid:
+        rows.append(classifier.attend(pixels, bundle, deadline=deadline))
+    logits, *attention = await unless_gone(request, asyncio.gather(*map(asyncio.wrap_future, rows)))
     answered = time.perf_counter()
     response.headers[REQUEST_ID] = request_id(request)
     return Answer(
         task=bundle.name,
         version=bundle.manifest.version,
         predictions=predict(logits, bundle, asked),
+        attention=_arrange(attention[0], grid) if attention and grid else None,
         request_id=request_id(request),
         timings_ms=Timings(
             decode=to_ms(decoded - started),
@@ -72,6 +83,12 @@ def predict(
         activate(logits, asked.activation), bundle, asked.top_k, threshold=asked.threshold
     )
     return [LabelScore.model_validate(prediction) for prediction in best]
+
+
+def _arrange(attention: NDArray[np.float32], grid: tuple[int, int]) -> Attention:
+    """Of patches (N), in rows."""
+    values = attention.reshape(grid).astype(float).round(6).tolist()
+    return Attention(height=grid[0], width=grid[1], values=values)
 
 
 def to_ms(seconds: float) -> float:

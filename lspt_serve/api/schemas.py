@@ -8,6 +8,7 @@ from lspt_serve.bundle import Metrics
 
 __all__ = [
     "Answer",
+    "Attention",
     "ClassifyFields",
     "ClassifyManyFields",
     "ErrorAnswer",
@@ -47,6 +48,10 @@ class _Fields(BaseModel):
 class ClassifyFields(_Fields):
     """What is asked of an image."""
 
+    attention: Annotated[
+        bool, Field(description="Also where in the image the answer looks; costs a second run.")
+    ] = False
+
     task: Annotated[
         str, Field(description="NAME, NAME@VERSION or NAME:ALIAS; GET /tasks lists them.")
     ]
@@ -78,14 +83,27 @@ class Timings(BaseModel):
     total: float
 
 
+class Attention(BaseModel):
+    """How much of its attention the answer gives to each patch of the image, in the last block.
+
+    `values` are rows from the top, each from the left, in [0, 1]; what is missing to 1 goes to what
+    is no patch. The patches are of the image as the model sees it: square, or its middle.
+    """
+
+    height: int
+    width: int
+    values: list[list[float]]
+
+
 class Answer(BaseModel):
-    """Best label first."""
+    """Best label first; `attention` where it was asked for and the graph gives it."""
 
     model_config = ConfigDict(json_schema_extra={"example": {**EXAMPLE, **REQUEST}})
 
     task: str
     version: int
     predictions: list[LabelScore]
+    attention: Attention | None = None
     request_id: str
     timings_ms: Timings
 

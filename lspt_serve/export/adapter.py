@@ -112,7 +112,7 @@ def _write_model(
             OneTaskGraph(model),
             temporary,
             img_size=backbone.preprocess.img_size,
-            output=PROBABILITIES,
+            outputs=[PROBABILITIES],
             inputs={"tensors": tensors},
             axes={"tensors": {name: axes[name] for name in tensors}},
             metadata=metadata,

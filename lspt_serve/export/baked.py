@@ -41,7 +41,7 @@ def export_bundle(backbone: Backbone, bundle: Bundle, out: Path) -> list[ParityR
     }
     with atomic_file(out) as path:
         write_onnx(
-            BakedGraph(model), path, img_size=img_size, output=PROBABILITIES, metadata=metadata
+            BakedGraph(model), path, img_size=img_size, outputs=[PROBABILITIES], metadata=metadata
         )
         session = create_session(path)
 

@@ -149,12 +149,12 @@ def _widest(model: Any, feeds: Iterable[Feed]) -> dict[str, float]:
     """By product, max - min of what it multiplies over the root of the mean square, at its most."""
     import openvino
 
-    products = _products(model)
+    products, num_outputs = _products(model), len(model.outputs)
     model.add_outputs([*products.values()])
     run = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     widest = dict.fromkeys(products, 0.0)
     for each in feeds:
-        _, *inputs = run(each).values()  # the first are the features
+        inputs = [*run(each).values()][num_outputs:]
         for name, array in zip(products, inputs, strict=True):
             width = float(np.ptp(array) / np.sqrt(np.square(array).mean()))
             widest[name] = max(widest[name], width)

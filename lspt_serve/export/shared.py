@@ -21,6 +21,7 @@ from lspt_serve.export.wrapper import create_model
 from lspt_serve.feed import create_feed, prompts_axes
 from lspt_serve.files import atomic_folder
 from lspt_serve.graph import (
+    ATTENTION,
     BACK,
     BATCH,
     FEATURES,
@@ -66,12 +67,13 @@ def export_graph(backbone: Backbone, out: Path, *, like: Bundle | None = None) -
     feed = create_feed(inputs, [own[row % len(own)] for row in range(TRACED)])
     traced = {name: torch.from_numpy(array) for name, array in feed.items()}
     tensors = {name: traced.pop(name) for name in inputs}
+    grid = backbone.vit.patch_embed.grid_size if first.can_be_watched else None
     with atomic_folder(out) as folder:
         write_onnx(
             SharedGraph(first),
             folder / GRAPH_FILE,
             img_size=backbone.preprocess.img_size,
-            output=FEATURES,
+            outputs=[FEATURES] if grid is None else [FEATURES, ATTENTION],
             inputs={"tensors": tensors, "rows": traced},
             axes={"tensors": _axes(inputs), "rows": AXES},
         )
@@ -81,6 +83,7 @@ def export_graph(backbone: Backbone, out: Path, *, like: Bundle | None = None) -
             pool=first.pool,
             preprocess=like.manifest.preprocess if like else backbone.preprocess,
             num_features=first.head.in_features,
+            grid=grid,
             inputs=inputs,
             parity=check_parity(
                 _predictor(folder / GRAPH_FILE, inputs, list(tasks.values())),

@@ -4,6 +4,7 @@ An engine is good for the kind of GPU and the version of TensorRT that built it,
 says; ONNX Runtime's TensorRT provider builds its own.
 """
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from lspt_serve.errors import GraphError
 from lspt_serve.feed import create_feed
 from lspt_serve.files import atomic_file
-from lspt_serve.graph import FEATURES, GRAPH_FILE, IMAGES, GraphSpec
+from lspt_serve.graph import ATTENTION, FEATURES, GRAPH_FILE, IMAGES, GraphSpec
 from lspt_serve.reference import MAX_ERROR, Precision, Reference, reference_images, row_errors
 from lspt_serve.sizes import LARGEST, SMALLEST, USUAL, input_shapes
 
@@ -103,10 +104,12 @@ def _check(trt: Any, plan: Any, folder: Path, graph: GraphSpec, precision: Preci
     feed = {IMAGES: images, **create_feed(graph.inputs, reference.rows)}
     tensors = {name: torch.from_numpy(array).cuda().contiguous() for name, array in feed.items()}
     tensors[FEATURES] = torch.empty(reference.features.shape, device="cuda")
+    if graph.grid is not None:
+        tensors[ATTENTION] = torch.empty(len(images), math.prod(graph.grid), device="cuda")
     engine = trt.Runtime(trt.Logger(trt.Logger.WARNING)).deserialize_cuda_engine(plan)
     context = engine.create_execution_context()
     for name, tensor in tensors.items():
-        if name != FEATURES:
+        if name not in graph.outputs:
             context.set_input_shape(name, tuple(tensor.shape))
         context.set_tensor_address(name, tensor.data_ptr())
     context.execute_async_v3(torch.cuda.current_stream().cuda_stream)

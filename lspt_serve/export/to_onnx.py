@@ -1,7 +1,7 @@
 """One call of torch.onnx.export, for both kinds of graph."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ def write_onnx(
     path: Path,
     *,
     img_size: int,
-    output: str,
+    outputs: Sequence[str],
     inputs: Mapping[str, Any] | None = None,
     axes: Mapping[str, Any] | None = None,
     metadata: Mapping[str, str] | None = None,
@@ -51,7 +51,7 @@ def write_onnx(
             dynamo=True,
             dynamic_shapes=_name_once({IMAGES: {0: BATCH}, **axes}, set()),
             input_names=names,
-            output_names=[output],
+            output_names=outputs,
             verbose=False,
         )
     assert program is not None

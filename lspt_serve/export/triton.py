@@ -9,6 +9,7 @@ DIR/NAME/         onnxruntime backend: one task baked in; images in, probabiliti
 """
 
 import json
+import math
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +23,7 @@ from lspt_serve.export.baked import export_bundle
 from lspt_serve.export.shared import export_graph
 from lspt_serve.files import atomic_folder
 from lspt_serve.graph import (
+    ATTENTION,
     BACK,
     FEATURES,
     GRAPH_FILE,
@@ -123,6 +125,9 @@ def _shared_graph(spec: GraphSpec, backend: TritonBackend) -> Any:
         for name, axes in ((PLACE, 2), (BACK, 1), (NUM_PROMPTS, 1)):
             config.input.add(name=name, data_type=triton.TYPE_INT64, dims=[-1] * axes)
     config.output.add(name=FEATURES, data_type=triton.TYPE_FP32, dims=[-1, spec.num_features])
+    if spec.grid is not None:
+        patches = math.prod(spec.grid)
+        config.output.add(name=ATTENTION, data_type=triton.TYPE_FP32, dims=[-1, patches])
     config.parameters[TRITON_SHA256].string_value = spec.backbone.sha256
     return config
 

@@ -13,7 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from lspt_serve.errors import BackboneError
 
-__all__ = ["attention_weights", "run_block"]
+__all__ = ["attention_weights", "can_be_watched", "run_block", "run_watched"]
 
 
 def run_block(
@@ -31,17 +31,32 @@ def run_block(
     Raises:
         BackboneError: a temperature asked of a block that is not timm's plain one.
     """
-    if temperature is None and not (_is_plain(block) and _fused_is_slow(x)):
+    if temperature is None and not (can_be_watched(block) and _fused_is_slow(x)):
         own = {} if mask is None else {"attn_mask": mask[:, None, None]}  # B x 1 x 1 x tokens
         return block(x, **own)  # type: ignore[no-any-return]
-    if not _is_plain(block):
+    if not can_be_watched(block):
         raise BackboneError(
             f"an attention temperature needs timm's plain Block without gates, got "
             f"{type(block).__name__}; use another prompt method with this backbone"
         )
-    attn: Any = block.attn
-    x = x + block.ls1(_attend(attn, block.norm1(x), temperature, mask))
-    return x + block.ls2(block.mlp(block.norm2(x)))  # type: ignore[no-any-return]
+    return _run(block, x, _project(block, x, temperature), mask)
+
+
+def run_watched(
+    block: Block, x: Tensor, temperature: Tensor | None, mask: Tensor | None, queries: slice
+) -> tuple[Tensor, Tensor]:
+    """`run_block`, and what some tokens weigh all by: B x queries x tokens, the mean over heads.
+
+    For blocks that `can_be_watched`.
+    """
+    q, k, v = _project(block, x, temperature)
+    weights = _weigh(block, q[:, :, queries], k, mask).mean(dim=1)
+    return _run(block, x, (q, k, v), mask), weights
+
+
+def can_be_watched(block: Block) -> bool:
+    """Whether it is timm's plain block, whose attention is known here."""
+    return type(block) is Block and type(block.attn) is Attention and block.attn.gate is None
 
 
 def attention_weights(block: Block, x: Tensor, temperature: Tensor | None = None) -> Tensor:
@@ -53,45 +68,50 @@ def attention_weights(block: Block, x: Tensor, temperature: Tensor | None = None
     Raises:
         BackboneError: a block that is not timm's plain one.
     """
-    if not _is_plain(block):
+    if not can_be_watched(block):
         raise BackboneError(
             f"attention weights need timm's plain Block without gates, got {type(block).__name__}"
         )
+    q, k, _ = _project(block, x, temperature)
+    return _weigh(block, q, k, None)
+
+
+def _run(
+    block: Block, x: Tensor, qkv: tuple[Tensor, Tensor, Tensor], mask: Tensor | None
+) -> Tensor:
+    """The block from its q, k and v on, as timm's forward in eval mode."""
     attn: Any = block.attn
-    q, k, _ = _project(attn, block.norm1(x), temperature)
-    return _weigh(attn, q, k)
-
-
-def _is_plain(block: Block) -> bool:
-    return type(block) is Block and type(block.attn) is Attention and block.attn.gate is None
-
-
-def _attend(attn: Attention, x: Tensor, temperature: Tensor | None, mask: Tensor | None) -> Tensor:
-    """timm's Attention.forward in eval mode, q divided by the temperature."""
-    q, k, v = _project(attn, x, temperature)
     if mask is not None:
-        heads = scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None])
+        heads = scaled_dot_product_attention(*qkv, attn_mask=mask[:, None, None])
     elif _fused_is_slow(x):
-        heads = _weigh(attn, q, k) @ v
+        q, k, v = qkv
+        heads = _weigh(block, q, k, None) @ v
     else:
-        heads = scaled_dot_product_attention(q, k, v)
-    x = attn.norm(heads.transpose(1, 2).flatten(start_dim=2))  # B x tokens x D
-    return attn.proj(x)  # type: ignore[no-any-return]
+        heads = scaled_dot_product_attention(*qkv)
+    attended = attn.norm(heads.transpose(1, 2).flatten(start_dim=2))  # B x tokens x D
+    x = x + block.ls1(attn.proj(attended))
+    return x + block.ls2(block.mlp(block.norm2(x)))  # type: ignore[no-any-return]
 
 
-def _project(
-    attn: Attention, x: Tensor, temperature: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """q (divided by the temperature), k and v of normed tokens, each B x h x tokens x d."""
+def _project(block: Block, x: Tensor, temperature: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """q (divided by the temperature), k and v, B x h x tokens x d, of tokens (B x tokens x D)."""
+    attn: Any = block.attn
     b, n, _ = x.shape
-    qkv = attn.qkv(x).reshape(b, n, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
+    qkv = (
+        attn.qkv(block.norm1(x))
+        .reshape(b, n, 3, attn.num_heads, attn.head_dim)
+        .permute(2, 0, 3, 1, 4)
+    )
     q, k, v = qkv.unbind(0)
     q, k = attn.q_norm(q), attn.k_norm(k)
     return (q if temperature is None else q / temperature.reshape(-1, 1, 1, 1)), k, v
 
 
-def _weigh(attn: Attention, q: Tensor, k: Tensor) -> Tensor:
-    logits: Tensor = q * attn.scale @ k.transpose(-2, -1)
+def _weigh(block: Block, q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+    attn: Any = block.attn
+    logits: Tensor = q * attn.scale @ k.transpose(-2, -1)  # B x h x queries x tokens
+    if mask is not None:
+        logits = logits + mask[:, None, None]
     return logits.softmax(dim=-1)
 
 

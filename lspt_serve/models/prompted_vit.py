@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lspt_serve.errors import BundleError, MethodError, name_some, nearest
-from lspt_serve.models.attention import run_block
+from lspt_serve.models.attention import can_be_watched, run_block, run_watched
 from lspt_serve.models.backbone import Backbone
 from lspt_serve.models.methods import PromptMethod, Shape, create_method
 from lspt_serve.models.rows import OneTask, Rows
@@ -64,23 +64,67 @@ class PromptedViT(nn.Module):
         Args:
             rows: whose row is whose, where the tensors are those of several tasks.
         """
+        return self._forward(images, rows, watched=False)[0]
+
+    def forward_watched(self, images: Tensor, rows: Rows | None = None) -> tuple[Tensor, Tensor]:
+        """Also what of the patches the pooled tokens attend to in the last block (B x N).
+
+        The mean over heads; what is missing to 1 goes to prefix tokens and prompts. For a model
+        that `can_be_watched`.
+        """
+        return self._forward(images, rows, watched=True)
+
+    @property
+    def can_be_watched(self) -> bool:
+        return can_be_watched(self.backbone.blocks[-1])
+
+    def _forward(
+        self, images: Tensor, rows: Rows | None, *, watched: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Features, and the attention if it is watched; else it is empty."""
         rows = rows or OneTask(images.shape[0])
         prefix, patches = self.embed(images)
         prompts, state = self.method.start(patches, rows)
         mask = self._mask(rows, prefix, prompts, patches)
         sizes = [prefix.shape[1], prompts.shape[1], patches.shape[1]]
-        for number, block in enumerate(self.backbone.blocks, start=1):
+        *blocks, last = self.backbone.blocks
+        for number, block in enumerate(blocks, start=1):
             x = torch.cat([prefix, prompts, patches], dim=1)  # B x (1 + P + N) x D
             x = run_block(block, x, self.method.temperature(number, rows), mask)
             prefix, left, patches = x.split(sizes, dim=1)
-            if number < len(self.backbone.blocks):
-                prompts, state = self.method.advance(number, prompts, left, patches, state, rows)
-        prefix, prompts, patches = self.backbone.norm(x).split(sizes, dim=1)
+            prompts, state = self.method.advance(number, prompts, left, patches, state, rows)
+        x = torch.cat([prefix, prompts, patches], dim=1)
+        temperature = self.method.temperature(len(blocks) + 1, rows)
+        attention = x[:, 0, :0]  # B x 0
+        if watched:
+            x, attention = self._watch(last, x, temperature, mask, sizes)
+        else:
+            x = run_block(last, x, temperature, mask)
+        features = self.backbone.fc_norm(self._pool(self.backbone.norm(x), sizes, mask))
+        return features.flatten(start_dim=1), attention  # B x F, B x N
+
+    def _watch(
+        self,
+        block: Any,
+        x: Tensor,
+        temperature: Tensor | None,
+        mask: Tensor | None,
+        sizes: list[int],
+    ) -> tuple[Tensor, Tensor]:
+        """The tokens after the block, and the attention of those that are pooled (B x N)."""
+        cls = self.pool == "cls"  # then the other rows of the attention are not computed
+        queries, read = (slice(1), [1, 0, 0]) if cls else (slice(None), sizes)
+        x, weights = run_watched(block, x, temperature, mask, queries)
+        pooled = self._pool(weights, read, None if cls else mask)  # B x parts x tokens
+        return x, pooled.mean(dim=1)[:, -sizes[2] :]
+
+    def _pool(self, x: Tensor, sizes: list[int], mask: Tensor | None) -> Tensor:
+        """Of [prefix | prompts | patches], B x tokens x any, the parts of the pool."""
+        prefix, prompts, patches = x.split(sizes, dim=1)
         if mask is not None:  # to the mean, padding is nothing
             there = mask[:, sizes[0] : sizes[0] + sizes[1], None] == 0
             prompts = prompts * there * (sizes[1] / there.sum(dim=1, keepdim=True))
-        features = self.backbone.fc_norm(pool_tokens(self.pool, prefix, prompts, patches))
-        return features.flatten(start_dim=1)  # type: ignore[no-any-return]  # B x F
+        return pool_tokens(self.pool, prefix, prompts, patches)
 
     def _mask(self, rows: Rows, prefix: Tensor, prompts: Tensor, patches: Tensor) -> Tensor | None:
         """B x (1 + P + N): 0, or -inf for prompts that a row's task does not have."""

@@ -1,6 +1,6 @@
 """Rows of many callers in the batches of one engine.
 
-B batch, K classes of a row's task.
+B batch.
 """
 
 import logging
@@ -9,25 +9,35 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lspt_serve.bundle import Bundle
 from lspt_serve.errors import DeadlineError, OverloadedError, UnavailableError
 from lspt_serve.runtime.fair_queue import FairQueue
 
-__all__ = ["Batcher", "Run"]
+__all__ = ["Batcher", "Job", "Run"]
 
 Array = NDArray[np.float32]
 logger = logging.getLogger(__name__)
-Run = Callable[[Array, Sequence[Bundle]], Sequence[Array | Exception]]
+
+
+class Job(Protocol):
+    """What is to be done with an image; jobs of one name take turns with those of others."""
+
+    @property
+    def name(self) -> str: ...
+
+
+J = TypeVar("J", bound=Job)
+Run = Callable[[Array, Sequence[J]], Sequence[Array | Exception]]
 
 
 @dataclass
-class _Row:
+class _Row(Generic[J]):
     image: Array  # 3 x H x W
-    bundle: Bundle
+    job: J
     deadline: float | None  # of time.monotonic, as is
     arrived: float
     answer: Future[Array] = field(default_factory=Future)
@@ -42,34 +52,32 @@ class _Row:
         return True
 
 
-class Batcher:
+class Batcher(Generic[J]):
     """Runs one batch at a time, in a thread of its own; while it runs, the next one gathers.
 
     Args:
-        run: images (B x 3 x H x W) and the bundle of each to an answer (K) or error of each.
+        run: images (B x 3 x H x W) and the job of each to an answer or error of each.
         max_batch_size: rows.
         max_delay_s: how long a row may wait for others to share its batch. Under load the next
             batch gathers while one runs: even 0 gives full ones.
-        capacity: rows that may wait; more are refused, those of the task first that has the most.
+        capacity: rows that may wait; more are refused, those of the name first that has the most.
     """
 
     def __init__(
-        self, run: Run, *, max_batch_size: int, max_delay_s: float = 0.0, capacity: int = 256
+        self, run: Run[J], *, max_batch_size: int, max_delay_s: float = 0.0, capacity: int = 256
     ) -> None:
         if max_batch_size < 1:
             raise ValueError(f"max_batch_size must be at least 1, got {max_batch_size}")
         self._run = run
         self._max_batch_size = max_batch_size
         self._max_delay_s = max_delay_s
-        self._queue: FairQueue[_Row] = FairQueue(capacity)
+        self._queue: FairQueue[_Row[J]] = FairQueue(capacity)
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="batcher", daemon=True)
         self._thread.start()
 
-    def submit(
-        self, image: Array, bundle: Bundle, *, deadline: float | None = None
-    ) -> Future[Array]:
+    def submit(self, image: Array, job: J, *, deadline: float | None = None) -> Future[Array]:
         """Queue a row; a cancelled future leaves the queue unrun.
 
         Args:
@@ -79,23 +87,23 @@ class Batcher:
         Raises:
             OverloadedError: the queue is full; a row that waits may fail with it too.
         """
-        row = _Row(image, bundle, deadline, time.monotonic())
+        row = _Row(image, job, deadline, time.monotonic())
         with self._changed:
-            self.check_room(bundle.name)
-            refused = self._queue.put(bundle.name, row)
+            self.check_room(job.name)
+            refused = self._queue.put(job.name, row)
             self._changed.notify_all()
         if refused and refused.answer.set_running_or_notify_cancel():
             refused.answer.set_exception(self._overloaded())
         return row.answer
 
-    def check_room(self, task: str) -> None:
-        """Raises OverloadedError if a row of the task would be refused now."""
+    def check_room(self, name: str) -> None:
+        """Raises OverloadedError if a job of the name would be refused now."""
         with self._changed:
             if self._closed:
                 raise OverloadedError("the server is stopping")
-            if not self._queue.has_room(task):
+            if not self._queue.has_room(name):
                 self._queue.discard(lambda row: row.answer.cancelled())
-            if not self._queue.has_room(task):
+            if not self._queue.has_room(name):
                 raise self._overloaded()
 
     def close(self) -> None:
@@ -125,8 +133,8 @@ class Batcher:
     def _is_full(self) -> bool:
         return len(self._queue) >= self._max_batch_size or self._closed
 
-    def _take(self) -> list[_Row]:
-        rows: list[_Row] = []
+    def _take(self) -> list[_Row[J]]:
+        rows: list[_Row[J]] = []
         with self._changed:
             while len(self._queue) and len(rows) < self._max_batch_size:
                 row = self._queue.take()
@@ -134,14 +142,14 @@ class Batcher:
                     rows.append(row)
         return rows
 
-    def _answer(self, rows: Sequence[_Row]) -> None:
+    def _answer(self, rows: Sequence[_Row[J]]) -> None:
         """A batch that fails is run again in halves, so that no row fails for another's sake.
 
         Not one whose engine waits for a server in vain: every half would wait as long again.
         """
         try:
             images = np.stack([row.image for row in rows])
-            answers = self._run(images, [row.bundle for row in rows])
+            answers = self._run(images, [row.job for row in rows])
             answered = list(zip(rows, answers, strict=True))
         except (DeadlineError, UnavailableError) as error:
             logger.warning("a batch of %d failed: %s", len(rows), error)

@@ -1,6 +1,6 @@
 """An engine and a prompt store: images in, labels out.
 
-B batch, K classes, F pooled features.
+B batch, K classes, F pooled features, N patches.
 """
 
 from collections.abc import Sequence
@@ -32,6 +32,16 @@ class Prediction:
     label: str
     score: float
     index: int
+
+
+@dataclass(frozen=True)
+class _Job:
+    bundle: Bundle
+    attention: bool = False  # in place of the logits
+
+    @property
+    def name(self) -> str:
+        return self.bundle.name
 
 
 class Classifier:
@@ -93,23 +103,45 @@ class Classifier:
         Raises OverloadedError; the future may hold it too, or DeadlineError, or ArithmeticError for
         an answer that is not finite. See Batcher.submit.
         """
-        return self._batcher.submit(image, bundle, deadline=deadline)
+        return self._batcher.submit(image, _Job(bundle), deadline=deadline)
+
+    def attend(
+        self, image: Array, bundle: Bundle, *, deadline: float | None = None
+    ) -> Future[Array]:
+        """As `submit`, but what of its patches the answer attends to (see Engine.attention): N."""
+        job = _Job(bundle, attention=True)
+        return self._batcher.submit(image, job, deadline=deadline)
 
     def close(self) -> None:
         """Answer what waits and stop."""
         self._batcher.close()
         self.engine.close()
 
-    def _run(self, images: Array, bundles: Sequence[Bundle]) -> list[Array | Exception]:
-        """Images (B x 3 x H x W), each by its own bundle (B)."""
+    def _run(self, images: Array, jobs: Sequence[_Job]) -> list[Array | Exception]:
+        """Images (B x 3 x H x W), each with its own job (B)."""
+        answers: dict[int, Array] = {}  # by row
+        for attention, run in ((False, self._logits), (True, self._attention)):
+            rows = [row for row, job in enumerate(jobs) if job.attention == attention]
+            if rows:
+                part = images if len(rows) == len(jobs) else images[rows]
+                got = run(part, [jobs[row].bundle for row in rows])
+                answers |= dict(zip(rows, got, strict=True))
+        return [_check_finite(answers[row], job) for row, job in enumerate(jobs)]
+
+    def _logits(self, images: Array, bundles: Sequence[Bundle]) -> list[Array]:
         rows = self.engine.features(images, [bundle.method_tensors for bundle in bundles])
-        answers: list[Array | Exception] = []
-        for features, bundle in zip(rows, bundles, strict=True):
-            weight, bias = bundle.head
-            answer = weight @ features + bias
-            finite = np.isfinite(answer).all()
-            answers.append(answer if finite else ArithmeticError(f"{bundle.name}: not finite"))
-        return answers
+        heads = [bundle.head for bundle in bundles]
+        return [
+            weight @ features + bias for features, (weight, bias) in zip(rows, heads, strict=True)
+        ]
+
+    def _attention(self, images: Array, bundles: Sequence[Bundle]) -> list[Array]:
+        return [*self.engine.attention(images, [bundle.method_tensors for bundle in bundles])]
+
+
+def _check_finite(answer: Array, job: _Job) -> Array | Exception:
+    finite = np.isfinite(answer).all()
+    return answer if finite else ArithmeticError(f"{job.name}: not finite")
 
 
 def activate(logits: Array, activation: Activation = "softmax") -> Array:

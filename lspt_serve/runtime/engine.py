@@ -1,6 +1,6 @@
 """What every engine is: something that runs a graph on images of several tasks.
 
-B batch, F pooled features.
+B batch, F pooled features, N patches.
 """
 
 from collections.abc import Sequence
@@ -30,6 +30,15 @@ class Engine(Protocol):
         """Normalised images (B x 3 x H x W), each by the tensors of its task, to features (B x F).
 
         The tensors fit the graph (see `check_fits`) and never change. For one thread at a time.
+        """
+        ...
+
+    def attention(
+        self, images: NDArray[np.float32], tasks: Sequence[TaskTensors]
+    ) -> NDArray[np.float32]:
+        """As `features`, but what of the patches each row's answer attends to (B x N).
+
+        Of a graph that gives it (`graph.grid`); values in [0, 1], whose sum is at most 1.
         """
         ...
 

@@ -13,7 +13,14 @@ from numpy.typing import NDArray
 
 from lspt_serve.errors import GraphError
 from lspt_serve.feed import Feed, TaskTensors, create_feed
-from lspt_serve.graph import FEATURES, GRAPH_FILE, IMAGES, GraphSpec, load_graph_spec
+from lspt_serve.graph import (
+    ATTENTION,
+    FEATURES,
+    GRAPH_FILE,
+    IMAGES,
+    GraphSpec,
+    load_graph_spec,
+)
 from lspt_serve.runtime.engine import Precision
 from lspt_serve.runtime.tensorrt import TENSORRT, tensorrt_options
 
@@ -78,20 +85,25 @@ class OnnxEngine:
     def features(
         self, images: NDArray[np.float32], tasks: Sequence[TaskTensors]
     ) -> NDArray[np.float32]:
-        return self.run({IMAGES: images, **create_feed(self.graph.inputs, tasks)})
+        return self.run({IMAGES: images, **create_feed(self.graph.inputs, tasks)}, FEATURES)
 
-    def run(self, feed: Feed) -> NDArray[np.float32]:
-        """Features (B x F) of all that the graph takes, images and `create_feed`'s.
+    def attention(
+        self, images: NDArray[np.float32], tasks: Sequence[TaskTensors]
+    ) -> NDArray[np.float32]:
+        return self.run({IMAGES: images, **create_feed(self.graph.inputs, tasks)}, ATTENTION)
 
-        Bound inputs go to a GPU once, whichever nodes take them, and the features come back once.
+    def run(self, feed: Feed, output: str) -> NDArray[np.float32]:
+        """An output of the graph, of all that it takes: images and `create_feed`'s.
+
+        Bound inputs go to a GPU once, whichever nodes take them, and only the output comes back.
         """
         binding = self._session.io_binding()
         for name, array in feed.items():
             binding.bind_cpu_input(name, np.ascontiguousarray(array))
-        binding.bind_output(FEATURES)
+        binding.bind_output(output)
         self._session.run_with_iobinding(binding)
-        (features,) = binding.copy_outputs_to_cpu()
-        return np.asarray(features)
+        (array,) = binding.copy_outputs_to_cpu()
+        return np.asarray(array)
 
     def prefetch(self, tasks: Sequence[TaskTensors]) -> None:
         pass

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from lspt_serve.errors import GraphError, first_line
 from lspt_serve.feed import TaskTensors, create_feed
-from lspt_serve.graph import FEATURES, GRAPH_FILE, IMAGES, load_graph_spec
+from lspt_serve.graph import ATTENTION, FEATURES, GRAPH_FILE, IMAGES, load_graph_spec
 from lspt_serve.quantised import find_int8
 from lspt_serve.runtime.engine import Precision
 
@@ -62,9 +62,19 @@ class OpenVINOEngine:
     def features(
         self, images: NDArray[np.float32], tasks: Sequence[TaskTensors]
     ) -> NDArray[np.float32]:
+        return self._run(images, tasks, FEATURES)
+
+    def attention(
+        self, images: NDArray[np.float32], tasks: Sequence[TaskTensors]
+    ) -> NDArray[np.float32]:
+        return self._run(images, tasks, ATTENTION)
+
+    def _run(
+        self, images: NDArray[np.float32], tasks: Sequence[TaskTensors], output: str
+    ) -> NDArray[np.float32]:
         feed = create_feed(self.graph.inputs, tasks)
         answer = self._request.infer({IMAGES: images, **feed}, share_inputs=True)
-        return np.array(answer[FEATURES])  # a copy: the next run writes into the request's own
+        return np.array(answer[output])  # a copy: the next run writes into the request's own
 
     def prefetch(self, tasks: Sequence[TaskTensors]) -> None:
         pass

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lspt_serve.errors import BackboneError, GraphError, MethodError, first_line
 from lspt_serve.feed import TaskTensors, prompts_axes, row_inputs
-from lspt_serve.graph import NUM_PROMPTS, GraphSpec, load_graph_spec
+from lspt_serve.graph import ATTENTION, FEATURES, NUM_PROMPTS, GraphSpec, load_graph_spec
 from lspt_serve.models import PromptedViT, SharedGraph, create_prompted_vit, load_backbone
 from lspt_serve.runtime.bank import DeviceBank, Gathered
 from lspt_serve.runtime.engine import Precision
@@ -24,7 +24,7 @@ __all__ = ["TorchEngine"]
 NUM_SLOTS = 64  # twice the tasks that the largest batch of a server can have
 RECOMPILES = 64  # a batch of one row, of one task, of one row each, ... has a graph of its own
 Array = NDArray[np.float32]
-Forward = Callable[[Tensor, Mapping[str, Tensor], Mapping[str, Tensor]], Tensor]
+Forward = Callable[[Tensor, Mapping[str, Tensor], Mapping[str, Tensor]], tuple[Tensor, ...]]
 
 
 class TorchEngine:
@@ -78,9 +78,16 @@ class TorchEngine:
         )
 
     def features(self, images: Array, tasks: Sequence[TaskTensors]) -> Array:
+        return self._answer(images, tasks, FEATURES)
+
+    def attention(self, images: Array, tasks: Sequence[TaskTensors]) -> Array:
+        return self._answer(images, tasks, ATTENTION)
+
+    def _answer(self, images: Array, tasks: Sequence[TaskTensors], output: str) -> Array:
+        number = self.graph.outputs.index(output)
         if not self.graph.inputs:  # a linear probe
-            return self._run(images, {}, {})
-        features = np.empty((len(images), self.graph.num_features), np.float32)
+            return self._run(images, {}, {}, number)
+        answers: dict[int, Array] = {}  # by row
         left = list(range(len(images)))
         while left:  # once, unless there are more tasks than slots
             gathered = self.bank.gather([tasks[row] for row in left])
@@ -89,8 +96,9 @@ class TorchEngine:
             left = [row for row in left if id(tasks[row]) not in numbers]
             whose = np.array([numbers[id(tasks[row])] for row in rows])
             part = images if len(rows) == len(images) else images[rows]
-            features[rows] = self._run(part, gathered.tensors, _rows(gathered, whose))
-        return features
+            got = self._run(part, gathered.tensors, _rows(gathered, whose), number)
+            answers |= dict(zip(rows, got, strict=True))
+        return np.stack([answers[row] for row in range(len(images))])
 
     def prefetch(self, tasks: Sequence[TaskTensors]) -> None:
         if self.graph.inputs:
@@ -100,7 +108,11 @@ class TorchEngine:
         pass
 
     def _run(
-        self, images: Array, tensors: Mapping[str, Tensor], rows: Mapping[str, Tensor]
+        self,
+        images: Array,
+        tensors: Mapping[str, Tensor],
+        rows: Mapping[str, Tensor],
+        output: int,
     ) -> Array:
         autocast = torch.autocast(
             self._device.type, torch.bfloat16, enabled=self.precision == "bf16"
@@ -108,7 +120,7 @@ class TorchEngine:
         with torch.inference_mode(), autocast:
             pixels = torch.from_numpy(images).to(self._device)
             own = {name: tensor.to(self._device) for name, tensor in rows.items()}
-            return self._forward(pixels, tensors, own).float().cpu().numpy()
+            return self._forward(pixels, tensors, own)[output].float().cpu().numpy()
 
 
 def _rows(gathered: Gathered, whose: NDArray[np.int64]) -> dict[str, Tensor]:
@@ -171,15 +183,15 @@ def _compile(graph: SharedGraph, *, on_gpu: bool) -> Forward:
 
     def forward(
         images: Tensor, tensors: Mapping[str, Tensor], rows: Mapping[str, Tensor]
-    ) -> Tensor:
+    ) -> tuple[Tensor, ...]:
         try:
             with config.patch(recompile_limit=RECOMPILES):
-                features: Tensor = compiled(images, tensors, rows)
+                outputs: tuple[Tensor, ...] = compiled(images, tensors, rows)
         except TorchDynamoException as error:
             raise GraphError(
                 f"torch.compile failed: {first_line(error)}; run the engine without it, or "
                 "install what it needs"
             ) from error
-        return features
+        return outputs
 
     return forward

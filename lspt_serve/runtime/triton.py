@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from lspt_serve.errors import DeadlineError, GraphError, LSPTError, UnavailableError
 from lspt_serve.feed import TaskTensors, create_feed
 from lspt_serve.graph import (
+    ATTENTION,
     FEATURES,
     IMAGES,
     TRITON_GRAPH,
@@ -72,7 +73,10 @@ class TritonEngine:
             raise
 
     def features(self, images: Array, tasks: Sequence[TaskTensors]) -> Array:
-        return self._thread.submit(self._features, images, tasks).result()
+        return self._thread.submit(self._answer, images, tasks, FEATURES).result()
+
+    def attention(self, images: Array, tasks: Sequence[TaskTensors]) -> Array:
+        return self._thread.submit(self._answer, images, tasks, ATTENTION).result()
 
     def prefetch(self, tasks: Sequence[TaskTensors]) -> None:
         pass
@@ -81,17 +85,17 @@ class TritonEngine:
         self._thread.submit(self._disconnect).result()
         self._thread.shutdown()
 
-    def _features(self, images: Array, tasks: Sequence[TaskTensors]) -> Array:
+    def _answer(self, images: Array, tasks: Sequence[TaskTensors], output: str) -> Array:
         """A server that was started anew knows nothing of us: what fails is tried once more."""
         if self._connection is not None:
             try:
-                return self._connection.features(images, tasks)
+                return self._connection.infer(images, tasks, output)
             except DeadlineError:  # it may still read our memory
                 raise
             except LSPTError as error:
                 logger.warning("connecting to Triton again: %s", error)
                 self._disconnect()
-        return self._connect().features(images, tasks)
+        return self._connect().infer(images, tasks, output)
 
     def _connect(self) -> "_Connection":
         client = TritonClient(self.provider, timeout_s=self._timeout_s)
@@ -116,7 +120,7 @@ class _Connection:
         self._regions = regions
         self._graph = graph
 
-    def features(self, images: Array, tasks: Sequence[TaskTensors]) -> Array:
+    def infer(self, images: Array, tasks: Sequence[TaskTensors], output: str) -> Array:
         feed = {IMAGES: images, **create_feed(self._graph.inputs, tasks)}
         places: dict[str, Place] = {}
         if self._regions is not None:
@@ -124,7 +128,7 @@ class _Connection:
             present = {id(task): task for task in tasks}
             if tensors := {name: feed[name] for name in self._graph.inputs}:
                 places |= self._regions.keep((*present,), tensors, holds=[*present.values()])
-        return self._client.infer(TRITON_GRAPH, feed, places, FEATURES)
+        return self._client.infer(TRITON_GRAPH, feed, places, output)
 
     def close(self) -> None:
         if self._regions is not None:

@@ -91,6 +91,24 @@ def test_scores_fall_and_sum_to_1(api: Api) -> None:
     assert sum(scores) == pytest.approx(1, abs=1e-6)
 
 
+def test_attention_is_that_of_torch_where_it_is_asked_for(
+    api: Api, tiny_backbone: Backbone
+) -> None:
+    bundle = random_bundle(tiny_backbone, name="colour", seed=1, num_prompts=2)
+    with torch.inference_mode():
+        pixels = torch.from_numpy(preprocess_image(PNG, tiny_backbone.preprocess))
+        wanted = create_model(tiny_backbone, bundle).forward_watched(pixels[None])[1]
+
+    answer = api.classify(PNG, attention="true").json()
+
+    seen = answer["attention"]
+    assert (seen["height"], seen["width"]) == (4, 4)
+    np.testing.assert_allclose(seen["values"], wanted.reshape(4, 4), atol=2e-6)
+    plain = api.classify(PNG).json()
+    assert plain["attention"] is None
+    assert plain["predictions"] == answer["predictions"]
+
+
 def png_of(image: Image.Image, exif: Image.Exif | None = None) -> bytes:
     file = io.BytesIO()
     image.save(file, "PNG", **({"exif": exif} if exif else {}))

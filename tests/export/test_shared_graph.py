@@ -14,6 +14,7 @@ from lspt_serve.errors import BundleError
 from lspt_serve.export import create_model, export_graph
 from lspt_serve.feed import create_feed
 from lspt_serve.graph import (
+    ATTENTION,
     FEATURES,
     GRAPH_FILE,
     IMAGES,
@@ -59,8 +60,11 @@ class Exported:
 
     def features(self, whose: list[int]) -> Any:
         """Of noise, each row by one of the bundles."""
+        return self.run(whose, FEATURES)
+
+    def run(self, whose: list[int], output: str) -> Any:
         tasks = [bundle.method_tensors for bundle in self.bundles]
-        return run_graph(self.session, self.spec, tasks, whose)
+        return run_graph(self.session, self.spec, tasks, whose, output)
 
 
 def name_case(case: tuple[str, dict[str, Any], dict[str, Any]]) -> str:
@@ -120,6 +124,27 @@ def test_one_session_answers_like_torch_for_any_mix_of_two_tasks(
     assert np.abs(got - wanted).max() <= 1e-5 * np.abs(wanted).max()
 
 
+@pytest.mark.parametrize("whose", [[0], [1] * 3, [1, 1, 0, 0, 1, 0, 1, 1]], ids=str)
+def test_attention_of_every_row_is_that_of_its_task_alone(
+    exported: Exported, whose: list[int]
+) -> None:
+    models = [create_model(exported.backbone, bundle) for bundle in exported.bundles]
+    images = torch.from_numpy(noise(len(whose)))
+    with torch.inference_mode():
+        alone = [models[task].forward_watched(images[[row]]) for row, task in enumerate(whose)]
+
+    got = exported.run(whose, ATTENTION)
+
+    assert exported.spec.grid == (4, 4)
+    np.testing.assert_allclose(got, torch.cat([seen for _, seen in alone]), atol=1e-6, rtol=1e-4)
+    assert (got >= 0).all()
+    assert (got.sum(axis=1) < 1).all()
+    features = torch.cat([features for features, _ in alone]).numpy()
+    np.testing.assert_allclose(
+        exported.features(whose), features, atol=1e-4 * np.abs(features).max()
+    )
+
+
 def test_task_tensors_make_the_answer(exported: Exported) -> None:
     first, second = (exported.features([task] * 2) for task in range(2))
 
@@ -155,10 +180,13 @@ def test_graph_inputs_are_those_that_are_fed(exported: Exported) -> None:
     assert exported.spec.inputs.keys() == exported.bundles[0].method_tensors.keys()
 
 
-def test_output_is_named_and_its_batch_is_free(exported: Exported) -> None:
-    (output,) = exported.session.get_outputs()
+def test_outputs_are_named_and_their_batch_is_free(exported: Exported) -> None:
+    outputs = {output.name: output.shape for output in exported.session.get_outputs()}
 
-    assert (output.name, output.shape) == (FEATURES, ["batch", exported.spec.num_features])
+    assert outputs == {
+        FEATURES: ["batch", exported.spec.num_features],
+        ATTENTION: ["batch", 16],
+    }
 
 
 def test_parity_was_checked_for_two_tasks_and_both_mixed_at_three_batch_sizes(

@@ -10,13 +10,20 @@ from torch.nn.functional import layer_norm, linear
 
 from lspt_serve.errors import BackboneError
 from lspt_serve.models import Backbone, create_prompted_vit
-from lspt_serve.models.attention import attention_weights, run_block
+from lspt_serve.models.attention import attention_weights, run_block, run_watched
 from lspt_serve.models.methods import Shape, create_method
 from lspt_serve.models.rows import OneTask
 
 
 def attend_by_hand(block: Block, x: Tensor, temperature: float) -> Tensor:
     """softmax(q k^T / sqrt(d) / tau) v of a block's heads, projected; float64."""
+    attn: Any = block.attn
+    heads = [weights @ v for weights, v in weigh_by_hand(block, x, temperature)]
+    return linear(torch.cat(heads, dim=-1), attn.proj.weight.double(), attn.proj.bias.double())
+
+
+def weigh_by_hand(block: Block, x: Tensor, temperature: float) -> list[tuple[Tensor, Tensor]]:
+    """softmax(q k^T / sqrt(d) / tau) and v of each head; float64."""
     attn: Any = block.attn
     norm: Any = block.norm1
     w_qkv, b_qkv = attn.qkv.weight.double(), attn.qkv.bias.double()
@@ -27,8 +34,8 @@ def attend_by_hand(block: Block, x: Tensor, temperature: float) -> Tensor:
         q_h, k_h, v_h = q[..., columns], k[..., columns], v[..., columns]
         logits = q_h @ k_h.transpose(1, 2) / math.sqrt(len(columns)) / temperature
         weights = logits.exp() / logits.exp().sum(dim=-1, keepdim=True)
-        heads.append(weights @ v_h)
-    return linear(torch.cat(heads, dim=-1), attn.proj.weight.double(), attn.proj.bias.double())
+        heads.append((weights, v_h))
+    return heads
 
 
 @pytest.mark.parametrize("temperature", [0.2, 0.5, 1.0, 3.0, 10.0])
@@ -41,6 +48,39 @@ def test_temperature_divides_the_attention_logits(
     wanted = attended.float() + block.mlp(block.norm2(attended.float()))
     got = run_block(block, x, torch.tensor(temperature))
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("queries", [slice(1), slice(2, 5), slice(None)], ids=str)
+@pytest.mark.parametrize("tau", [None, 0.5])
+def test_watched_block_gives_the_mean_weights_of_its_heads_and_the_same_tokens(
+    tiny_backbone: Backbone, tau: float | None, queries: slice
+) -> None:
+    block: Any = tiny_backbone.vit.blocks[1]
+    x, temperature = torch.randn(2, 7, 24), None if tau is None else torch.tensor(tau)
+
+    tokens, weights = run_watched(block, x, temperature, None, queries)
+
+    assert torch.equal(tokens, run_block(block, x, torch.tensor(tau or 1.0)))
+    by_head = torch.stack([head for head, _ in weigh_by_hand(block, x, tau or 1.0)])
+    wanted = by_head.mean(dim=0)[:, queries]
+    torch.testing.assert_close(weights.double(), wanted, atol=1e-6, rtol=1e-5)
+
+
+def test_watched_block_gives_nothing_to_tokens_that_are_not_there(tiny_backbone: Backbone) -> None:
+    block: Any = tiny_backbone.vit.blocks[1]
+    x, mask = torch.randn(2, 7, 24), torch.zeros(2, 7)
+    mask[1, 3:5] = -torch.inf
+
+    tokens, weights = run_watched(block, x, None, mask, slice(None))
+
+    torch.testing.assert_close(tokens, run_block(block, x, mask=mask), atol=1e-6, rtol=0)
+    first, second = (weights_of[None] for weights_of in weights)
+    _, whole = run_watched(block, x[:1], None, None, slice(None))
+    _, shorter = run_watched(block, x[1:, [0, 1, 2, 5, 6]], None, None, slice(None))
+    torch.testing.assert_close(first, whole)
+    assert not second[..., 3:5].any()
+    there = second[:, [0, 1, 2, 5, 6]][..., [0, 1, 2, 5, 6]]
+    torch.testing.assert_close(there, shorter)
 
 
 def test_temperature_changes_the_output(tiny_backbone: Backbone) -> None:

@@ -14,6 +14,7 @@ from toys import PAPER
 
 from lspt_serve.errors import BundleError, MethodError
 from lspt_serve.models import METHODS, POOLS, Backbone, PromptedViT, create_prompted_vit
+from lspt_serve.models.attention import attention_weights
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 D, N = 24, 16
@@ -83,6 +84,27 @@ def features_by_hand(
 
 def create(backbone: Backbone, method: str, **options: Any) -> PromptedViT:
     return create_prompted_vit(backbone, method, num_classes=3, **options).eval()
+
+
+@pytest.mark.parametrize("pool", ["cls", "patch_mean", "prompt_mean", "cls+prompt_mean"])
+def test_attention_is_that_of_the_pooled_tokens_in_the_last_block(
+    tiny_backbone: Backbone, pool: str
+) -> None:
+    model = create(tiny_backbone, "vpt-deep", num_prompts=3, pool=pool)
+    last, entered = model.backbone.blocks[-1], []
+    hook = last.norm1.register_forward_pre_hook(lambda _, given: entered.append(given[0]))
+    features, attention = model.forward_watched(IMAGES)
+    hook.remove()
+
+    weights = attention_weights(last, entered[0]).mean(dim=1)  # B x tokens x tokens
+    of_part = {
+        "cls": weights[:, 0],
+        "prompt_mean": weights[:, 1:4].mean(dim=1),
+        "patch_mean": weights[:, 4:].mean(dim=1),
+    }
+    wanted = torch.stack([of_part[part] for part in pool.split("+")]).mean(dim=0)[:, 4:]
+    torch.testing.assert_close(attention, wanted, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(features, model.forward_features(IMAGES), atol=1e-5, rtol=1e-5)
 
 
 def flow_on(block: int, left: Tensor, patches: Tensor) -> Tensor:

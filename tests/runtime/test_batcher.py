@@ -50,7 +50,9 @@ def image_of(number: float) -> Array:
 
 
 @contextmanager
-def running(model: Model, *, max_batch_size: int = 4, **settings: float) -> Iterator[Batcher]:
+def running(
+    model: Model, *, max_batch_size: int = 4, **settings: float
+) -> Iterator[Batcher[Bundle]]:
     batcher = Batcher(model, max_batch_size=max_batch_size, **settings)  # type: ignore[arg-type]
     try:
         yield batcher
@@ -60,7 +62,7 @@ def running(model: Model, *, max_batch_size: int = 4, **settings: float) -> Iter
 
 
 @contextmanager
-def busy(model: Model, batcher: Batcher) -> Iterator[None]:
+def busy(model: Model, batcher: Batcher[Bundle]) -> Iterator[None]:
     """While a first batch is held up, others gather."""
     model.go.clear()
     first = batcher.submit(image_of(0), TASKS["a"])
@@ -244,7 +246,7 @@ def test_rows_whose_server_is_gone_are_not_run_again(error: type[Exception]) -> 
 
 
 def test_answers_that_are_too_few_are_an_error_not_a_hang() -> None:
-    batcher = Batcher(lambda images, bundles: [], max_batch_size=2)
+    batcher: Batcher[Bundle] = Batcher(lambda images, bundles: [], max_batch_size=2)
     try:
         with pytest.raises(ValueError, match="shorter"):
             batcher.submit(image_of(1), TASKS["a"]).result(timeout=5)
@@ -271,7 +273,7 @@ def test_closing_answers_what_waits_and_takes_no_more() -> None:
 def test_coroutine_that_is_cancelled_takes_its_row_along() -> None:
     model = Model()
 
-    async def leave(batcher: Batcher) -> None:
+    async def leave(batcher: Batcher[Bundle]) -> None:
         answer = asyncio.wrap_future(batcher.submit(image_of(1), TASKS["b"]))
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(answer, timeout=0.01)

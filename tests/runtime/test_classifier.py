@@ -47,6 +47,9 @@ class Echo:
         self.asked.append(images.shape)
         return images[:, 0, 0, : self.graph.num_features]
 
+    def attention(self, images: Array, tasks: Sequence[TaskTensors]) -> Array:
+        return images[:, 0, 1, :9]
+
     def prefetch(self, tasks: Sequence[TaskTensors]) -> None:
         self.fetched += tasks
 
@@ -177,6 +180,30 @@ def test_answer_that_is_not_finite_is_an_error_of_its_row_alone(echo: Classifier
         broken.result(timeout=5)
     for answer in (first, last):
         np.testing.assert_allclose(activate(answer.result(timeout=5)), [0.25] * 4)
+
+
+def test_attention_and_answers_of_one_batch_are_not_mixed_up(
+    echo: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, bundle = noise(6), echo.store["animals"]
+    run, go, sizes = echo.engine.features, threading.Event(), []
+
+    def features(images: Array, tasks: Sequence[TaskTensors]) -> Array:
+        assert go.wait(timeout=5)
+        sizes.append(len(images))
+        return run(images, tasks)
+
+    monkeypatch.setattr(echo.engine, "features", features)
+    logits = [echo.submit(image, bundle) for image in images[:4]]
+    attention = [echo.attend(image, bundle) for image in images]
+    logits += [echo.submit(image, bundle) for image in images[4:]]
+    go.set()
+
+    for image, row in zip(images, logits, strict=True):
+        np.testing.assert_array_equal(row.result(timeout=5), image[0, 0, :4])
+    for image, row in zip(images, attention, strict=True):
+        np.testing.assert_array_equal(row.result(timeout=5), image[0, 1, :9])
+    assert sum(sizes) == 6
 
 
 def test_task_that_is_found_is_on_its_way_to_the_engine(echo: Classifier) -> None:

@@ -39,6 +39,9 @@ class OffBy:
     def features(self, images: Array, tasks: Sequence[TaskTensors]) -> Array:
         return self._answers[: len(images)]
 
+    def attention(self, images: Array, tasks: Sequence[TaskTensors]) -> Array:
+        raise NotImplementedError
+
     def prefetch(self, tasks: Sequence[TaskTensors]) -> None:
         pass
 

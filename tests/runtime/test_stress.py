@@ -58,6 +58,9 @@ class Pairs:
         self.mixed += len(prompts) > 1
         return np.stack([images[:, 0, 0, 0], prompts[whose]], axis=1)
 
+    def attention(self, images: Array, tasks: Sequence[TaskTensors]) -> Array:
+        raise NotImplementedError
+
     def prefetch(self, tasks: Sequence[TaskTensors]) -> None:
         pass
 
