@@ -112,7 +112,7 @@ def call(classifier: Classifier, seed: int) -> int:
     for count in range(ANSWERS + OUTSTANDING):
         if count >= OUTSTANDING:
             image, task, answer = waiting.popleft()
-            right += read(answer.result(timeout=60)) == [image, task, task]
+            right += read(activate(answer.result(timeout=60))) == [image, task, task]
         if count < ANSWERS:
             image = rng.randrange(NUMBERS)
             bundle = classifier.store[f"task-{rng.randrange(NUM_TASKS)}"]
