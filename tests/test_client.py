@@ -4,9 +4,11 @@ import asyncio
 import io
 import json
 import math
+import re
 import socket
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from pathlib import Path
@@ -351,8 +353,8 @@ def test_a_server_that_stays_busy_is_given_up(waits: list[float]) -> None:
 def test_no_other_answer_is_asked_for_again(
     waits: list[float], status: int, headers: dict[str, str]
 ) -> None:
-    encoded_headers = {name: value.encode() for name, value in headers.items()}
-    refused = httpx.Response(status, content=b"{}", headers=[*encoded_headers.items()])
+    given = [(name.encode(), value.encode()) for name, value in headers.items()]
+    refused = httpx.Response(status, content=b"{}", headers=given)
     handle, requests = answering(refused)
 
     with Client(transport=httpx.MockTransport(handle)) as client, pytest.raises(LSPTError):
@@ -510,3 +512,29 @@ def test_a_real_server_is_asked_many_things_at_once(url: str) -> None:
 def test_a_real_server_refuses_a_body_that_is_too_long(url: str) -> None:
     with Client(url) as client, pytest.raises(TooLargeError, match="20000000 bytes"):
         client.classify(bytes(30_000_000), "colour")
+
+
+@pytest.mark.slow
+def test_the_code_in_the_documents_runs(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photo.jpg").write_bytes(IMAGES[0])
+    (tmp_path / "other.png").write_bytes(IMAGES[1])
+    page = (Path(__file__).resolve().parents[1] / "docs" / "serving.md").read_text("utf-8")
+    section = page.partition("### From Python\n")[2].partition("###")[0]
+    here = {"http://127.0.0.1:3000": url, "flowers": "colour", "birds": "parity"}
+    for word, ours in here.items():
+        section = section.replace(word, ours)
+
+    first, second = re.findall(r"(?:^(?:    .*)?\n)+", section, re.MULTILINE)[:2]
+    for block in (first, second):
+        exec(compile(textwrap.dedent(block), "serving.md", "exec"), {})
+
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].split()[0] in TASKS["colour"]
+    assert [line.split()[:2] for line in printed[1:5]] == [
+        [file, task] for file in ("photo.jpg", "other.png") for task in ("colour", "parity")
+    ]
+    assert printed[5] == "['colour', 'parity']"
+    assert len(printed) == 7
