@@ -17,6 +17,7 @@ LSPTError (a ValueError: the caller can mend it)
 ├── OverloadedError     more work than the server takes at once
 ├── UnavailableError    a server behind an engine that does not answer
 ├── DeadlineError       an answer that came too late to be wanted
+├── ServerError         a server's answer that none of the others says
 └── ImageError          an image that cannot be classified
     ├── TooLargeError           more bytes or pixels than allowed
     ├── UnsupportedFormatError  not one of the accepted file formats
@@ -49,6 +50,7 @@ __all__ = [
     "OutputError",
     "OverloadedError",
     "RunError",
+    "ServerError",
     "SettingError",
     "SweepError",
     "TooLargeError",
@@ -122,6 +124,8 @@ class UnknownTaskError(LSPTError):
 class OverloadedError(LSPTError):
     """More work than the server takes at once."""
 
+    retry_after_s: float | None = None  # where a server said when to come again
+
 
 class UnavailableError(LSPTError):
     """A server behind an engine that does not answer."""
@@ -129,6 +133,12 @@ class UnavailableError(LSPTError):
 
 class DeadlineError(LSPTError):
     """An answer that came too late to be wanted."""
+
+
+class ServerError(LSPTError):
+    """A server's answer that none of the others says; `code` is the server's word for it."""
+
+    code = "internal"
 
 
 class ImageError(LSPTError):

@@ -1,4 +1,4 @@
-"""The HTTP side of the service: routes, schemas, errors, limits."""
+"""The HTTP side of the service: routes, errors, limits."""
 
 from lspt_serve.api.app import create_app
 

@@ -12,7 +12,10 @@ from numpy.typing import NDArray
 from lspt_serve.api.disconnect import unless_gone
 from lspt_serve.api.failures import REQUEST_ID, RESPONSES, request_id
 from lspt_serve.api.openapi import body
-from lspt_serve.api.schemas import (
+from lspt_serve.api.uploads import malformed, read_request
+from lspt_serve.bundle import Bundle
+from lspt_serve.runtime import Classifier, activate, top_labels
+from lspt_serve.schemas import (
     Answer,
     Attention,
     ClassifyFields,
@@ -20,9 +23,6 @@ from lspt_serve.api.schemas import (
     LabelScore,
     Timings,
 )
-from lspt_serve.api.uploads import malformed, read_request
-from lspt_serve.bundle import Bundle
-from lspt_serve.runtime import Classifier, activate, top_labels
 
 __all__ = ["DEADLINE_S", "get_classifier", "predict", "router", "to_ms"]
 

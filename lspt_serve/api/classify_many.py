@@ -14,12 +14,12 @@ from lspt_serve.api.classify import DEADLINE_S, get_classifier, predict, to_ms
 from lspt_serve.api.disconnect import unless_gone
 from lspt_serve.api.failures import REQUEST_ID, RESPONSES, explain, request_id
 from lspt_serve.api.openapi import body
-from lspt_serve.api.schemas import ClassifyManyFields, Item, ManyAnswer, Timings
 from lspt_serve.api.uploads import Upload, malformed, read_request
 from lspt_serve.bundle import Bundle
 from lspt_serve.errors import LSPTError, OverloadedError, UnavailableError
 from lspt_serve.preprocess import Preprocess
 from lspt_serve.runtime import Classifier
+from lspt_serve.schemas import ClassifyManyFields, Item, ManyAnswer, Timings
 
 __all__ = ["router"]
 

@@ -12,7 +12,6 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from lspt_serve.api.disconnect import CLIENT_GONE
-from lspt_serve.api.schemas import ErrorAnswer, Failure, ItemFailure
 from lspt_serve.errors import (
     DeadlineError,
     LSPTError,
@@ -23,6 +22,7 @@ from lspt_serve.errors import (
     UnknownTaskError,
     UnsupportedFormatError,
 )
+from lspt_serve.schemas import ErrorAnswer, Failure, ItemFailure
 
 __all__ = ["REQUEST_ID", "RESPONSES", "add_failure_handlers", "explain", "request_id"]
 

@@ -6,9 +6,9 @@ from fastapi import APIRouter, Depends
 
 from lspt_serve.api.classify import get_classifier
 from lspt_serve.api.failures import RESPONSES
-from lspt_serve.api.schemas import Task, TaskList
 from lspt_serve.bundle import Manifest
 from lspt_serve.runtime import Classifier
+from lspt_serve.schemas import Task, TaskList
 
 __all__ = ["router"]
 

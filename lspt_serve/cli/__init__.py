@@ -6,6 +6,7 @@ import typer
 from rich.markup import escape
 
 from lspt_serve import __version__
+from lspt_serve.cli.classify import classify
 from lspt_serve.cli.console import console
 from lspt_serve.cli.engines import engines
 from lspt_serve.cli.export import export
@@ -23,6 +24,7 @@ TRAIN_PACKAGES = ("onnx", "onnxscript", "optuna", "tensorboard", "timm", "torch"
 EXTRAS = dict.fromkeys(TRAIN_PACKAGES, "train") | {  # package -> extra
     "nncf": "int8",
     "openvino": "openvino",
+    "pyarrow": "parquet",
     "tritonclient": "triton",
 }
 
@@ -40,6 +42,7 @@ app.command()(export)
 app.command()(quantise)
 app.command()(engines)
 app.command()(serve)
+app.command()(classify)
 app.command()(sweep)
 app.command()(results)
 

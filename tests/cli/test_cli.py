@@ -26,7 +26,17 @@ from lspt_serve.models import BASELINES, METHODS, Backbone
 from lspt_serve.preprocess import NORMALISATIONS, Preprocess
 from lspt_serve.training import TrainSettings
 
-COMMANDS = ("train", "inspect", "export", "quantise", "engines", "serve", "sweep", "results")
+COMMANDS = (
+    "train",
+    "inspect",
+    "export",
+    "quantise",
+    "engines",
+    "serve",
+    "classify",
+    "sweep",
+    "results",
+)
 LABELS = ("blue", "red")
 
 

@@ -23,7 +23,7 @@ from toys import prompts_graph, simple_bundle
 from lspt_serve.bundle import Bundle, save_bundle
 from lspt_serve.feed import TaskTensors, create_feed
 from lspt_serve.graph import BACK, PLACE, GraphSpec
-from lspt_serve.runtime import Classifier, Precision, PromptStore, Watch
+from lspt_serve.runtime import Classifier, Precision, PromptStore, Watch, activate
 
 Array = NDArray[np.float32]
 NUM_TASKS, BATCH_SIZE, VERSIONS = 40, 8, 100

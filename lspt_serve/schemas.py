@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from lspt_serve.bundle import Metrics
 
 __all__ = [
+    "Activation",
     "Answer",
     "Attention",
     "ClassifyFields",
@@ -22,6 +23,7 @@ __all__ = [
     "Timings",
 ]
 
+Activation = Literal["softmax", "sigmoid", "none"]
 EXAMPLE: dict[str, Any] = {
     "task": "digit",
     "version": 1,
@@ -34,7 +36,7 @@ REQUEST: dict[str, Any] = {"request_id": "4f0c2e5d1b7a4c7e9d55f8a7c9b1e0aa", "ti
 class _Fields(BaseModel):
     top_k: Annotated[int, Field(ge=1, le=1000, description="How many labels, best first.")] = 5
     activation: Annotated[
-        Literal["softmax", "sigmoid", "none"],
+        Activation,
         Field(
             description="What scores are: softmax, of labels that exclude one another; sigmoid, of "
             "labels that do not; none, the logits."
