@@ -16,6 +16,7 @@ from lspt_serve.api.schemas import Answer, LabelScore, Task, TaskList, Timings
 from lspt_serve.bundle import Bundle, Manifest
 from lspt_serve.preprocess import preprocess_image
 from lspt_serve.runtime import Classifier, top_labels
+from lspt_serve.ui import add_page
 
 __all__ = ["create_app"]
 
@@ -35,6 +36,7 @@ def create_app(*, max_bytes: int = MAX_BYTES) -> FastAPI:
     app.post("/classify", responses=RESPONSES)(classify)  # type: ignore[arg-type]
     app.get("/tasks")(list_tasks)
     app.get("/tasks/{name}", responses={404: RESPONSES[404]})(get_task)
+    add_page(app)
     return app
 
 
