@@ -1,12 +1,8 @@
 """The whole way, with the real commands: images -> bundles -> graph -> server -> answers."""
 
 import json
-import os
-import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +14,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from toys import COLOURS, coloured, encoded, write_coloured
+from toys_server import LSPT, served
 
 from lspt_serve.bundle import Bundle, load_bundle
 from lspt_serve.cli import main
@@ -28,7 +25,6 @@ from lspt_serve.preprocess import preprocess_image
 
 pytestmark = pytest.mark.slow
 
-LSPT = [sys.executable, "-c", "from lspt_serve.cli import main; main()"]
 TASKS = {"colour": [*COLOURS], "warm": ["green", "red"]}
 DTYPES = {"colour": "float32", "warm": "float16"}
 
@@ -75,12 +71,6 @@ def built(tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> 
     return Built(folder, {task: load_bundle(folder / "bundles" / task) for task in TASKS})
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-    return port
-
-
 @pytest.mark.parametrize("task", TASKS)
 def test_training_leaves_a_report_beside_the_bundle(built: Built, task: str) -> None:
     metrics = built.bundles[task].manifest.metrics
@@ -94,52 +84,14 @@ def test_training_leaves_a_report_beside_the_bundle(built: Built, task: str) -> 
     assert (folder / "attention.png").is_file()
 
 
-def wait_until_ready(client: httpx.Client, server: "subprocess.Popen[str]", log: Path) -> None:
-    end = time.monotonic() + 90
-    while time.monotonic() < end:
-        assert server.poll() is None, log.read_text()
-        try:
-            if client.get("/readyz").status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.2)
-    pytest.fail(f"not ready after 90 s: {log.read_text()}")
-
-
-def end(server: "subprocess.Popen[str]") -> None:
-    """End the server and the processes that it started."""
-    for number, patience_s in ((signal.SIGTERM, 15), (signal.SIGKILL, 15)):
-        try:
-            os.killpg(server.pid, number)
-            server.wait(timeout=patience_s)
-        except subprocess.TimeoutExpired:
-            continue
-        except ProcessLookupError:
-            return
-
-
 @pytest.fixture(scope="module")
 def client(built: Built) -> Iterator[httpx.Client]:
     """A client of a real `lspt serve`."""
-    port, log = free_port(), built.folder / "server.log"
-    with log.open("w") as output:
-        server = subprocess.Popen(
-            [*LSPT, "serve", "--port", str(port), "--device", "cpu"],
-            cwd=built.folder,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**os.environ, "BENTOML_HOME": str(built.folder / "bentoml")},
-            start_new_session=True,
-        )
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
-            wait_until_ready(client, server, log)
-            yield client
-    finally:
-        end(server)
+    with (
+        served("--device", "cpu", folder=built.folder) as url,
+        httpx.Client(base_url=url, timeout=20) as client,
+    ):
+        yield client
 
 
 def images(labels: Sequence[str]) -> list[tuple[str, bytes]]:

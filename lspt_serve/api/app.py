@@ -6,6 +6,7 @@ from lspt_serve.api import classify, classify_many, tasks
 from lspt_serve.api.failures import add_failure_handlers
 from lspt_serve.api.limits import LimitBody
 from lspt_serve.sizes import MAX_REQUEST_BYTES
+from lspt_serve.ui import add_page
 
 __all__ = ["create_app"]
 
@@ -22,4 +23,5 @@ def create_app(*, max_bytes: int = MAX_REQUEST_BYTES) -> FastAPI:
     add_failure_handlers(app)
     for part in (classify, classify_many, tasks):
         app.include_router(part.router)
+    add_page(app)
     return app

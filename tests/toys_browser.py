@@ -1,0 +1,91 @@
+"""A real browser on the page of a real server."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+from toys import export_once, random_bundle
+from toys_server import served
+
+from lspt_serve.bundle import save_bundle
+from lspt_serve.models import Backbone
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+NEEDS_CHROMIUM = pytest.mark.skipif(
+    CHROMIUM is None, reason="no chromium in PATH: apt-get install chromium"
+)
+LABELS = {"colour": ["<b>blue</b>", "green & <i>", "r" * 90], "parity": ["even", "odd"]}
+MANY = [f"task-{number}" for number in range(8)]  # so that there is something to search
+BROKEN = "broken"
+# what is sent, for playwright does not see the files in it
+KEEP_BODIES = """
+  const send = window.fetch;
+  window.sent = [];
+  window.fetch = (path, options) => {
+    if (options.body) window.sent.push(options.body);
+    return send(path, options);
+  };
+"""
+LAST_IMAGES = """async (field) => {
+  const files = window.sent.at(-1).getAll(field);
+  return Promise.all(files.map(async (file) => [...new Uint8Array(await file.arrayBuffer())]));
+}"""
+
+
+@contextmanager
+def page_server(backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server of colour, parity and MANY, and a bundle that is refused."""
+    folder = tmp_path_factory.mktemp("page")
+    for seed, name in enumerate([*LABELS, *MANY]):
+        labels = LABELS.get(name, ["no", "yes"])
+        bundle = random_bundle(backbone, name=name, labels=labels, seed=seed, num_prompts=2)
+        save_bundle(bundle, folder / "bundles" / name)
+    (folder / "bundles" / BROKEN).mkdir()
+    (folder / "bundles" / BROKEN / "bundle.json").write_text("{}")
+    graph = export_once(backbone, tmp_path_factory)
+    options = ("--graph", graph, "--engine", "onnxruntime", "--device", "cpu")
+    with served(*options, folder=folder) as url:
+        yield url
+
+
+@contextmanager
+def started_browser() -> Iterator[Browser]:
+    """Chromium without a window, with a camera that shows a test pattern."""
+    camera = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=camera)
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def opened(browser: Browser, url: str, **context: Any) -> Iterator[Page]:
+    """A page that asks no other site for anything and has nothing to complain about."""
+    complaints: list[tuple[str, str]] = []
+    asked: set[str] = set()
+    with browser.new_context(base_url=url, **context) as tab:
+        tab.set_default_timeout(10_000)
+        page = tab.new_page()
+        page.on("request", lambda request: asked.add(request.url))
+        page.on("pageerror", lambda error: complaints.append(("error", str(error))))
+        page.on("console", lambda message: complaints.append((message.type, message.text)))
+        page.add_init_script(KEEP_BODIES)
+        yield page
+    assert asked, "the page asked for nothing"
+    elsewhere = [at for at in asked if not at.startswith((f"{url}/", f"blob:{url}/"))]
+    assert not elsewhere, elsewhere
+    # the browser itself reports answers that refuse; what is only "debug" is that it was slow
+    complaints = [
+        (kind, text)
+        for kind, text in complaints
+        if kind in ("error", "warning") and not text.startswith("Failed to load resource")
+    ]
+    assert not complaints, complaints
+
+
+def last_images(page: Page, field: str) -> list[bytes]:
+    """The image files in the last request that had a body."""
+    return [bytes(image) for image in page.evaluate(LAST_IMAGES, field)]

@@ -1,0 +1,314 @@
+"""The view that classifies, in a real browser on a real server."""
+
+import base64
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, Locator, Page, expect
+from toys import coloured, encoded
+from toys_browser import (
+    LABELS,
+    MANY,
+    NEEDS_CHROMIUM,
+    last_images,
+    opened,
+    page_server,
+    started_browser,
+)
+
+from lspt_serve.models import Backbone
+
+pytestmark = [pytest.mark.slow, NEEDS_CHROMIUM]
+
+PNG = encoded(coloured("red", np.random.default_rng(0), side=120))
+FILE: Any = {"name": "red.png", "mimeType": "image/png", "buffer": PNG}
+TRANSFER = """([name, bytes]) => {
+  const transfer = new DataTransfer();
+  const content = Uint8Array.from(atob(bytes), (letter) => letter.charCodeAt(0));
+  transfer.items.add(new File([content], name, { type: "image/png" }));
+  return transfer;
+}"""
+COPY = """async (bytes) => {
+  const content = Uint8Array.from(atob(bytes), (letter) => letter.charCodeAt(0));
+  const image = new Blob([content], { type: "image/png" });
+  await navigator.clipboard.write([new ClipboardItem({ "image/png": image })]);
+}"""
+
+
+@pytest.fixture(scope="module")
+def url(tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with page_server(tiny_backbone, tmp_path_factory) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with started_browser() as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(browser: Browser, url: str) -> Iterator[Page]:
+    with opened(browser, url) as page:
+        page.goto("/")
+        yield page
+
+
+def choose(page: Page, *tasks: str) -> None:
+    for task in tasks:
+        page.get_by_label("Find a task").fill(task)
+        page.get_by_role("checkbox", name=re.compile(rf"^{task}\b")).check()
+    page.get_by_label("Find a task").fill("")
+
+
+def card(page: Page, task: str) -> Locator:
+    return page.get_by_role("article", name=task, exact=True)
+
+
+def ask(url: str, task: str, image: bytes = PNG, **fields: Any) -> Any:
+    """What the API answers to a plain request."""
+    fields = {"task": task, **fields}
+    return httpx.post(f"{url}/classify", files={"image": image}, data=fields, timeout=20).json()
+
+
+def check_answer(page: Page, url: str, task: str, image: bytes = PNG, **fields: Any) -> None:
+    """The card of a task shows what the API answers."""
+    predictions = ask(url, task, image, **fields)["predictions"]
+    bars = card(page, task).get_by_role("listitem")
+    expect(bars).to_have_count(len(predictions))
+    for bar, prediction in zip(bars.all(), predictions, strict=True):
+        label, score = bar.locator(".label"), f"{prediction['score']:.1%}"
+        assert label.text_content() == prediction["label"]
+        assert bar.locator(".score").text_content() == score
+        width = bar.locator(".track span").evaluate("bar => parseFloat(bar.style.inlineSize) / 100")
+        assert width == pytest.approx(prediction["score"], abs=5e-4)
+
+
+def test_image_is_classified_by_two_tasks(page: Page, url: str) -> None:
+    choose(page, "colour", "parity")
+    page.locator("#file").set_input_files(FILE)
+
+    check_answer(page, url, "colour")
+    check_answer(page, url, "parity")
+    assert page.get_by_role("article").count() == 2
+    assert "version 1" in card(page, "colour").inner_text()
+    time = card(page, "colour").locator(".time")
+    assert re.search(
+        r"ms there and back\. .* in the server: decoding .*, model ", time.inner_text()
+    )
+    best = {task: ask(url, task)["predictions"][0] for task in LABELS}
+    said = ". ".join(f"{t}: {b['label']}, {b['score']:.1%}" for t, b in best.items())
+    expect(page.get_by_role("status").last).to_have_text(said)
+
+
+def test_task_that_is_chosen_later_is_asked_alone(page: Page, url: str) -> None:
+    choose(page, "colour")
+    page.locator("#file").set_input_files(FILE)
+    check_answer(page, url, "colour")
+
+    choose(page, "parity")
+
+    check_answer(page, url, "parity")
+    assert page.evaluate("window.sent.map((form) => form.get('task'))") == ["colour", "parity"]
+    card(page, "colour").get_by_role("button", name="Remove colour").click()
+    expect(page.get_by_role("article")).to_have_count(1)
+    expect(page.locator("#choices input:checked")).to_have_count(1)
+
+
+def test_more_or_fewer_labels_are_shown(page: Page, url: str) -> None:
+    choose(page, "colour")
+    page.locator("#file").set_input_files(FILE)
+    check_answer(page, url, "colour")
+
+    page.get_by_label("Labels for each task").fill("2")
+    page.get_by_label("Labels for each task").blur()
+
+    check_answer(page, url, "colour", top_k=2)
+
+
+def test_image_is_dropped(page: Page, url: str) -> None:
+    choose(page, "colour")
+    transfer = page.evaluate_handle(TRANSFER, ["red.png", base64.b64encode(PNG).decode()])
+    page.locator("#answers").dispatch_event("dragover", {"dataTransfer": transfer})
+    expect(page.locator("#drop")).to_have_class("drop over")
+    page.locator("#answers").dispatch_event("drop", {"dataTransfer": transfer})
+
+    check_answer(page, url, "colour")
+    assert last_images(page, "image") == [PNG]
+    expect(page.locator("#drop")).to_have_class("drop filled")
+    expect(page.locator("figcaption")).to_contain_text("red.png, 120")
+
+
+def test_image_is_pasted(browser: Browser, url: str) -> None:
+    with opened(browser, url, permissions=["clipboard-read", "clipboard-write"]) as page:
+        page.goto("/")
+        choose(page, "colour")
+        page.evaluate(COPY, base64.b64encode(PNG).decode())
+        page.keyboard.press("Control+V")
+
+        check_answer(page, url, "colour")
+        (pasted,) = last_images(page, "image")
+        got, wanted = (Image.open(io.BytesIO(data)).convert("RGB") for data in (pasted, PNG))
+        np.testing.assert_array_equal(np.asarray(got), np.asarray(wanted))
+
+
+def test_picture_is_taken_with_the_camera(page: Page, url: str) -> None:
+    choose(page, "colour")
+    page.get_by_role("button", name="Use the camera").click()
+    page.get_by_role("button", name="Take the picture").click()
+
+    expect(card(page, "colour").get_by_role("listitem")).to_have_count(3)
+    (picture,) = last_images(page, "image")
+    assert min(Image.open(io.BytesIO(picture)).size) >= 240
+    check_answer(page, url, "colour", picture)
+    assert page.evaluate("document.getElementById('video').srcObject") is None
+
+
+def test_camera_can_be_left(page: Page) -> None:
+    page.get_by_role("button", name="Use the camera").click()
+    expect(page.get_by_role("button", name="Take the picture")).to_be_enabled()
+
+    page.keyboard.press("Escape")
+
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    expect(page.get_by_role("button", name="Use the camera")).to_be_focused()
+
+
+def test_camera_that_is_refused_is_explained(browser: Browser, url: str) -> None:
+    with opened(browser, url) as page:
+        page.add_init_script(
+            "navigator.mediaDevices.getUserMedia = async () => { throw new Error('no permission') }"
+        )
+        page.goto("/")
+        page.get_by_role("button", name="Use the camera").click()
+
+        expect(page.get_by_role("alert")).to_have_text(
+            "The camera cannot be used: no permission. Choose a file instead."
+        )
+        page.get_by_role("button", name="Cancel").click()
+
+
+def test_page_that_may_not_use_the_camera_asks_for_a_picture(browser: Browser, url: str) -> None:
+    with opened(browser, url) as page:
+        page.add_init_script("Object.defineProperty(navigator, 'mediaDevices', {value: undefined})")
+        page.goto("/")
+        with page.expect_file_chooser() as chooser:
+            page.get_by_role("button", name="Use the camera").click()
+        choose(page, "colour")
+        chooser.value.set_files(FILE)
+
+        check_answer(page, url, "colour")
+
+
+def test_refused_image_shows_what_the_server_says(page: Page, url: str) -> None:
+    choose(page, "colour", "parity")
+    text = b"this is a text file"
+    page.locator("#file").set_input_files(FILE | {"buffer": text})
+
+    for task in ("colour", "parity"):
+        error = ask(url, task, text)["error"]
+        expect(card(page, task).locator(".problem")).to_have_text(error["message"])
+        expect(card(page, task).locator(".time")).to_contain_text("unsupported_format, request ")
+    expect(page.get_by_text("The browser cannot show this file.")).to_be_visible()
+
+    page.locator("#file").set_input_files(FILE)
+    check_answer(page, url, "colour")
+    expect(page.get_by_text("The browser cannot show this file.")).to_be_hidden()
+
+
+def test_many_tasks_are_asked_in_one_request(page: Page, url: str) -> None:
+    if httpx.post(f"{url}/classify_many").status_code == 404:
+        pytest.skip("this server has no /classify_many")
+    names = [*LABELS, *MANY]
+    choose(page, *names)
+    page.locator("#file").set_input_files(FILE)
+
+    for task in names:
+        check_answer(page, url, task)
+    assert page.evaluate("window.sent.length") == 1
+    assert last_images(page, "images") == [PNG]
+    expect(page.get_by_role("status").last).to_have_text("10 answers")
+
+
+def test_attention_is_laid_over_the_image(page: Page, url: str) -> None:
+    attention = ask(url, "colour", attention="true").get("attention")
+    if attention is None:
+        pytest.skip("this server gives no attention")
+    choose(page, "colour", "parity")
+    page.locator("#file").set_input_files(FILE)
+    toggle = page.get_by_role("button", name="Attention of colour")
+    toggle.click()
+
+    expect(toggle).to_have_attribute("aria-pressed", "true")
+    alpha = page.locator("#overlay").evaluate(
+        "c => [c.height, c.width, ...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]"
+    )
+    values = np.array(attention["values"])
+    assert alpha[:2] == [attention["height"], attention["width"]] == list(values.shape)
+    shown = np.array(alpha[2:]).reshape(*values.shape, 4)[..., 3]
+    np.testing.assert_allclose(shown, 255 * 0.85 * values / values.max(), atol=1.5)
+    page.get_by_role("button", name="Attention of parity").click()
+    expect(toggle).to_have_attribute("aria-pressed", "false")
+    page.get_by_role("button", name="Attention of parity").click()
+    expect(page.locator("#overlay")).to_be_hidden()
+
+
+def test_page_can_be_used_by_keyboard_alone(page: Page, url: str) -> None:
+    expect(page.locator("#choices input").first).to_be_visible()
+    stops = []
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        stop = page.evaluate(
+            "(e => [e.id || e.ariaLabel || e.textContent.trim(), getComputedStyle(e).outlineStyle, "
+            "e.closest('label')?.matches(':has(:focus-visible)')])(document.activeElement)"
+        )
+        stops.append(stop[0])
+        assert stop[1] != "none" or stop[2], stop  # where one is can be seen
+        if stop[0] == "choose":
+            with page.expect_file_chooser() as chooser:
+                page.keyboard.press("Enter")
+            chooser.value.set_files(FILE)
+        if stop[0] == "search":
+            page.keyboard.type("task-")
+            page.keyboard.press("ArrowDown")
+            page.keyboard.press("ArrowDown")
+            page.keyboard.press("Space")
+            check_answer(page, url, MANY[1])
+            page.keyboard.press("ArrowUp")
+            page.keyboard.press("ArrowUp")
+            expect(page.get_by_label("Find a task")).to_be_focused()
+        if stop[0].startswith("Remove"):
+            page.keyboard.press("Enter")
+            break
+
+    wanted = ["To the content", "Classify", "Tasks 10", "choose", "camera", "search"]
+    assert stops[: len(wanted)] == wanted
+    assert stops[-2:] == ["top-k", f"Remove {MANY[1]}"]
+    expect(page.get_by_role("article")).to_have_count(0)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_page_fits_a_phone(browser: Browser, url: str, tmp_path: Path, scheme: Any) -> None:
+    size: Any = {"width": 360, "height": 740}
+    with opened(browser, url, viewport=size, color_scheme=scheme, has_touch=True) as page:
+        page.goto("/")
+        for view in ("classify", "tasks"):
+            page.goto(f"/#{view}")
+            if view == "classify":
+                choose(page, "colour", "parity")
+                page.locator("#file").set_input_files(FILE)
+                check_answer(page, url, "colour")
+            else:
+                page.locator("summary").first.click()
+            assert page.evaluate("document.documentElement.scrollWidth") <= 360
+            narrow = page.locator("button:visible, input:visible, summary:visible")
+            for control in narrow.all():
+                box = control.bounding_box()
+                assert box is None or (box["x"] >= 0 and box["x"] + box["width"] <= 360)

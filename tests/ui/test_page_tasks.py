@@ -1,0 +1,260 @@
+"""The view of tasks, and what the page does on servers of other kinds, in a real browser."""
+
+import itertools
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from playwright.sync_api import Browser, Page, Route, expect
+from toys import coloured, encoded, random_bundle
+from toys_browser import BROKEN, LABELS, NEEDS_CHROMIUM, opened, page_server, started_browser
+
+from lspt_serve.bundle import save_bundle
+from lspt_serve.models import Backbone
+
+pytestmark = [pytest.mark.slow, NEEDS_CHROMIUM]
+
+CONTROLS = {"button", "checkbox", "DisclosureTriangle", "image", "link", "searchbox", "spinbutton"}
+LANDMARKS = {"banner", "contentinfo", "main", "navigation"}
+
+
+@pytest.fixture(scope="module")
+def url(tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with page_server(tiny_backbone, tmp_path_factory) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with started_browser() as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(browser: Browser, url: str) -> Iterator[Page]:
+    with opened(browser, url) as page:
+        yield page
+
+
+def mock_tasks(page: Page, *tasks: dict[str, Any], refused: dict[str, str] | None = None) -> None:
+    """In place of the server's GET /tasks."""
+    listed = {"generation": 1, "tasks": tasks, "refused": refused or {}}
+    page.route("**/tasks", lambda route: route.fulfill(json=listed))
+
+
+def task(name: str, **more: Any) -> dict[str, Any]:
+    plain = {"version": 1, "labels": ["no", "yes"], "method": "lspt", "metrics": None}
+    return {"name": name, **plain, "license": None, **more}
+
+
+def test_table_shows_what_is_served(page: Page, url: str) -> None:
+    page.goto("/#tasks")
+
+    rows = page.locator("#rows").get_by_role("row")
+    expect(rows).to_have_count(10)
+    listed = httpx.get(f"{url}/tasks").json()
+    for row, known in zip(rows.all(), listed["tasks"], strict=True):
+        expect(row.get_by_role("rowheader")).to_have_text(known["name"])
+        expect(row).to_contain_text(known["method"])
+        expect(row.locator("summary")).to_contain_text(f"{len(known['labels'])} labels")
+        expect(row.get_by_role("cell").last).to_have_text("not measured")
+    row = page.get_by_role("row", name="colour")
+    row.locator("summary").click()
+    expect(row.locator("details p")).to_have_text(", ".join(LABELS["colour"]))
+    refused = page.get_by_role("region", name="Refused")
+    expect(refused.get_by_role("term")).to_have_text(BROKEN)
+    expect(refused.get_by_role("definition")).to_have_text(listed["refused"][BROKEN])
+
+
+def test_table_is_filtered_by_names_and_labels(page: Page) -> None:
+    page.goto("/#tasks")
+    rows = page.locator("#rows").get_by_role("row")
+    expect(rows).to_have_count(10)
+
+    for typed, count in {"odd": 1, "TASK-": 8, "lspt": 10, "task yes": 8, "nothing": 0}.items():
+        page.get_by_label("Filter the tasks").fill(typed)
+        expect(rows).to_have_count(count)
+    expect(page.get_by_text("No task matches")).to_be_visible()
+
+
+def test_table_keeps_up_with_the_folder_and_lets_the_reader_read(
+    page: Page, tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    page.set_viewport_size({"width": 900, "height": 300})
+    page.goto("/#tasks")
+    page.get_by_role("row", name="parity").locator("summary").click()
+    scrolled = page.evaluate("scrollTo(0, 260), scrollY")
+    assert scrolled > 0
+    folder = next(tmp_path_factory.getbasetemp().glob("page*/bundles"))
+    late = random_bundle(tiny_backbone, name="late", seed=77, num_prompts=2)
+
+    save_bundle(late, folder / "late")
+    rows = page.locator("#rows").get_by_role("row")
+    expect(page.get_by_role("row", name="late")).to_have_count(1, timeout=20_000)
+
+    expect(page.get_by_role("row", name="parity").locator("summary")).to_be_focused()
+    expect(page.get_by_role("row", name="parity").locator("details")).to_have_attribute("open", "")
+    shift = page.evaluate("scrollY") - scrolled
+    assert shift == pytest.approx(0, abs=60)  # a row's height: browsers keep what is read in place
+    shutil.rmtree(folder / "late")
+    expect(rows).to_have_count(10, timeout=20_000)
+
+
+@pytest.mark.parametrize("view", ["classify", "tasks"])
+def test_everything_has_a_name_and_its_place(page: Page, view: str) -> None:
+    page.goto(f"/#{view}")
+    expect(page.locator("#rows tr")).to_have_count(10)
+    if view == "classify":
+        page.locator("#choices input").first.check()
+        image = encoded(coloured("red", np.random.default_rng(0)))
+        page.locator("#file").set_input_files(
+            {"name": "red.png", "mimeType": "image/png", "buffer": image}
+        )
+        expect(page.locator(".bars")).to_be_visible()
+
+    tree = page.context.new_cdp_session(page).send("Accessibility.getFullAXTree")
+    nodes = [node for node in tree["nodes"] if not node["ignored"]]
+    roles = [node["role"]["value"] for node in nodes]
+    controls = [node for node in nodes if node["role"]["value"] in CONTROLS]
+    assert len(controls) > 8
+    assert [node for node in controls if not node["name"]["value"].strip()] == []
+    assert {role for role in LANDMARKS if roles.count(role) == 1} == LANDMARKS
+    levels = [
+        next(p["value"]["value"] for p in node["properties"] if p["name"] == "level")
+        for node in nodes
+        if node["role"]["value"] == "heading"
+    ]
+    assert levels[0] == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+    ids = page.evaluate("[...document.querySelectorAll('[id]')].map(e => e.id)")
+    assert len(ids) == len(set(ids))
+
+
+def test_other_view_takes_the_focus_and_the_title(page: Page) -> None:
+    page.goto("/")
+    assert page.title() == "Classify · lspt-serve"
+    page.get_by_role("link", name="Tasks 10").click()
+
+    expect(page.get_by_role("heading", name="Tasks", exact=True)).to_be_focused()
+    assert page.title() == "Tasks · lspt-serve"
+    expect(page.get_by_role("link", name="Tasks 10")).to_have_attribute("aria-current", "page")
+    page.go_back()
+    expect(page.get_by_role("heading", name="Classify an image")).to_be_focused()
+
+
+def test_nothing_moves_for_those_who_want_it_so(browser: Browser, url: str) -> None:
+    count = (
+        "document.getAnimations().length + [...document.querySelectorAll('*')].filter("
+        "e => parseFloat(getComputedStyle(e).transitionDuration) > 0).length"
+    )
+    with opened(browser, url, reduced_motion="reduce") as page:
+        page.goto("/")
+        expect(page.locator("#choices input").first).to_be_visible()
+        assert page.evaluate(count) == 0
+    with opened(browser, url, reduced_motion="no-preference") as page:
+        page.goto("/")
+        expect(page.locator("#choices input").first).to_be_visible()
+        assert page.evaluate(count) > 0
+
+
+def test_picker_and_table_find_one_of_a_thousand_mocked_tasks(page: Page) -> None:
+    mock_tasks(page, *(task(f"species-{number:04}") for number in range(1000)))
+    page.goto("/")
+    boxes = page.locator("#choices input")
+    expect(boxes).to_have_count(100)
+    expect(page.locator("#picker-note")).to_have_text(
+        "0 of 1,000 tasks chosen; 900 more: type a name"
+    )
+
+    page.get_by_label("Find a task").press_sequentially("0777")
+    expect(boxes).to_have_count(1)
+    page.get_by_role("checkbox", name="species-0777").check()
+    page.get_by_label("Find a task").fill("")
+
+    expect(boxes.first).to_have_value("species-0777")  # what is chosen comes first
+    expect(boxes.first).to_be_checked()
+    page.goto("/#tasks")
+    rows = page.locator("#rows").get_by_role("row")
+    expect(rows).to_have_count(200)
+    page.get_by_role("button", name="Show more of the 1,000 tasks").click()
+    expect(rows).to_have_count(400)
+    page.get_by_label("Filter the tasks").fill("0999")
+    expect(rows).to_have_count(1)
+
+
+def test_few_mocked_tasks_are_all_chosen_at_the_start(page: Page) -> None:
+    mock_tasks(page, task("one"), task("two"))
+    page.goto("/")
+
+    expect(page.locator("#choices input:checked")).to_have_count(2)
+    expect(page.get_by_label("Find a task")).to_be_hidden()
+    expect(page.get_by_text("Choose an image, and the answers come here.")).to_be_visible()
+
+
+def test_mocked_server_without_tasks_explains_what_to_do(page: Page) -> None:
+    mock_tasks(page, refused={"flowers": "no head"})
+    page.goto("/")
+
+    expect(page.get_by_role("heading", name="No tasks yet")).to_be_visible()
+    expect(page.get_by_text("lspt train --backbone")).to_be_visible()
+    expect(page.get_by_role("heading", name="Classify an image")).to_be_hidden()
+    page.get_by_role("link", name="see why").click()
+    expect(page.get_by_text("no head")).to_be_visible()
+
+
+def test_mocked_aliases_accuracy_and_memory_are_shown(page: Page) -> None:
+    measured = {"aliases": {"stable": 1}, "metrics": {"test_accuracy": 0.9712}, "resident": True}
+    mock_tasks(page, task("flowers", version=2, **measured), task("birds", resident=False))
+    page.goto("/#tasks")
+
+    cells = page.get_by_role("row", name="flowers").get_by_role("cell")
+    expect(cells).to_have_text(["2", "stable → 1", "2 labels of flowers", "lspt", "97.1%", "yes"])
+    expect(page.get_by_role("row", name="birds").get_by_role("cell").last).to_have_text("no")
+
+
+def wants_key(route: Route) -> None:
+    """A server that has keys, mocked: all but the right one is refused."""
+    if route.request.headers.get("authorization") == "Bearer right":
+        route.continue_()
+        return
+    error = {"code": "unauthorised", "message": "wanted a key", "request_id": "1", "item": None}
+    route.fulfill(status=401, json={"error": error})
+
+
+def test_mocked_server_that_wants_a_key_gets_it(page: Page) -> None:
+    page.route("**/tasks", wants_key)
+    page.goto("/")
+
+    field = page.get_by_label("API key")
+    expect(field).to_be_focused()
+    expect(page.locator("#key-reason")).to_have_text("wanted a key")
+    for key in ("wrong", "right"):
+        field.fill(key)
+        field.press("Enter")
+        expect(field).to_be_visible(visible=key == "wrong")
+    expect(page.locator("#choices input")).to_have_count(10)
+    assert page.evaluate("[sessionStorage.length, localStorage.length]") == [1, 0]
+
+    page.reload()
+    expect(page.locator("#choices input")).to_have_count(10)
+    page.get_by_role("button", name="Forget the key").click()
+    expect(field).to_be_focused()
+    assert page.evaluate("sessionStorage.length") == 0
+
+
+def test_server_that_goes_away_is_said_to_be_away_until_it_is_back(page: Page) -> None:
+    page.goto("/")
+    expect(page.locator("#choices input")).to_have_count(10)
+    page.context.set_offline(True)
+
+    alert = page.locator("#offline")
+    expect(alert).to_have_text(
+        "The list of tasks cannot be read: the server does not answer. Trying again.",
+        timeout=15_000,
+    )
+    expect(page.locator("#choices input")).to_have_count(10)
+    page.context.set_offline(False)
+    expect(alert).to_be_hidden(timeout=15_000)
