@@ -12,6 +12,7 @@ from lspt_serve.runtime.choose import (
 )
 from lspt_serve.runtime.classifier import Classifier, Prediction, top_labels
 from lspt_serve.runtime.engine import Engine, Precision
+from lspt_serve.runtime.events import SILENT, Events
 from lspt_serve.runtime.onnx import Device, OnnxEngine
 from lspt_serve.runtime.openvino import OpenVINOEngine
 from lspt_serve.runtime.store import HOST_BYTES, PromptStore
@@ -22,12 +23,14 @@ __all__ = [
     "ENGINES",
     "HOST_BYTES",
     "PRECISIONS",
+    "SILENT",
     "TRITON_URL",
     "Candidate",
     "Classifier",
     "Device",
     "Engine",
     "EngineName",
+    "Events",
     "OnnxEngine",
     "OpenVINOEngine",
     "Precision",

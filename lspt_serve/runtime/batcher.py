@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from lspt_serve.bundle import Bundle
 from lspt_serve.errors import DeadlineError, OverloadedError, UnavailableError
+from lspt_serve.runtime.events import SILENT, Events
 from lspt_serve.runtime.fair_queue import FairQueue
 
 __all__ = ["Batcher", "Run"]
@@ -54,13 +55,20 @@ class Batcher:
     """
 
     def __init__(
-        self, run: Run, *, max_batch_size: int, max_delay_s: float = 0.0, capacity: int = 256
+        self,
+        run: Run,
+        *,
+        max_batch_size: int,
+        max_delay_s: float = 0.0,
+        capacity: int = 256,
+        events: Events = SILENT,
     ) -> None:
         if max_batch_size < 1:
             raise ValueError(f"max_batch_size must be at least 1, got {max_batch_size}")
         self._run = run
         self._max_batch_size = max_batch_size
         self._max_delay_s = max_delay_s
+        self._events = events
         self._queue: FairQueue[_Row] = FairQueue(capacity)
         self._changed = threading.Condition()
         self._closed = False
@@ -132,7 +140,15 @@ class Batcher:
                 row = self._queue.take()
                 if row.is_wanted():
                     rows.append(row)
+                    self._events.waited(time.monotonic() - row.arrived)
         return rows
+
+    def _run_timed(self, images: Array, bundles: Sequence[Bundle]) -> Sequence[Array | Exception]:
+        started = time.monotonic()
+        try:
+            return self._run(images, bundles)
+        finally:
+            self._events.ran(len(bundles), time.monotonic() - started)
 
     def _answer(self, rows: Sequence[_Row]) -> None:
         """A batch that fails is run again in halves, so that no row fails for another's sake.
@@ -141,7 +157,7 @@ class Batcher:
         """
         try:
             images = np.stack([row.image for row in rows])
-            answers = self._run(images, [row.bundle for row in rows])
+            answers = self._run_timed(images, [row.bundle for row in rows])
             answered = list(zip(rows, answers, strict=True))
         except (DeadlineError, UnavailableError) as error:
             logger.warning("a batch of %d failed: %s", len(rows), error)
