@@ -10,10 +10,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from lspt_serve.errors import SettingError
 from lspt_serve.runtime import (
     HOST_BYTES,
+    SILENT,
     TRITON_URL,
     Classifier,
     Device,
     EngineName,
+    Events,
     Precision,
     PromptStore,
     choose_engine,
@@ -46,6 +48,7 @@ class ServiceSettings(BaseModel):
     pin: Names = ()  # tasks that are in memory from the start and stay there, NAME,NAME:ALIAS,...
     # how long an image may wait for others to share its batch; under load they come anyway
     max_delay_ms: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)] = 0.0
+    log_format: Literal["text", "json"] = "text"  # of the service's lines on stdout
 
     @classmethod
     def from_env(cls) -> Self:
@@ -72,7 +75,7 @@ class ServiceSettings(BaseModel):
             raise SettingError(f"{keys[name]} is {given[name]!r}: {first['msg']}") from error
 
 
-def load_classifier(settings: ServiceSettings) -> Classifier:
+def load_classifier(settings: ServiceSettings, events: Events = SILENT) -> Classifier:
     """Load the graph and all bundles that fit it; raises GraphError and BundleError."""
     engine = choose_engine(
         settings.graph,
@@ -86,5 +89,6 @@ def load_classifier(settings: ServiceSettings) -> Classifier:
         engine.graph,
         host_bytes=settings.memory_mb * 2**20,
         pinned=settings.pin,
+        events=events,
     )
-    return Classifier(engine, store, max_delay_s=settings.max_delay_ms / 1000)
+    return Classifier(engine, store, max_delay_s=settings.max_delay_ms / 1000, events=events)

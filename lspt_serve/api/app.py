@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from lspt_serve.api.disconnect import unless_gone
 from lspt_serve.api.failures import REQUEST_ID, RESPONSES, add_failure_handlers, request_id
 from lspt_serve.api.limits import LimitBody
+from lspt_serve.api.metrics import Metrics, get_metrics
+from lspt_serve.api.observe import Observe
 from lspt_serve.api.schemas import Answer, LabelScore, Task, TaskList, Timings
 from lspt_serve.bundle import Bundle, Manifest
-from lspt_serve.preprocess import preprocess_image
 from lspt_serve.runtime import Classifier, top_labels
 
 __all__ = ["create_app"]
@@ -26,15 +27,20 @@ DEADLINE_S = 30.0  # for an image to be run; BentoML gives up after 60
 def create_app(*, max_bytes: int = MAX_BYTES) -> FastAPI:
     """The API without its classifier: put one into `app.state.classifier` before the first request.
 
+    `app.state.metrics` is what GET /metrics shows; a classifier is to be given it as its events.
+
     Args:
         max_bytes: of a request's body; more is answered with 413.
     """
     app = FastAPI(title="lspt-serve", docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.metrics = Metrics()
     app.add_middleware(LimitBody, max_bytes=max_bytes)
+    app.add_middleware(Observe)
     add_failure_handlers(app)
     app.post("/classify", responses=RESPONSES)(classify)  # type: ignore[arg-type]
     app.get("/tasks")(list_tasks)
     app.get("/tasks/{name}", responses={404: RESPONSES[404]})(get_task)
+    app.get("/metrics", include_in_schema=False)(get_metrics)
     return app
 
 
@@ -59,7 +65,8 @@ async def classify(
 
     def prepare() -> tuple[Bundle, NDArray[np.float32]]:
         bundle = classifier.find(task)
-        return bundle, preprocess_image(data, bundle.manifest.preprocess)
+        request.state.task = f"{bundle.name}@{bundle.manifest.version}"
+        return bundle, classifier.decode(data, bundle)
 
     bundle, pixels = await anyio.to_thread.run_sync(prepare)
     decoded = time.perf_counter()
@@ -67,6 +74,12 @@ async def classify(
     probabilities = await unless_gone(request, asyncio.wrap_future(answer))
     answered = time.perf_counter()
     response.headers[REQUEST_ID] = request_id(request)
+    timings = Timings(
+        decode=_ms(decoded - started),
+        engine=_ms(answered - decoded),
+        total=_ms(time.perf_counter() - started),
+    )
+    request.state.timings = timings.model_dump()
     return Answer(
         task=bundle.name,
         version=bundle.manifest.version,
@@ -74,11 +87,7 @@ async def classify(
             LabelScore.model_validate(best) for best in top_labels(probabilities, bundle, top_k)
         ],
         request_id=request_id(request),
-        timings_ms=Timings(
-            decode=_ms(decoded - started),
-            engine=_ms(answered - decoded),
-            total=_ms(time.perf_counter() - started),
-        ),
+        timings_ms=timings,
     )
 
 

@@ -23,7 +23,7 @@ from lspt_serve.errors import (
     UnsupportedFormatError,
 )
 
-__all__ = ["REQUEST_ID", "RESPONSES", "add_failure_handlers", "request_id"]
+__all__ = ["CODES", "FAILURES", "REQUEST_ID", "RESPONSES", "add_failure_handlers", "request_id"]
 
 REQUEST_ID = "X-Request-ID"
 logger = logging.getLogger(__name__)
@@ -101,6 +101,7 @@ def _on_bug(request: Request, error: Exception) -> JSONResponse:
 def _answer(
     request: Request, status: int, code: str, message: str, item: str | None = None
 ) -> JSONResponse:
+    request.state.code = code
     failure = Failure(code=code, message=message, request_id=request_id(request), item=item)
     retry = {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else {}
     return JSONResponse(
