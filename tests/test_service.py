@@ -25,6 +25,7 @@ VARIABLES = {
     "LSPT_MAX_DELAY_MS": "2.5",
     "LSPT_MEMORY_MB": "64",
     "LSPT_PIN": "flowers,birds:stable",
+    "LSPT_LOG_FORMAT": "json",
 }
 WITHOUT_TORCH = """
 import json, sys
@@ -111,6 +112,7 @@ def test_settings_have_defaults(environment: pytest.MonkeyPatch) -> None:
     assert (settings.engine, settings.precision, settings.device) == ("auto", "fp32", "auto")
     assert settings.triton_url == "grpc://127.0.0.1:8001"
     assert (settings.max_delay_ms, settings.memory_mb, settings.pin) == (0, 1024, ())
+    assert settings.log_format == "text"
 
 
 def test_settings_come_from_the_environment(environment: pytest.MonkeyPatch) -> None:
@@ -127,6 +129,7 @@ def test_settings_come_from_the_environment(environment: pytest.MonkeyPatch) -> 
         max_delay_ms=2.5,
         memory_mb=64,
         pin=("flowers", "birds:stable"),
+        log_format="json",
     )
 
 
@@ -137,6 +140,7 @@ def test_settings_come_from_the_environment(environment: pytest.MonkeyPatch) -> 
         ("LSPT_DEVICE", "", "'auto', 'cpu' or 'cuda'"),
         ("LSPT_ENGINE", "TensorFlow", "'onnxruntime', 'openvino', 'torch', 'tensorrt' or 'triton'"),
         ("LSPT_PRECISION", "fp8", "'fp32', 'fp16', 'bf16' or 'int8'"),
+        ("LSPT_LOG_FORMAT", "xml", "'text' or 'json'"),
         ("LSPT_MEMORY_MB", "-1", "greater than or equal to 0"),
         ("LSPT_MAX_DELAY_MS", "-1", "greater than or equal to 0"),
         ("LSPT_MAX_DELAY_MS", "nan", "finite number"),

@@ -54,6 +54,7 @@ class Metrics(Events):
             ["task", "version", "code"],
             registry=own,
         )
+        self._waiting = gauge("images_waiting", "Images that wait for the engine", "livesum")
         self._queue = seconds("queue", "An image waited for the engine")
         self._engine = seconds("engine", "A batch was in the engine")
         self._batch_size = Histogram(
@@ -78,6 +79,9 @@ class Metrics(Events):
     def answered(self, bundle: Bundle | None, error: BaseException | None) -> None:
         name, version = (bundle.name, bundle.manifest.version) if bundle else ("", "")
         self._requests.labels(name, version, _code(error)).inc()
+
+    def waiting(self, images: int) -> None:
+        self._waiting.set(images)
 
     def waited(self, seconds: float) -> None:
         self._queue.observe(seconds)

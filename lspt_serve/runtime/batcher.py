@@ -91,6 +91,7 @@ class Batcher:
         with self._changed:
             self.check_room(bundle.name)
             refused = self._queue.put(bundle.name, row)
+            self._events.waiting(len(self._queue))
             self._changed.notify_all()
         if refused and refused.answer.set_running_or_notify_cancel():
             refused.answer.set_exception(self._overloaded())
@@ -141,6 +142,7 @@ class Batcher:
                 if row.is_wanted():
                     rows.append(row)
                     self._events.waited(time.monotonic() - row.arrived)
+            self._events.waiting(len(self._queue))
         return rows
 
     def _run_timed(self, images: Array, bundles: Sequence[Bundle]) -> Sequence[Array | Exception]:

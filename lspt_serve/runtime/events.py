@@ -14,6 +14,9 @@ class Events:
     def answered(self, bundle: Bundle | None, error: BaseException | None) -> None:
         """An image got its answer, or the error in its place; no bundle: an unknown task."""
 
+    def waiting(self, images: int) -> None:
+        """So many are in the queue now."""
+
     def waited(self, seconds: float) -> None:
         """An image left the queue for a batch."""
 

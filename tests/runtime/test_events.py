@@ -21,6 +21,7 @@ class Told(Events):
 
     def __init__(self) -> None:
         self.answers: list[tuple[str | None, type[BaseException] | None]] = []
+        self.queue: list[int] = []
         self.waits: list[float] = []
         self.batches: list[int] = []
         self.loads: list[float] = []
@@ -29,6 +30,9 @@ class Told(Events):
 
     def answered(self, bundle: Bundle | None, error: BaseException | None) -> None:
         self.answers.append((bundle.name if bundle else None, type(error) if error else None))
+
+    def waiting(self, images: int) -> None:
+        self.queue.append(images)
 
     def waited(self, seconds: float) -> None:
         self.waits.append(seconds)
@@ -100,6 +104,7 @@ def test_a_batcher_tells_of_every_batch_and_wait() -> None:
     assert [len(row.result(timeout=5)) for row in rows] == [2, 2]
     batcher.close()
 
+    assert told.queue == [1, 2, 0]
     assert told.batches == [2, 1, 1]  # the halves of one that failed, too
     assert len(told.waits) == 2
     assert all(0 <= wait < 5 for wait in told.waits)
