@@ -11,7 +11,7 @@ import logging
 
 import bentoml
 
-from lspt_serve.api import create_app
+from lspt_serve.api import configure_logging, create_app
 from lspt_serve.runtime import Watch
 from lspt_serve.settings import ServiceSettings, load_classifier
 
@@ -21,26 +21,36 @@ logger = logging.getLogger(__name__)
 app = create_app()
 
 
-@bentoml.service(name="lspt", traffic={"timeout": 60})
+@bentoml.service(
+    name="lspt",
+    traffic={"timeout": 60},
+    # the app has its own of both, which say more, and count nothing by what a caller made up
+    metrics={"enabled": False},
+    logging={"access": {"enabled": False}},
+)
 @bentoml.asgi_app(app, path="/")
 class LSPTService:
     """One frozen Vision Transformer, many tasks: POST an image and a task's name to /classify."""
 
     def __init__(self) -> None:
         settings = ServiceSettings.from_env()
+        configure_logging(settings.log_format)
+        self.ready = False
         app.state.max_bytes = settings.max_bytes
-        self.classifier = load_classifier(settings)
+        self.classifier = load_classifier(settings, app.state.metrics)
         app.state.classifier = self.classifier
         self.watch = Watch(self.classifier.store)
         gc.collect()
         gc.freeze()  # what lives as long as the process need not be walked again: shorter pauses
+        self.ready = True
         logger.info("serving %d task(s)", len(self.classifier.store))
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def stop(self) -> None:
         """Answer what waits."""
+        self.ready = False
         self.watch.close()
         self.classifier.close()
 
     def __is_ready__(self) -> bool:
-        return hasattr(app.state, "classifier")
+        return self.ready

@@ -11,10 +11,12 @@ from lspt_serve.errors import SettingError
 from lspt_serve.preprocess import FORMATS, MAX_PIXELS, Format, ImageLimits
 from lspt_serve.runtime import (
     HOST_BYTES,
+    SILENT,
     TRITON_URL,
     Classifier,
     Device,
     EngineName,
+    Events,
     Precision,
     PromptStore,
     choose_engine,
@@ -52,6 +54,7 @@ class ServiceSettings(BaseModel):
     formats: Formats = FORMATS  # of image files that are decoded
     max_pixels: Annotated[int, Field(ge=1)] = MAX_PIXELS  # of an image
     max_bytes: Annotated[int, Field(ge=1)] = MAX_REQUEST_BYTES
+    log_format: Literal["text", "json"] = "text"  # of the service's lines on stdout
 
     @classmethod
     def from_env(cls) -> Self:
@@ -78,7 +81,7 @@ class ServiceSettings(BaseModel):
             raise SettingError(f"{keys[name]} is {given[name]!r}: {first['msg']}") from error
 
 
-def load_classifier(settings: ServiceSettings) -> Classifier:
+def load_classifier(settings: ServiceSettings, events: Events = SILENT) -> Classifier:
     """Load the graph and all bundles that fit it; raises GraphError and BundleError."""
     engine = choose_engine(
         settings.graph,
@@ -92,10 +95,12 @@ def load_classifier(settings: ServiceSettings) -> Classifier:
         engine.graph,
         host_bytes=settings.memory_mb * 2**20,
         pinned=settings.pin,
+        events=events,
     )
     return Classifier(
         engine,
         store,
         max_delay_s=settings.max_delay_ms / 1000,
         limits=ImageLimits(settings.formats, settings.max_pixels),
+        events=events,
     )

@@ -140,7 +140,7 @@ def test_server_is_alive_and_has_metrics(client: httpx.Client) -> None:
     assert client.get("/livez").status_code == 200
     metrics = client.get("/metrics")
     assert metrics.status_code == 200
-    assert 'endpoint="/classify"' in metrics.text
+    assert 'lspt_http_seconds_count{route="/classify",status="415"}' in metrics.text
 
 
 def test_openapi_of_the_server_has_the_routes(client: httpx.Client) -> None:

@@ -28,6 +28,7 @@ VARIABLES = {
     "LSPT_FORMATS": "JPEG,WEBP",
     "LSPT_MAX_PIXELS": "1000000",
     "LSPT_MAX_BYTES": "5000000",
+    "LSPT_LOG_FORMAT": "json",
 }
 WITHOUT_TORCH = """
 import json, sys
@@ -117,6 +118,7 @@ def test_settings_have_defaults(environment: pytest.MonkeyPatch) -> None:
     assert (settings.max_delay_ms, settings.memory_mb, settings.pin) == (0, 1024, ())
     assert settings.formats == ("JPEG", "PNG", "BMP", "GIF")
     assert (settings.max_pixels, settings.max_bytes) == (50_000_000, 20_000_000)
+    assert settings.log_format == "text"
 
 
 def test_settings_come_from_the_environment(environment: pytest.MonkeyPatch) -> None:
@@ -136,6 +138,7 @@ def test_settings_come_from_the_environment(environment: pytest.MonkeyPatch) -> 
         formats=("JPEG", "WEBP"),
         max_pixels=1_000_000,
         max_bytes=5_000_000,
+        log_format="json",
     )
 
 
@@ -146,6 +149,7 @@ def test_settings_come_from_the_environment(environment: pytest.MonkeyPatch) -> 
         ("LSPT_DEVICE", "", "'auto', 'cpu' or 'cuda'"),
         ("LSPT_ENGINE", "TensorFlow", "'onnxruntime', 'openvino', 'torch', 'tensorrt' or 'triton'"),
         ("LSPT_PRECISION", "fp8", "'fp32', 'fp16', 'bf16' or 'int8'"),
+        ("LSPT_LOG_FORMAT", "xml", "'text' or 'json'"),
         ("LSPT_MEMORY_MB", "-1", "greater than or equal to 0"),
         ("LSPT_FORMATS", "JPEG,TIFF", "'JPEG2000'"),
         ("LSPT_FORMATS", "", "at least 1 item"),

@@ -11,19 +11,22 @@ from toys import export_once, random_bundle
 from lspt_serve.api import create_app
 from lspt_serve.bundle import save_bundle
 from lspt_serve.models import Backbone
-from lspt_serve.runtime import Classifier, OnnxEngine, PromptStore
+from lspt_serve.runtime import SILENT, Classifier, Events, OnnxEngine, PromptStore
 
 TASKS = {"colour": ("blue", "green", "red"), "parity": ("even", "odd")}
 
 
-def create_classifier(backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Classifier:
+def create_classifier(
+    backbone: Backbone, tmp_path_factory: pytest.TempPathFactory, *, events: Events = SILENT
+) -> Classifier:
     """Two tasks of different labels, tensors and numbers of prompts."""
     folder = tmp_path_factory.mktemp("bundles")
     for seed, (name, labels) in enumerate(TASKS.items(), start=1):
         bundle = random_bundle(backbone, name=name, labels=labels, seed=seed, num_prompts=2 * seed)
         save_bundle(bundle, folder / name)
     engine = OnnxEngine(export_once(backbone, tmp_path_factory), device="cpu")
-    return Classifier(engine, PromptStore(folder, engine.graph), max_batch_size=4)
+    store = PromptStore(folder, engine.graph, events=events)
+    return Classifier(engine, store, max_batch_size=4, events=events)
 
 
 class Api:

@@ -1,4 +1,4 @@
-"""A real `lspt serve` in a process of its own."""
+"""A real server in processes of its own: `lspt serve`, or `bentoml serve` of a service or bento."""
 
 import os
 import signal
@@ -6,65 +6,108 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
 
 LSPT = [sys.executable, "-c", "from lspt_serve.cli import main; main()"]
+SERVICE = "lspt_serve.service:LSPTService"
+
+
+@dataclass(frozen=True)
+class Server:
+    """Runs already, and is ready."""
+
+    url: str
+    process: "subprocess.Popen[str]"
+    log: Path
+
+    def wait_until_ready(self, *, timeout_s: float = 90) -> None:
+        end = time.monotonic() + timeout_s
+        while time.monotonic() < end:
+            assert self.process.poll() is None, self.log.read_text()
+            try:
+                if httpx.get(f"{self.url}/readyz", timeout=20).status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.1)
+        pytest.fail(f"not ready after {timeout_s} s: {self.log.read_text()}")
+
+    def end(self) -> None:
+        """The server and the processes that it started."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(self.process.pid, number)
+                self.process.wait(timeout=15)
+            except subprocess.TimeoutExpired:
+                continue
+            except ProcessLookupError:
+                return
 
 
 @contextmanager
 def served(*options: object, folder: Path) -> Iterator[str]:
-    """The address of a server of FOLDER/graph and FOLDER/bundles; it ends with the block."""
+    """The address of an `lspt serve` of FOLDER/graph and FOLDER/bundles, until the block ends."""
+    with _running([*LSPT, "serve"], options, folder=folder, environment={}) as server:
+        yield server.url
+
+
+@contextmanager
+def serving(
+    target: str | Path = SERVICE,
+    *,
+    folder: Path,
+    python: str | Path = sys.executable,
+    environment: Mapping[str, object],
+) -> Iterator[Server]:
+    """A `bentoml serve`, from `folder`, whose graph and bundles it takes if need be.
+
+    Args:
+        environment: what is added to this process's; None takes a variable away.
+    """
+    command = [python, "-m", "bentoml", "serve", target, "--host", "127.0.0.1"]
+    with _running(command, [], folder=folder, environment=environment) as server:
+        yield server
+
+
+@contextmanager
+def _running(
+    command: Sequence[object],
+    options: Sequence[object],
+    *,
+    folder: Path,
+    environment: Mapping[str, object],
+) -> Iterator[Server]:
     port, log = _free_port(), folder / "server.log"
+    added = {"BENTOML_HOME": folder / "bentoml", "BENTOML_DO_NOT_TRACK": True, **environment}
+    variables = {**os.environ, **{name: str(value) for name, value in added.items()}}
+    for name in (name for name, value in added.items() if value is None):
+        del variables[name]
     with log.open("w") as output:
-        server = subprocess.Popen(
-            [*LSPT, "serve", "--port", str(port), *map(str, options)],
+        process = subprocess.Popen(
+            [*map(str, command), "--port", str(port), *map(str, options)],
             cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**os.environ, "BENTOML_HOME": str(folder / "bentoml")},
+            env=variables,
             start_new_session=True,
         )
-    url = f"http://127.0.0.1:{port}"
+    server = Server(f"http://127.0.0.1:{port}", process, log)
     try:
-        _wait_until_ready(url, server, log)
-        yield url
+        server.wait_until_ready()
+        yield server
     finally:
-        _end(server)
+        server.end()
 
 
 def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port: int = free.getsockname()[1]
     return port
-
-
-def _wait_until_ready(url: str, server: "subprocess.Popen[str]", log: Path) -> None:
-    end = time.monotonic() + 90
-    while time.monotonic() < end:
-        assert server.poll() is None, log.read_text()
-        try:
-            if httpx.get(f"{url}/readyz", timeout=20).status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.2)
-    pytest.fail(f"not ready after 90 s: {log.read_text()}")
-
-
-def _end(server: "subprocess.Popen[str]") -> None:
-    """End the server and the processes that it started."""
-    for number, patience_s in ((signal.SIGTERM, 15), (signal.SIGKILL, 15)):
-        try:
-            os.killpg(server.pid, number)
-            server.wait(timeout=patience_s)
-        except subprocess.TimeoutExpired:
-            continue
-        except ProcessLookupError:
-            return

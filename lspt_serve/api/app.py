@@ -5,6 +5,8 @@ from fastapi import FastAPI
 from lspt_serve.api import classify, classify_many, tasks
 from lspt_serve.api.failures import add_failure_handlers
 from lspt_serve.api.limits import LimitBody
+from lspt_serve.api.metrics import Metrics, get_metrics
+from lspt_serve.api.observe import Observe
 from lspt_serve.sizes import MAX_REQUEST_BYTES
 from lspt_serve.ui import add_page
 
@@ -14,14 +16,19 @@ __all__ = ["create_app"]
 def create_app(*, max_bytes: int = MAX_REQUEST_BYTES) -> FastAPI:
     """The API without its classifier: put one into `app.state.classifier` before the first request.
 
+    `app.state.metrics` is what GET /metrics shows; a classifier is to be given it as its events.
+
     Args:
         max_bytes: of a request's body; more is answered with 413. `app.state.max_bytes` later.
     """
     app = FastAPI(title="lspt-serve", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.max_bytes = max_bytes
+    app.state.metrics = Metrics()
     app.add_middleware(LimitBody)
+    app.add_middleware(Observe)
     add_failure_handlers(app)
     for part in (classify, classify_many, tasks):
         app.include_router(part.router)
+    app.get("/metrics", include_in_schema=False)(get_metrics)
     add_page(app)
     return app

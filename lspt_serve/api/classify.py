@@ -50,6 +50,7 @@ async def classify(
 
     def prepare() -> tuple[Bundle, NDArray[np.float32]]:
         bundle = classifier.find(asked.task)
+        request.state.task = f"{bundle.name}@{bundle.manifest.version}"
         return bundle, classifier.decode(uploads[0].data, bundle)
 
     bundle, pixels = await anyio.to_thread.run_sync(prepare)
@@ -61,17 +62,19 @@ async def classify(
     logits, *attention = await unless_gone(request, asyncio.gather(*map(asyncio.wrap_future, rows)))
     answered = time.perf_counter()
     response.headers[REQUEST_ID] = request_id(request)
+    timings = Timings(
+        decode=to_ms(decoded - started),
+        engine=to_ms(answered - decoded),
+        total=to_ms(time.perf_counter() - started),
+    )
+    request.state.timings = timings.model_dump()
     return Answer(
         task=bundle.name,
         version=bundle.manifest.version,
         predictions=predict(logits, bundle, asked),
         attention=_arrange(attention[0], grid) if attention and grid else None,
         request_id=request_id(request),
-        timings_ms=Timings(
-            decode=to_ms(decoded - started),
-            engine=to_ms(answered - decoded),
-            total=to_ms(time.perf_counter() - started),
-        ),
+        timings_ms=timings,
     )
 
 

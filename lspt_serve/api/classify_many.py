@@ -63,15 +63,13 @@ async def classify_many(
             item.task, item.version = bundle.name, bundle.manifest.version
             item.predictions = predict(logits, bundle, asked)
         items.append(item)
-    return ManyAnswer(
-        items=items,
-        request_id=request_id(request),
-        timings_ms=Timings(
-            decode=to_ms(job.decode_s),
-            engine=to_ms(job.engine_s),
-            total=to_ms(time.perf_counter() - started),
-        ),
+    timings = Timings(
+        decode=to_ms(job.decode_s),
+        engine=to_ms(job.engine_s),
+        total=to_ms(time.perf_counter() - started),
     )
+    request.state.timings = timings.model_dump()
+    return ManyAnswer(items=items, request_id=request_id(request), timings_ms=timings)
 
 
 class _Job:

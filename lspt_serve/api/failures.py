@@ -24,7 +24,15 @@ from lspt_serve.errors import (
 )
 from lspt_serve.schemas import ErrorAnswer, Failure, ItemFailure
 
-__all__ = ["REQUEST_ID", "RESPONSES", "add_failure_handlers", "explain", "request_id"]
+__all__ = [
+    "CODES",
+    "FAILURES",
+    "REQUEST_ID",
+    "RESPONSES",
+    "add_failure_handlers",
+    "explain",
+    "request_id",
+]
 
 REQUEST_ID = "X-Request-ID"
 logger = logging.getLogger(__name__)
@@ -103,6 +111,7 @@ def explain(error: Exception, request: Request) -> tuple[int, ItemFailure]:
 
 
 def _answer(request: Request, status: int, failed: ItemFailure) -> JSONResponse:
+    request.state.code = failed.code
     failure = Failure(request_id=request_id(request), **failed.model_dump())
     retry = {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else {}
     return JSONResponse(

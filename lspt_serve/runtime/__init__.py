@@ -18,6 +18,7 @@ from lspt_serve.runtime.classifier import (
     top_labels,
 )
 from lspt_serve.runtime.engine import Engine, Precision
+from lspt_serve.runtime.events import SILENT, Events
 from lspt_serve.runtime.onnx import Device, OnnxEngine
 from lspt_serve.runtime.openvino import OpenVINOEngine
 from lspt_serve.runtime.store import HOST_BYTES, PromptStore
@@ -28,6 +29,7 @@ __all__ = [
     "ENGINES",
     "HOST_BYTES",
     "PRECISIONS",
+    "SILENT",
     "TRITON_URL",
     "Activation",
     "Candidate",
@@ -35,6 +37,7 @@ __all__ = [
     "Device",
     "Engine",
     "EngineName",
+    "Events",
     "OnnxEngine",
     "OpenVINOEngine",
     "Precision",

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def measure_batch_size(engine: Engine, *, limit: int) -> int:
-    """The size up to which batches pay; warms the engine up.
+    """The size up to which batches pay; a batch of every size up to it has run then.
 
     Where larger batches are no faster (a CPU has its caches full early) they would only make
     everybody wait for everybody.
@@ -30,16 +30,18 @@ def measure_batch_size(engine: Engine, *, limit: int) -> int:
         for name, shape in graph.inputs.items()
     }
 
-    def seconds(batch_size: int) -> float:
+    def seconds(batch_size: int, *, repeats: int = REPEATS) -> float:
         images = np.zeros((batch_size, 3, *[graph.preprocess.img_size] * 2), np.float32)
         times = []
-        for _ in range(REPEATS):
+        for _ in range(repeats):
             started = time.perf_counter()
             engine.features(images, [blank] * batch_size)
             times.append(time.perf_counter() - started)
         return min(times)
 
     best = grow_while_it_pays(seconds, limit=limit)
+    for batch_size in range(1, best):
+        seconds(batch_size, repeats=1)  # engines prepare for the size of a batch when it comes
     logger.info("batches of up to %d images pay here", best)
     return best
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lspt_serve.errors import DeadlineError, OverloadedError, UnavailableError
+from lspt_serve.runtime.events import SILENT, Events
 from lspt_serve.runtime.fair_queue import FairQueue
 
 __all__ = ["Batcher", "Job", "Run"]
@@ -64,13 +65,20 @@ class Batcher(Generic[J]):
     """
 
     def __init__(
-        self, run: Run[J], *, max_batch_size: int, max_delay_s: float = 0.0, capacity: int = 256
+        self,
+        run: Run[J],
+        *,
+        max_batch_size: int,
+        max_delay_s: float = 0.0,
+        capacity: int = 256,
+        events: Events = SILENT,
     ) -> None:
         if max_batch_size < 1:
             raise ValueError(f"max_batch_size must be at least 1, got {max_batch_size}")
         self._run = run
         self._max_batch_size = max_batch_size
         self._max_delay_s = max_delay_s
+        self._events = events
         self._queue: FairQueue[_Row[J]] = FairQueue(capacity)
         self._changed = threading.Condition()
         self._closed = False
@@ -91,6 +99,7 @@ class Batcher(Generic[J]):
         with self._changed:
             self.check_room(job.name)
             refused = self._queue.put(job.name, row)
+            self._events.waiting(len(self._queue))
             self._changed.notify_all()
         if refused and refused.answer.set_running_or_notify_cancel():
             refused.answer.set_exception(self._overloaded())
@@ -140,7 +149,16 @@ class Batcher(Generic[J]):
                 row = self._queue.take()
                 if row.is_wanted():
                     rows.append(row)
+                    self._events.waited(time.monotonic() - row.arrived)
+            self._events.waiting(len(self._queue))
         return rows
+
+    def _run_timed(self, images: Array, jobs: Sequence[J]) -> Sequence[Array | Exception]:
+        started = time.monotonic()
+        try:
+            return self._run(images, jobs)
+        finally:
+            self._events.ran(len(jobs), time.monotonic() - started)
 
     def _answer(self, rows: Sequence[_Row[J]]) -> None:
         """A batch that fails is run again in halves, so that no row fails for another's sake.
@@ -149,7 +167,7 @@ class Batcher(Generic[J]):
         """
         try:
             images = np.stack([row.image for row in rows])
-            answers = self._run(images, [row.job for row in rows])
+            answers = self._run_timed(images, [row.job for row in rows])
             answered = list(zip(rows, answers, strict=True))
         except (DeadlineError, UnavailableError) as error:
             logger.warning("a batch of %d failed: %s", len(rows), error)

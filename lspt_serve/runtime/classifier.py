@@ -3,8 +3,9 @@
 B batch, K classes, F pooled features, N patches.
 """
 
-from collections.abc import Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError, Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,10 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lspt_serve.bundle import Bundle
+from lspt_serve.errors import UnknownTaskError
 from lspt_serve.preprocess import LIMITS, ImageLimits, preprocess_image
 from lspt_serve.runtime.batch_size import measure_batch_size
 from lspt_serve.runtime.batcher import Batcher
 from lspt_serve.runtime.engine import Engine
+from lspt_serve.runtime.events import SILENT, Events
 from lspt_serve.runtime.store import PromptStore
 from lspt_serve.sizes import MAX_BATCH_SIZE
 
@@ -63,9 +66,11 @@ class Classifier:
         max_delay_s: float = 0.0,
         capacity: int = 256,
         limits: ImageLimits = LIMITS,
+        events: Events = SILENT,
     ) -> None:
         self.engine = engine
         self.store = store
+        self._events = events
         self.limits = limits
         if max_batch_size is None:
             max_batch_size = measure_batch_size(engine, limit=MAX_BATCH_SIZE)
@@ -75,6 +80,7 @@ class Classifier:
             max_batch_size=self.max_batch_size,
             max_delay_s=max_delay_s,
             capacity=capacity,
+            events=events,
         )
 
     def find(self, reference: str) -> Bundle:
@@ -86,14 +92,20 @@ class Classifier:
             UnknownTaskError: there is no such task.
             OverloadedError: an image of it would be refused now.
         """
-        bundle = self.store[reference]
-        self._batcher.check_room(bundle.name)
+        try:
+            bundle = self.store[reference]
+        except UnknownTaskError as error:
+            self._events.answered(None, error)
+            raise
+        with self._telling(bundle):
+            self._batcher.check_room(bundle.name)
         self.engine.prefetch([bundle.method_tensors])
         return bundle
 
     def decode(self, data: bytes, bundle: Bundle) -> Array:
         """The bytes of a file to the image (3 x H x W) that a task sees; raises ImageError."""
-        return preprocess_image(data, bundle.manifest.preprocess, self.limits)
+        with self._telling(bundle):
+            return preprocess_image(data, bundle.manifest.preprocess, self.limits)
 
     def submit(
         self, image: Array, bundle: Bundle, *, deadline: float | None = None
@@ -103,7 +115,10 @@ class Classifier:
         Raises OverloadedError; the future may hold it too, or DeadlineError, or ArithmeticError for
         an answer that is not finite. See Batcher.submit.
         """
-        return self._batcher.submit(image, _Job(bundle), deadline=deadline)
+        with self._telling(bundle):
+            answer = self._batcher.submit(image, _Job(bundle), deadline=deadline)
+        answer.add_done_callback(lambda answer: self._events.answered(bundle, _error(answer)))
+        return answer
 
     def attend(
         self, image: Array, bundle: Bundle, *, deadline: float | None = None
@@ -116,6 +131,14 @@ class Classifier:
         """Answer what waits and stop."""
         self._batcher.close()
         self.engine.close()
+
+    @contextmanager
+    def _telling(self, bundle: Bundle) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self._events.answered(bundle, error)
+            raise
 
     def _run(self, images: Array, jobs: Sequence[_Job]) -> list[Array | Exception]:
         """Images (B x 3 x H x W), each with its own job (B)."""
@@ -142,6 +165,10 @@ class Classifier:
 def _check_finite(answer: Array, job: _Job) -> Array | Exception:
     finite = np.isfinite(answer).all()
     return answer if finite else ArithmeticError(f"{job.name}: not finite")
+
+
+def _error(answer: Future[Array]) -> BaseException | None:
+    return CancelledError() if answer.cancelled() else answer.exception()
 
 
 def activate(logits: Array, activation: Activation = "softmax") -> Array:

@@ -6,6 +6,7 @@ from collections.abc import Set
 
 from lspt_serve.bundle import Bundle
 from lspt_serve.runtime.catalog import Entry
+from lspt_serve.runtime.events import SILENT, Events
 
 __all__ = ["BundleMemory"]
 
@@ -13,8 +14,9 @@ __all__ = ["BundleMemory"]
 class BundleMemory:
     """What was used last, up to so many bytes of tensors. Safe to use from several threads."""
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, *, events: Events = SILENT) -> None:
         self.max_bytes = max_bytes
+        self._events = events
         self.num_bytes = 0
         self._bundles: OrderedDict[Entry, Bundle] = OrderedDict()  # what was used last is last
         self._kept: Set[Entry] = frozenset()
@@ -40,6 +42,8 @@ class BundleMemory:
                 if self.num_bytes <= self.max_bytes:
                     break
                 self._drop(unused)
+                self._events.evicted()
+            self._events.held(len(self._bundles), self.num_bytes)
 
     def keep(self, entries: Set[Entry]) -> None:
         """These alone stay whatever comes: pinned ones, and those whose folders lost them."""
@@ -49,6 +53,7 @@ class BundleMemory:
     def drop(self, entry: Entry) -> None:
         with self._lock:
             self._drop(entry)
+            self._events.held(len(self._bundles), self.num_bytes)
 
     def _drop(self, entry: Entry) -> None:
         if bundle := self._bundles.pop(entry, None):

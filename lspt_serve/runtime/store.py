@@ -13,6 +13,7 @@ from lspt_serve.files import locked
 from lspt_serve.graph import GraphSpec, check_fits
 from lspt_serve.runtime.aliases import ALIASES_FILE, load_aliases, save_aliases
 from lspt_serve.runtime.catalog import Catalog, Entry, scan
+from lspt_serve.runtime.events import SILENT, Events
 from lspt_serve.runtime.memory import BundleMemory
 
 __all__ = ["HOST_BYTES", "PromptStore"]
@@ -46,6 +47,7 @@ class PromptStore:
         *,
         host_bytes: int = HOST_BYTES,
         pinned: Collection[str] = (),
+        events: Events = SILENT,
     ) -> None:
         if not folder.is_dir():
             raise BundleError(
@@ -55,7 +57,8 @@ class PromptStore:
         self.folder, self._graph = folder, graph
         self.generation = 0  # how often a look at the folder found a change
         self._catalog = Catalog()
-        self._memory = BundleMemory(host_bytes)
+        self._memory = BundleMemory(host_bytes, events=events)
+        self._events = events
         self._pinned = tuple(pinned)
         self._refreshing = threading.Lock()
         self.refresh()
@@ -88,6 +91,14 @@ class PromptStore:
         """Raises UnknownTaskError."""
         return self._catalog.find(reference).manifest
 
+    def is_ready(self, reference: str) -> bool:
+        """Whether an image of the task would be answered: it was read, checked and is served."""
+        try:
+            self._catalog.find(reference)
+        except UnknownTaskError:
+            return False
+        return True
+
     def refresh(self) -> None:
         """Look at the folder; what changed is served from the next request on.
 
@@ -100,6 +111,7 @@ class PromptStore:
             except OSError as error:
                 logger.error("%s cannot be read: %s", self.folder, error.strerror)
                 return
+            self._events.served(len(after.tasks), len(after.refused))
             if after == before:
                 return
             pinned = self._find_pinned(after)
@@ -184,7 +196,9 @@ class PromptStore:
         return entry
 
     def _load(self, folder: Path) -> Bundle:
+        started = time.monotonic()
         bundle = load_bundle(folder)
+        self._events.loaded(time.monotonic() - started)
         check_fits(bundle, self._graph)
         return bundle
 

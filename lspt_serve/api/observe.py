@@ -1,0 +1,74 @@
+"""A line in the log and a count for every request."""
+
+import logging
+import time
+from typing import Any
+from urllib.parse import quote
+
+from fastapi import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from lspt_serve.api.failures import request_id
+from lspt_serve.api.metrics import Metrics
+
+__all__ = ["Observe"]
+
+QUIET = ("/metrics",)  # what asks every few seconds is not counted, and fills no log
+MAX_PATH = 200  # characters of a path that are logged
+logger = logging.getLogger("lspt_serve.access")
+
+
+class Observe:
+    """ASGI middleware around the app.
+
+    A route tells what it knows of a request by way of its state: `task` (NAME@VERSION) and
+    `timings` (milliseconds by name); what answers an error tells its `code`.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        scope.setdefault("state", {})
+        started, status = time.perf_counter(), 500
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watched)
+        finally:
+            route = getattr(scope.get("route"), "path", "")
+            if route not in QUIET:
+                _tell(Request(scope), route, status, time.perf_counter() - started)
+
+
+def _tell(request: Request, route: str, status: int, seconds: float) -> None:
+    state, path = request.scope["state"], quote(request.scope["path"])[:MAX_PATH]
+    code = state.get("code", "internal" if status == 500 else None)
+    metrics: Metrics = request.app.state.metrics
+    metrics.responded(route, status, code, seconds)
+    fields: dict[str, Any] = {
+        "request_id": request_id(request),
+        "method": request.method,
+        "path": path,
+        "status": status,
+        "ms": round(seconds * 1000, 3),
+    }
+    known = {name: state[name] for name in ("task", "timings") if name in state}
+    fields |= known | ({"code": code} if code else {})
+    about = " ".join(fields[name] for name in ("code", "task") if name in fields)
+    line = f"{request.method} {path} {status} {about}".rstrip()
+    logger.info(
+        "%s %.1f ms, request %s",
+        line,
+        seconds * 1000,
+        fields["request_id"],
+        extra={"fields": fields},
+    )

@@ -1,0 +1,39 @@
+"""What the runtime tells whoever counts it."""
+
+from lspt_serve.bundle import Bundle
+
+__all__ = ["SILENT", "Events"]
+
+
+class Events:
+    """Tells nobody; a subclass counts what it wants to.
+
+    The methods are called often and from any thread: they neither raise nor wait.
+    """
+
+    def answered(self, bundle: Bundle | None, error: BaseException | None) -> None:
+        """An image got its answer, or the error in its place; no bundle: an unknown task."""
+
+    def waiting(self, images: int) -> None:
+        """So many are in the queue now."""
+
+    def waited(self, seconds: float) -> None:
+        """An image left the queue for a batch."""
+
+    def ran(self, batch_size: int, seconds: float) -> None:
+        """A batch came out of the engine, whatever became of it."""
+
+    def loaded(self, seconds: float) -> None:
+        """A bundle was read from disk."""
+
+    def evicted(self) -> None:
+        """A bundle left the memory, for there was no room for another beside it."""
+
+    def held(self, bundles: int, num_bytes: int) -> None:
+        """What is in the memory now."""
+
+    def served(self, tasks: int, refused: int) -> None:
+        """What the folder holds now."""
+
+
+SILENT = Events()

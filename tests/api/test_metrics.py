@@ -1,0 +1,114 @@
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from prometheus_client.parser import text_string_to_metric_families
+from toys import coloured, encoded, noise
+from toys_api import Api, create_classifier
+
+from lspt_serve.api.metrics import Metrics
+from lspt_serve.feed import TaskTensors
+from lspt_serve.models import Backbone
+from lspt_serve.runtime import Classifier
+
+PNG = encoded(coloured("red", np.random.default_rng(0), side=40))
+Array = NDArray[np.float32]
+Labels = dict[str, str]
+
+
+@pytest.fixture
+def api(tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Api:
+    metrics = Metrics()
+    api = Api(create_classifier(tiny_backbone, tmp_path_factory, events=metrics))
+    api.app.state.metrics = metrics
+    return api
+
+
+def values(api: Api, name: str) -> list[tuple[Labels, float]]:
+    """Of a metric's series at GET /metrics, without those that are 0."""
+    families = text_string_to_metric_families(api.request("GET", "/metrics").text)
+    samples = [sample for family in families for sample in family.samples]
+    return [
+        (sample.labels, sample.value) for sample in samples if sample.name == name and sample.value
+    ]
+
+
+def test_images_are_counted_by_task_version_and_code(api: Api) -> None:
+    for _ in range(2):
+        api.classify(PNG, task="colour@1")
+    api.classify(PNG[:60], task="parity")
+    api.classify(b"garbage", task="parity")
+
+    assert values(api, "lspt_requests_total") == [
+        ({"task": "colour", "version": "1", "code": "ok"}, 2),
+        ({"task": "parity", "version": "1", "code": "undecodable"}, 1),
+        ({"task": "parity", "version": "1", "code": "unsupported_format"}, 1),
+    ]
+
+
+def test_what_callers_make_up_is_no_label(api: Api) -> None:
+    for name in ("nobody", "colour@7", "no:alias"):
+        api.classify(PNG, task=name)
+        api.request("GET", f"/tasks/{name}")
+        api.request("GET", f"/{name}")
+        api.request(name.upper()[:6], "/classify")
+
+    text = api.request("GET", "/metrics").text
+    assert not any(word in text.lower() for word in ("nobody", "colour", "alias"))
+    assert values(api, "lspt_requests_total") == [
+        ({"task": "", "version": "", "code": "unknown_task"}, 3)
+    ]
+    routes = {labels["route"] for labels, _ in values(api, "lspt_http_seconds_count")}
+    assert routes == {"/classify", "/tasks/{name}", ""}
+
+
+def test_refusals_are_counted_by_code(api: Api) -> None:
+    api.classify(PNG, task="nobody")
+    api.classify(b"garbage")
+    api.classify(b"garbage")
+    api.classify(PNG)
+    api.request("GET", "/tasks/nobody")
+
+    assert values(api, "lspt_errors_total") == [
+        ({"code": "unknown_task"}, 2),
+        ({"code": "unsupported_format"}, 2),
+    ]
+
+
+def test_an_error_of_the_server_is_counted(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(data: bytes, bundle: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(api.app.state.classifier, "decode", fail)
+    assert api.classify(PNG).status_code == 500
+
+    assert values(api, "lspt_errors_total") == [({"code": "internal"}, 1)]
+    assert values(api, "lspt_http_seconds_count") == [({"route": "/classify", "status": "500"}, 1)]
+
+
+def test_a_caller_who_left_is_counted(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    classifier: Classifier = api.app.state.classifier
+    run, busy = classifier.engine.features, threading.Event()
+
+    go = threading.Event()
+
+    def features(images: Array, tasks: Sequence[TaskTensors]) -> Array:
+        busy.set()
+        assert go.wait(timeout=10)
+        return run(images, tasks)
+
+    monkeypatch.setattr(classifier.engine, "features", features)
+    first = classifier.submit(noise(1)[0], classifier.store["colour"])
+    assert busy.wait(timeout=10)
+    api.leave("/classify", files={"image": PNG}, data={"task": "colour"})
+    go.set()
+    first.result(timeout=10)
+    classifier.close()
+
+    assert values(api, "lspt_errors_total") == [({"code": "client_gone"}, 1)]
+    assert values(api, "lspt_requests_total") == [
+        ({"task": "colour", "version": "1", "code": "client_gone"}, 1),
+        ({"task": "colour", "version": "1", "code": "ok"}, 1),
+    ]

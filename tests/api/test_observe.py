@@ -1,0 +1,100 @@
+import json
+import logging
+
+import numpy as np
+import pytest
+from opentelemetry import trace
+from toys import coloured, encoded
+from toys_api import Api, create_classifier
+
+from lspt_serve.api.logs import JsonLines
+from lspt_serve.models import Backbone
+
+PNG = encoded(coloured("red", np.random.default_rng(0), side=40))
+
+
+@pytest.fixture(scope="module")
+def api(tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Api:
+    return Api(create_classifier(tiny_backbone, tmp_path_factory))
+
+
+@pytest.fixture
+def access(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.INFO, logger="lspt_serve.access")
+    return caplog
+
+
+def test_an_answer_is_a_line_in_the_log(api: Api, access: pytest.LogCaptureFixture) -> None:
+    answer = api.classify(PNG, headers={"X-Request-ID": "mine-1", "Authorization": "Bearer secret"})
+
+    (record,) = access.records
+    line = json.loads(JsonLines().format(record))
+    assert line.pop("ms") >= line["timings"]["total"]
+    assert line.pop("time").endswith("+00:00")
+    assert line.pop("message").startswith("POST /classify 200 colour@1 ")
+    assert line == {
+        "level": "info",
+        "logger": "lspt_serve.access",
+        "request_id": "mine-1",
+        "method": "POST",
+        "path": "/classify",
+        "status": 200,
+        "task": "colour@1",
+        "timings": answer.json()["timings_ms"],
+    }
+    assert "secret" not in str(vars(record))
+
+
+@pytest.mark.parametrize(
+    ("image", "task", "status", "code", "known"),
+    [
+        (PNG, "nobody", 404, "unknown_task", None),
+        (b"garbage", "parity", 415, "unsupported_format", "parity@1"),
+    ],
+)
+def test_a_refusal_is_a_line_with_its_code(
+    api: Api,
+    access: pytest.LogCaptureFixture,
+    image: bytes,
+    task: str,
+    status: int,
+    code: str,
+    known: str | None,
+) -> None:
+    answer = api.classify(image, task=task)
+
+    (record,) = access.records
+    line = json.loads(JsonLines().format(record))
+    assert (line["status"], line["code"], line.get("task")) == (status, code, known)
+    assert line["request_id"] == answer.json()["error"]["request_id"]
+
+
+def test_what_asks_for_metrics_is_not_logged(api: Api, access: pytest.LogCaptureFixture) -> None:
+    assert api.request("GET", "/metrics").status_code == 200
+
+    assert access.records == []
+
+
+def test_a_path_writes_no_line_of_its_own(api: Api, access: pytest.LogCaptureFixture) -> None:
+    api.request("GET", "/tasks/a%0AINFO%20b" + "c" * 1000)
+
+    (record,) = access.records
+    assert record.getMessage().startswith("GET /tasks/a%0AINFO%20bccc")
+    assert len(record.getMessage()) < 300
+
+
+def test_a_line_names_its_trace_and_its_exception() -> None:
+    span = trace.SpanContext(trace_id=0xABC, span_id=0xDEF, is_remote=True)
+    with trace.use_span(trace.NonRecordingSpan(span)):
+        try:
+            raise ValueError("bad\nluck")
+        except ValueError as error:
+            info = (ValueError, error, error.__traceback__)
+        record = logging.LogRecord("name", logging.ERROR, "", 0, "%d went\nwrong", (3,), info)
+        text = JsonLines().format(record)
+
+    line = json.loads(text)
+    assert "\n" not in text
+    assert (line["trace_id"], line["span_id"]) == (f"{0xABC:032x}", f"{0xDEF:016x}")
+    assert (line["level"], line["message"]) == ("error", "3 went\nwrong")
+    assert line["exception"].endswith("ValueError: bad\nluck")
