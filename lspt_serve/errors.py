@@ -17,6 +17,8 @@ LSPTError (a ValueError: the caller can mend it)
 ├── OverloadedError     more work than the server takes at once
 ├── UnavailableError    a server behind an engine that does not answer
 ├── DeadlineError       an answer that came too late to be wanted
+├── UnauthorisedError   a caller who does not show what they must
+├── RefusedError        a request that a server refused
 └── ImageError          an image that cannot be classified
     ├── TooLargeError           more bytes or pixels than allowed
     ├── UnsupportedFormatError  not one of the accepted file formats
@@ -48,10 +50,12 @@ __all__ = [
     "OptionError",
     "OutputError",
     "OverloadedError",
+    "RefusedError",
     "RunError",
     "SettingError",
     "SweepError",
     "TooLargeError",
+    "UnauthorisedError",
     "UnavailableError",
     "UndecodableError",
     "UnknownTaskError",
@@ -129,6 +133,14 @@ class UnavailableError(LSPTError):
 
 class DeadlineError(LSPTError):
     """An answer that came too late to be wanted."""
+
+
+class UnauthorisedError(LSPTError):
+    """A caller who does not show what they must."""
+
+
+class RefusedError(LSPTError):
+    """A request that a server refused."""
 
 
 class ImageError(LSPTError):

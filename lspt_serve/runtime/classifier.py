@@ -3,14 +3,17 @@
 B batch, K classes, F pooled features.
 """
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lspt_serve.bundle import Bundle
+from lspt_serve.runtime.allowed import AllowedTasks, Tasks
 from lspt_serve.runtime.batch_size import measure_batch_size
 from lspt_serve.runtime.batcher import Batcher
 from lspt_serve.runtime.engine import Engine
@@ -51,6 +54,7 @@ class Classifier:
     ) -> None:
         self.engine = engine
         self.store = store
+        self.tasks: Tasks = store  # what callers see of it
         if max_batch_size is None:
             max_batch_size = measure_batch_size(engine, limit=MAX_BATCH_SIZE)
         self.max_batch_size = max_batch_size
@@ -61,6 +65,12 @@ class Classifier:
             capacity=capacity,
         )
 
+    def only(self, may_use: Callable[[str], bool]) -> Self:
+        """The same classifier for somebody who may not use every task, see AllowedTasks."""
+        limited = copy.copy(self)
+        limited.tasks = AllowedTasks(self.store, may_use)
+        return limited
+
     def find(self, reference: str) -> Bundle:
         """The task, if an image of it may be submitted now; the engine fetches its tensors.
 
@@ -70,7 +80,7 @@ class Classifier:
             UnknownTaskError: there is no such task.
             OverloadedError: an image of it would be refused now.
         """
-        bundle = self.store[reference]
+        bundle = self.tasks[reference]
         self._batcher.check_room(bundle.name)
         self.engine.prefetch([bundle.method_tensors])
         return bundle
