@@ -12,6 +12,7 @@ import logging
 import bentoml
 
 from lspt_serve.api import create_app
+from lspt_serve.api.auth import load_access
 from lspt_serve.runtime import Watch
 from lspt_serve.settings import ServiceSettings, load_classifier
 
@@ -27,7 +28,9 @@ class LSPTService:
     """One frozen Vision Transformer, many tasks: POST an image and a task's name to /classify."""
 
     def __init__(self) -> None:
-        self.classifier = load_classifier(ServiceSettings.from_env())
+        settings = ServiceSettings.from_env()
+        app.state.access = load_access(settings.admin_token, settings.keys)
+        self.classifier = load_classifier(settings)
         app.state.classifier = self.classifier
         self.watch = Watch(self.classifier.store)
         gc.collect()

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
 from lspt_serve.errors import SettingError
 from lspt_serve.runtime import (
@@ -46,6 +46,9 @@ class ServiceSettings(BaseModel):
     pin: Names = ()  # tasks that are in memory from the start and stay there, NAME,NAME:ALIAS,...
     # how long an image may wait for others to share its batch; under load they come anyway
     max_delay_ms: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)] = 0.0
+    # of those who may change what is served; None: nobody may
+    admin_token: Annotated[SecretStr, Field(min_length=1)] | None = None
+    keys: Path | None = None  # a file of who may use which tasks; None: everybody may use all
 
     @classmethod
     def from_env(cls) -> Self:

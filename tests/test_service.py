@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import SecretStr
 from toys import coloured, encoded, export_once, random_bundle
 
 from lspt_serve.bundle import save_bundle
@@ -25,6 +26,8 @@ VARIABLES = {
     "LSPT_MAX_DELAY_MS": "2.5",
     "LSPT_MEMORY_MB": "64",
     "LSPT_PIN": "flowers,birds:stable",
+    "LSPT_ADMIN_TOKEN": "token",
+    "LSPT_KEYS": "/k",
 }
 WITHOUT_TORCH = """
 import json, sys
@@ -111,6 +114,7 @@ def test_settings_have_defaults(environment: pytest.MonkeyPatch) -> None:
     assert (settings.engine, settings.precision, settings.device) == ("auto", "fp32", "auto")
     assert settings.triton_url == "grpc://127.0.0.1:8001"
     assert (settings.max_delay_ms, settings.memory_mb, settings.pin) == (0, 1024, ())
+    assert (settings.admin_token, settings.keys) == (None, None)
 
 
 def test_settings_come_from_the_environment(environment: pytest.MonkeyPatch) -> None:
@@ -127,6 +131,8 @@ def test_settings_come_from_the_environment(environment: pytest.MonkeyPatch) -> 
         max_delay_ms=2.5,
         memory_mb=64,
         pin=("flowers", "birds:stable"),
+        admin_token=SecretStr("token"),
+        keys=Path("/k"),
     )
 
 
@@ -141,6 +147,7 @@ def test_settings_come_from_the_environment(environment: pytest.MonkeyPatch) -> 
         ("LSPT_MAX_DELAY_MS", "-1", "greater than or equal to 0"),
         ("LSPT_MAX_DELAY_MS", "nan", "finite number"),
         ("LSPT_MAX_DELAY_MS", "soon", "valid number"),
+        ("LSPT_ADMIN_TOKEN", "", "at least 1"),
     ],
 )
 def test_setting_that_there_is_not_is_refused(

@@ -9,6 +9,8 @@ import numpy as np
 from fastapi import Depends, FastAPI, File, Form, Request, Response, UploadFile
 from numpy.typing import NDArray
 
+from lspt_serve.api import aliases, v2
+from lspt_serve.api.auth import Access, get_classifier
 from lspt_serve.api.disconnect import unless_gone
 from lspt_serve.api.failures import REQUEST_ID, RESPONSES, add_failure_handlers, request_id
 from lspt_serve.api.limits import LimitBody
@@ -30,23 +32,22 @@ def create_app(*, max_bytes: int = MAX_BYTES) -> FastAPI:
         max_bytes: of a request's body; more is answered with 413.
     """
     app = FastAPI(title="lspt-serve", docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.max_bytes = max_bytes
+    app.state.access = Access()
     app.add_middleware(LimitBody, max_bytes=max_bytes)
     add_failure_handlers(app)
     app.post("/classify", responses=RESPONSES)(classify)  # type: ignore[arg-type]
     app.get("/tasks")(list_tasks)
     app.get("/tasks/{name}", responses={404: RESPONSES[404]})(get_task)
+    app.include_router(aliases.router)
+    app.include_router(v2.router)
     return app
-
-
-def _classifier(request: Request) -> Classifier:
-    classifier: Classifier = request.app.state.classifier
-    return classifier
 
 
 async def classify(
     request: Request,
     response: Response,
-    classifier: Annotated[Classifier, Depends(_classifier)],
+    classifier: Annotated[Classifier, Depends(get_classifier)],
     image: Annotated[UploadFile, File(description="A JPEG, PNG, BMP or GIF file.")],
     task: Annotated[
         str, Form(description="NAME, NAME@VERSION or NAME:ALIAS; GET /tasks lists them.")
@@ -82,19 +83,18 @@ async def classify(
     )
 
 
-async def list_tasks(classifier: Annotated[Classifier, Depends(_classifier)]) -> TaskList:
+async def list_tasks(classifier: Annotated[Classifier, Depends(get_classifier)]) -> TaskList:
     """The tasks that are served, and the bundles that are not, with the reason."""
-    store = classifier.store
     return TaskList(
-        generation=store.generation,
-        tasks=[_describe(task) for task in store],
-        refused=dict(store.refused),
+        generation=classifier.store.generation,
+        tasks=[_describe(task) for task in classifier.tasks],
+        refused=dict(classifier.tasks.refused),
     )
 
 
-async def get_task(name: str, classifier: Annotated[Classifier, Depends(_classifier)]) -> Task:
+async def get_task(name: str, classifier: Annotated[Classifier, Depends(get_classifier)]) -> Task:
     """One task."""
-    return _describe(classifier.store.manifest(name))
+    return _describe(classifier.tasks.manifest(name))
 
 
 def _describe(manifest: Manifest) -> Task:
