@@ -18,6 +18,7 @@ LSPTError (a ValueError: the caller can mend it)
 ├── UnavailableError    a server behind an engine that does not answer
 ├── DeadlineError       an answer that came too late to be wanted
 ├── ServerError         a server's answer that none of the others says
+├── UnauthorisedError   a caller who does not show what they must
 └── ImageError          an image that cannot be classified
     ├── TooLargeError           more bytes or pixels than allowed
     ├── UnsupportedFormatError  not one of the accepted file formats
@@ -54,6 +55,7 @@ __all__ = [
     "SettingError",
     "SweepError",
     "TooLargeError",
+    "UnauthorisedError",
     "UnavailableError",
     "UndecodableError",
     "UnknownTaskError",
@@ -139,6 +141,10 @@ class ServerError(LSPTError):
     """A server's answer that none of the others says; `code` is the server's word for it."""
 
     code = "internal"
+
+
+class UnauthorisedError(LSPTError):
+    """A caller who does not show what they must."""
 
 
 class ImageError(LSPTError):

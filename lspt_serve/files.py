@@ -5,6 +5,7 @@ import glob
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,8 @@ from pathlib import Path
 from lspt_serve.errors import OutputError
 
 __all__ = ["atomic_file", "atomic_folder", "check_output", "locked", "remove_leftovers"]
+
+RETRY_S = 0.01
 
 
 def check_output(path: Path, *, overwrite: bool, marker: str | None = None) -> None:
@@ -92,16 +95,20 @@ def remove_leftovers(path: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, *, patience_s: float = 0.0) -> Iterator[None]:
     """Be the only process that writes `path`; the end of the process, however it comes, frees it.
+
+    Args:
+        patience_s: how long to wait for another that is writing it.
 
     Raises:
         OutputError: another process is writing it; its id is named.
     """
+    end = time.monotonic() + patience_s
     lock = path.with_name(f".{path.name}.lock")
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
-        while (handle := _take(lock, path)) is None:
+        while (handle := _take(lock, path, wait=time.monotonic() < end)) is None:
             pass
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror}") from error
@@ -112,8 +119,8 @@ def locked(path: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _take(lock: Path, path: Path) -> int | None:
-    """The lock, open and ours, with our process id in it; None where its holder just deleted it."""
+def _take(lock: Path, path: Path, *, wait: bool) -> int | None:
+    """The lock, open and ours, with our process id in it; None where it is to be tried again."""
     handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -124,6 +131,9 @@ def _take(lock: Path, path: Path) -> int | None:
     except BlockingIOError:
         holder = os.pread(handle, 20, 0).decode() or "unknown"
         os.close(handle)
+        if wait:
+            time.sleep(RETRY_S)
+            return None
         raise OutputError(
             f"{path} is being written by process {holder}; wait for its end or give another place"
         ) from None

@@ -12,6 +12,7 @@ import logging
 import bentoml
 
 from lspt_serve.api import configure_logging, create_app
+from lspt_serve.api.auth import load_access
 from lspt_serve.runtime import Watch
 from lspt_serve.settings import ServiceSettings, load_classifier
 
@@ -37,6 +38,7 @@ class LSPTService:
         configure_logging(settings.log_format)
         self.ready = False
         app.state.max_bytes = settings.max_bytes
+        app.state.access = load_access(settings.admin_token, settings.keys)
         self.classifier = load_classifier(settings, app.state.metrics)
         app.state.classifier = self.classifier
         self.watch = Watch(self.classifier.store)

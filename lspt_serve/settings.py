@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
 from lspt_serve.errors import SettingError
 from lspt_serve.preprocess import FORMATS, MAX_PIXELS, Format, ImageLimits
@@ -55,6 +55,9 @@ class ServiceSettings(BaseModel):
     max_pixels: Annotated[int, Field(ge=1)] = MAX_PIXELS  # of an image
     max_bytes: Annotated[int, Field(ge=1)] = MAX_REQUEST_BYTES
     log_format: Literal["text", "json"] = "text"  # of the service's lines on stdout
+    # of those who may change what is served; None: nobody may
+    admin_token: Annotated[SecretStr, Field(min_length=1)] | None = None
+    keys: Path | None = None  # a file of who may use which tasks; None: everybody may use all
 
     @classmethod
     def from_env(cls) -> Self:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import SecretStr
 from toys import coloured, encoded, export_once, random_bundle
 
 from lspt_serve.bundle import save_bundle
@@ -29,6 +30,8 @@ VARIABLES = {
     "LSPT_MAX_PIXELS": "1000000",
     "LSPT_MAX_BYTES": "5000000",
     "LSPT_LOG_FORMAT": "json",
+    "LSPT_ADMIN_TOKEN": "token",
+    "LSPT_KEYS": "/k",
 }
 WITHOUT_TORCH = """
 import json, sys
@@ -119,6 +122,7 @@ def test_settings_have_defaults(environment: pytest.MonkeyPatch) -> None:
     assert settings.formats == ("JPEG", "PNG", "BMP", "GIF")
     assert (settings.max_pixels, settings.max_bytes) == (50_000_000, 20_000_000)
     assert settings.log_format == "text"
+    assert (settings.admin_token, settings.keys) == (None, None)
 
 
 def test_settings_come_from_the_environment(environment: pytest.MonkeyPatch) -> None:
@@ -139,6 +143,8 @@ def test_settings_come_from_the_environment(environment: pytest.MonkeyPatch) -> 
         max_pixels=1_000_000,
         max_bytes=5_000_000,
         log_format="json",
+        admin_token=SecretStr("token"),
+        keys=Path("/k"),
     )
 
 
@@ -157,6 +163,7 @@ def test_settings_come_from_the_environment(environment: pytest.MonkeyPatch) -> 
         ("LSPT_MAX_DELAY_MS", "-1", "greater than or equal to 0"),
         ("LSPT_MAX_DELAY_MS", "nan", "finite number"),
         ("LSPT_MAX_DELAY_MS", "soon", "valid number"),
+        ("LSPT_ADMIN_TOKEN", "", "at least 1"),
     ],
 )
 def test_setting_that_there_is_not_is_refused(

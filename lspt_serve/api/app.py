@@ -2,7 +2,8 @@
 
 from fastapi import FastAPI
 
-from lspt_serve.api import classify, classify_many, tasks
+from lspt_serve.api import aliases, classify, classify_many, tasks, v2
+from lspt_serve.api.auth import Access
 from lspt_serve.api.failures import add_failure_handlers
 from lspt_serve.api.limits import LimitBody
 from lspt_serve.api.metrics import Metrics, get_metrics
@@ -23,11 +24,12 @@ def create_app(*, max_bytes: int = MAX_REQUEST_BYTES) -> FastAPI:
     """
     app = FastAPI(title="lspt-serve", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.max_bytes = max_bytes
+    app.state.access = Access()
     app.state.metrics = Metrics()
     app.add_middleware(LimitBody)
     app.add_middleware(Observe)
     add_failure_handlers(app)
-    for part in (classify, classify_many, tasks):
+    for part in (classify, classify_many, tasks, aliases, v2):
         app.include_router(part.router)
     app.get("/metrics", include_in_schema=False)(get_metrics)
     add_page(app)

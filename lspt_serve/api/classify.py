@@ -2,19 +2,19 @@
 
 import asyncio
 import time
-from typing import Annotated
 
 import anyio.to_thread
 import numpy as np
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 from numpy.typing import NDArray
 
+from lspt_serve.api.auth import CallersClassifier
 from lspt_serve.api.disconnect import unless_gone
 from lspt_serve.api.failures import REQUEST_ID, RESPONSES, request_id
 from lspt_serve.api.openapi import body
 from lspt_serve.api.uploads import malformed, read_request
 from lspt_serve.bundle import Bundle
-from lspt_serve.runtime import Classifier, activate, top_labels
+from lspt_serve.runtime import activate, top_labels
 from lspt_serve.schemas import (
     Answer,
     Attention,
@@ -24,24 +24,16 @@ from lspt_serve.schemas import (
     Timings,
 )
 
-__all__ = ["DEADLINE_S", "get_classifier", "predict", "router", "to_ms"]
+__all__ = ["DEADLINE_S", "predict", "router", "to_ms"]
 
 DEADLINE_S = 30.0  # for an image to be run; BentoML gives up after 60
 router = APIRouter()
 
 
-def get_classifier(request: Request) -> Classifier:
-    """The app's."""
-    classifier: Classifier = request.app.state.classifier
-    return classifier
-
-
 @router.post(
     "/classify", responses=RESPONSES, openapi_extra=body(ClassifyFields, "image", several=False)
 )
-async def classify(
-    request: Request, response: Response, classifier: Annotated[Classifier, Depends(get_classifier)]
-) -> Answer:
+async def classify(request: Request, response: Response, classifier: CallersClassifier) -> Answer:
     """Classify one image by one task."""
     started = time.perf_counter()
     uploads, asked = await read_request(request, ClassifyFields, "image")

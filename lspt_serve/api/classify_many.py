@@ -3,14 +3,14 @@
 import asyncio
 import time
 from collections.abc import Sequence
-from typing import Annotated
 
 import anyio.to_thread
 import numpy as np
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 from numpy.typing import NDArray
 
-from lspt_serve.api.classify import DEADLINE_S, get_classifier, predict, to_ms
+from lspt_serve.api.auth import CallersClassifier
+from lspt_serve.api.classify import DEADLINE_S, predict, to_ms
 from lspt_serve.api.disconnect import unless_gone
 from lspt_serve.api.failures import REQUEST_ID, RESPONSES, explain, request_id
 from lspt_serve.api.openapi import body
@@ -36,7 +36,7 @@ router = APIRouter()
     openapi_extra=body(ClassifyManyFields, "images", several=True),
 )
 async def classify_many(
-    request: Request, response: Response, classifier: Annotated[Classifier, Depends(get_classifier)]
+    request: Request, response: Response, classifier: CallersClassifier
 ) -> ManyAnswer:
     """Classify every image by every task.
 

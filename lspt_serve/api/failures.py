@@ -17,6 +17,7 @@ from lspt_serve.errors import (
     LSPTError,
     OverloadedError,
     TooLargeError,
+    UnauthorisedError,
     UnavailableError,
     UndecodableError,
     UnknownTaskError,
@@ -42,6 +43,7 @@ FAILURES: dict[type[LSPTError], tuple[str, int, str | None]] = {
     OverloadedError: ("overloaded", 503, None),
     UnavailableError: ("unavailable", 503, None),
     DeadlineError: ("deadline", 504, None),
+    UnauthorisedError: ("unauthorised", 401, None),
     UnknownTaskError: ("unknown_task", 404, "task"),
     TooLargeError: ("too_large", 413, "image"),
     UnsupportedFormatError: ("unsupported_format", 415, "image"),
@@ -59,7 +61,7 @@ CODES = {
 RETRY_AFTER_S = 1
 RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": HTTPStatus(status).phrase}
-    for status in (400, 404, 413, 415, 422, 503, 504)
+    for status in (400, 401, 404, 413, 415, 422, 503, 504)
 }
 
 
@@ -113,9 +115,11 @@ def explain(error: Exception, request: Request) -> tuple[int, ItemFailure]:
 def _answer(request: Request, status: int, failed: ItemFailure) -> JSONResponse:
     request.state.code = failed.code
     failure = Failure(request_id=request_id(request), **failed.model_dump())
-    retry = {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else {}
-    return JSONResponse(
-        ErrorAnswer(error=failure).model_dump(),
-        status_code=status,
-        headers={REQUEST_ID: failure.request_id} | retry,
-    )
+    headers = {REQUEST_ID: failure.request_id}
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if status == 503:
+        headers["Retry-After"] = str(RETRY_AFTER_S)
+    of_v2 = request.url.path == "/v2" or request.url.path.startswith("/v2/")
+    content = {"error": failure.message} if of_v2 else ErrorAnswer(error=failure).model_dump()
+    return JSONResponse(content, status_code=status, headers=headers)

@@ -12,6 +12,7 @@ from lspt_serve.cli.engines import engines
 from lspt_serve.cli.export import export
 from lspt_serve.cli.inspect import inspect
 from lspt_serve.cli.quantise import quantise
+from lspt_serve.cli.remote import alias, load, unload
 from lspt_serve.cli.results import results
 from lspt_serve.cli.serve import serve
 from lspt_serve.cli.sweep import sweep
@@ -43,6 +44,9 @@ app.command()(quantise)
 app.command()(engines)
 app.command()(serve)
 app.command()(classify)
+app.command()(load)
+app.command()(unload)
+app.command()(alias)
 app.command()(sweep)
 app.command()(results)
 

@@ -7,7 +7,7 @@ from pydantic import Field, StringConstraints, TypeAdapter, ValidationError
 
 from lspt_serve.bundle import TASK_NAME
 from lspt_serve.errors import BundleError, first_mistake
-from lspt_serve.files import atomic_file
+from lspt_serve.runtime.folder_file import load_folder_file, save_folder_file
 
 __all__ = ["ALIASES_FILE", "DEFAULT", "Aliases", "load_aliases", "save_aliases"]
 
@@ -24,15 +24,7 @@ def load_aliases(folder: Path) -> Aliases:
     Raises:
         BundleError: the file cannot be read, or does not hold what it should.
     """
-    path = folder / ALIASES_FILE
-    try:
-        return ADAPTER.validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise BundleError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValidationError as error:
-        raise BundleError(f"{path}: {first_mistake(error, whole='the file')}") from error
+    return load_folder_file(folder / ALIASES_FILE, ADAPTER, missing={})
 
 
 def save_aliases(folder: Path, aliases: Aliases) -> None:
@@ -46,5 +38,4 @@ def save_aliases(folder: Path, aliases: Aliases) -> None:
         ADAPTER.validate_python(aliases, strict=True)
     except ValidationError as error:
         raise BundleError(f"no alias can be made: {first_mistake(error)}") from error
-    with atomic_file(folder / ALIASES_FILE) as path:
-        path.write_bytes(ADAPTER.dump_json(aliases, indent=2) + b"\n")
+    save_folder_file(folder / ALIASES_FILE, ADAPTER, aliases)

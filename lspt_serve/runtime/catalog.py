@@ -7,15 +7,16 @@ flowers:stable    the version that its alias `stable` names
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from lspt_serve.bundle import BASELINE, MANIFEST, TENSORS, Manifest
 from lspt_serve.errors import BundleError, UnknownTaskError, first_line, name_some, nearest
 from lspt_serve.runtime.aliases import ALIASES_FILE, DEFAULT, Aliases, load_aliases
+from lspt_serve.runtime.unloaded import UNLOADED_FILE, load_unloaded
 
-__all__ = ["Catalog", "Entry", "Found", "scan"]
+__all__ = ["Catalog", "Entry", "Found", "scan", "task_of", "unknown_task"]
 
 Signature = tuple[tuple[int, int, int], ...]  # of a bundle's files; what changes them changes it
 GONE = (0, 0, 0)
@@ -28,6 +29,9 @@ class Entry:
 
     folder: Path
     manifest: Manifest
+
+
+Tasks = Mapping[str, Mapping[int, Entry]]
 
 
 @dataclass(frozen=True)
@@ -49,12 +53,16 @@ class Catalog:
     """One state of a folder; it does not change.
 
     Args:
-        tasks: name -> version -> bundle, both in order.
-        refused: folder or file -> why it is not served.
+        tasks: name -> version -> bundle, both in order; all that is served.
+        unloaded: the same of those that are not, for unloaded.json names them.
+        unwanted: what unloaded.json says.
+        refused: folder or file -> why it is not served, without the path to it.
         found: folder -> what it holds; read again only when it has changed.
     """
 
-    tasks: Mapping[str, Mapping[int, Entry]] = field(default_factory=dict)
+    tasks: Tasks = field(default_factory=dict)
+    unloaded: Tasks = field(default_factory=dict)
+    unwanted: frozenset[str] = frozenset()
     aliases: Aliases = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
     found: Mapping[Path, Found] = field(default_factory=dict)
@@ -75,10 +83,11 @@ class Catalog:
 
     def find(self, reference: str) -> Entry:
         """Raises UnknownTaskError, which says what there is instead."""
-        match = REFERENCE.fullmatch(reference)
-        name = match["name"] if match else reference
+        match, name = REFERENCE.fullmatch(reference), task_of(reference)
+        if name in self.unloaded:
+            raise UnknownTaskError(f"task {name!r} is unloaded; it is served again once loaded")
         if match is None or name not in self.tasks:
-            raise UnknownTaskError(f"unknown task {name!r}{nearest(name, self.tasks)}")
+            raise unknown_task(name, self.tasks)
         versions, aliases = self.tasks[name], self.aliases.get(name, {})
         if match["version"]:
             version: int | None = int(match["version"])
@@ -90,6 +99,23 @@ class Catalog:
             known = [*(f"@{number}" for number in versions), *(f":{alias}" for alias in aliases)]
             raise UnknownTaskError(f"unknown version {reference!r}; there are {name_some(known)}")
         return versions[version]
+
+    def check_held(self, name: str) -> None:
+        """Raises UnknownTaskError for a task that the folder does not hold, served or not."""
+        known = {**self.tasks, **self.unloaded}
+        if name not in known:
+            raise unknown_task(name, known)
+
+
+def task_of(reference: str) -> str:
+    """The name in a reference; all of it where it is none."""
+    match = REFERENCE.fullmatch(reference)
+    return match["name"] if match else reference
+
+
+def unknown_task(name: str, known: Iterable[str]) -> UnknownTaskError:
+    """Names the nearest of those that are known."""
+    return UnknownTaskError(f"unknown task {name!r}{nearest(name, known)}")
 
 
 def scan(folder: Path, before: Catalog, read: Callable[[Path], Entry]) -> Catalog:
@@ -124,11 +150,24 @@ def scan(folder: Path, before: Catalog, read: Callable[[Path], Entry]) -> Catalo
         aliases, dangling = before.aliases, str(error)
     if dangling:
         refused[folder / ALIASES_FILE] = dangling
-    reasons = {_to_text(path.name): _to_text(reason) for path, reason in sorted(refused.items())}
-    return Catalog(ordered, aliases, reasons, everything)
+    try:
+        unwanted = load_unloaded(folder)
+    except BundleError as error:
+        unwanted, refused[folder / UNLOADED_FILE] = before.unwanted, str(error)
+    return Catalog(
+        tasks={name: ordered[name] for name in ordered if name not in unwanted},
+        unloaded={name: ordered[name] for name in ordered if name in unwanted},
+        unwanted=unwanted,
+        aliases=aliases,
+        refused={
+            _to_text(path.name): _to_text(why.replace(f"{folder}/", ""))
+            for path, why in sorted(refused.items())
+        },
+        found=everything,
+    )
 
 
-def _find_dangling(aliases: Aliases, tasks: Mapping[str, Mapping[int, Entry]]) -> str:
+def _find_dangling(aliases: Aliases, tasks: Tasks) -> str:
     """What is wrong with them, where tasks have no version that an alias names."""
     wrong = [
         f"{task}:{alias} is version {version}, which there is not"

@@ -3,11 +3,12 @@
 B batch, K classes, F pooled features, N patches.
 """
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from lspt_serve.bundle import Bundle
 from lspt_serve.errors import UnknownTaskError
 from lspt_serve.preprocess import LIMITS, ImageLimits, preprocess_image
+from lspt_serve.runtime.allowed import AllowedTasks, Tasks
 from lspt_serve.runtime.batch_size import measure_batch_size
 from lspt_serve.runtime.batcher import Batcher
 from lspt_serve.runtime.engine import Engine
@@ -70,6 +72,7 @@ class Classifier:
     ) -> None:
         self.engine = engine
         self.store = store
+        self.tasks: Tasks = store  # what callers see of it
         self._events = events
         self.limits = limits
         if max_batch_size is None:
@@ -83,6 +86,12 @@ class Classifier:
             events=events,
         )
 
+    def only(self, may_use: Callable[[str], bool]) -> Self:
+        """The same classifier for somebody who may not use every task, see AllowedTasks."""
+        limited = copy.copy(self)
+        limited.tasks = AllowedTasks(self.store, may_use)
+        return limited
+
     def find(self, reference: str) -> Bundle:
         """The task, if an image of it may be submitted now; the engine fetches its tensors.
 
@@ -93,7 +102,7 @@ class Classifier:
             OverloadedError: an image of it would be refused now.
         """
         try:
-            bundle = self.store[reference]
+            bundle = self.tasks[reference]
         except UnknownTaskError as error:
             self._events.answered(None, error)
             raise

@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lspt_serve.bundle import Bundle, Manifest, check_no_baseline, load_bundle
@@ -15,13 +15,24 @@ from lspt_serve.runtime.aliases import ALIASES_FILE, load_aliases, save_aliases
 from lspt_serve.runtime.catalog import Catalog, Entry, scan
 from lspt_serve.runtime.events import SILENT, Events
 from lspt_serve.runtime.memory import BundleMemory
+from lspt_serve.runtime.unloaded import UNLOADED_FILE, load_unloaded, save_unloaded
 
-__all__ = ["HOST_BYTES", "PromptStore"]
+__all__ = ["HOST_BYTES", "Listed", "PromptStore"]
 
 HOST_BYTES = 2**30
 REPLACING_S = 0.05  # a folder that is being replaced is gone for less
 ATTEMPTS = 5  # where folders are replaced again and again
+WRITE_PATIENCE_S = 5.0  # for others who change the same file, each in milliseconds
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A version of a task, or a folder that holds no good one (None), and why it is not served."""
+
+    name: str
+    version: int | None
+    reason: str | None
 
 
 class PromptStore:
@@ -31,7 +42,7 @@ class PromptStore:
     becomes of its folder. Safe to use from several threads.
 
     Args:
-        folder: holds one folder per bundle, and aliases.json.
+        folder: holds one folder per bundle, aliases.json and unloaded.json.
         host_bytes: of tensors that stay in memory.
         pinned: references to tasks that are in memory before they are asked for and stay there,
             whatever else is used.
@@ -98,6 +109,20 @@ class PromptStore:
         except UnknownTaskError:
             return False
         return True
+
+    def listed(self) -> list[Listed]:
+        """All that is in the folder, served or not, by name and version."""
+        catalog = self._catalog
+        rows = [
+            Listed(name, version, reason)
+            for tasks, reason in ((catalog.tasks, None), (catalog.unloaded, "unloaded"))
+            for name, versions in tasks.items()
+            for version in versions
+        ]
+        for folder, reason in catalog.refused.items():
+            if folder not in {ALIASES_FILE, UNLOADED_FILE}:
+                rows.append(Listed(folder, None, reason))
+        return sorted(rows, key=lambda row: (row.name, row.version or 0))
 
     def refresh(self) -> None:
         """Look at the folder; what changed is served from the next request on.
@@ -170,14 +195,47 @@ class PromptStore:
             BundleError: a name that an alias may not have, or aliases.json is broken.
             OutputError: the folder cannot be written.
         """
+        self.refresh()  # another server may have changed what there is
         self.manifest(task if version is None else f"{task}@{version}")
-        with locked(self.folder / ALIASES_FILE):
+        with locked(self.folder / ALIASES_FILE, patience_s=WRITE_PATIENCE_S):
             aliases = load_aliases(self.folder)
             own = {name: to for name, to in aliases.get(task, {}).items() if name != alias}
             if version is not None:
                 own[alias] = version
             others = {name: to for name, to in aliases.items() if name != task}
             save_aliases(self.folder, others | ({task: own} if own else {}))
+        self.refresh()
+
+    def load(self, task: str) -> None:
+        """Look at the folder now, and serve a task again that was unloaded.
+
+        Raises:
+            UnknownTaskError: the folder holds no such task.
+            BundleError: unloaded.json is broken.
+            OutputError: the folder cannot be written.
+        """
+        self.refresh()
+        self._catalog.check_held(task)
+        self._set_unloaded(task, unloaded=False)
+
+    def unload(self, task: str) -> None:
+        """Serve a task no more, none of its versions, here and at every server of the folder.
+
+        Raises:
+            UnknownTaskError: the folder holds no such task.
+            BundleError: unloaded.json is broken.
+            OutputError: the folder cannot be written.
+        """
+        self.refresh()
+        self._catalog.check_held(task)
+        self._set_unloaded(task, unloaded=True)
+
+    def _set_unloaded(self, task: str, *, unloaded: bool) -> None:
+        with locked(self.folder / UNLOADED_FILE, patience_s=WRITE_PATIENCE_S):
+            before = load_unloaded(self.folder)
+            after = before | {task} if unloaded else before - {task}
+            if after != before:
+                save_unloaded(self.folder, after)
         self.refresh()
 
     def _bundle(self, entry: Entry) -> Bundle:

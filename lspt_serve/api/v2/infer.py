@@ -1,0 +1,89 @@
+"""Inference: every row of a batch is an image like those of /classify, in batches with them."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import anyio.to_thread
+import numpy as np
+from fastapi import APIRouter, Request, Response
+from numpy.typing import NDArray
+
+from lspt_serve.api.auth import CallersClassifier
+from lspt_serve.api.changes import read_body
+from lspt_serve.api.classify import DEADLINE_S
+from lspt_serve.api.disconnect import unless_gone
+from lspt_serve.api.failures import REQUEST_ID, request_id
+from lspt_serve.api.v2.models import MODEL, VERSION, refer
+from lspt_serve.api.v2.tensors import Row, check_outputs, read_rows, to_outputs
+from lspt_serve.api.v2.wire import InferRequest, parse_request, to_response
+from lspt_serve.bundle import Bundle
+from lspt_serve.errors import ImageError
+from lspt_serve.preprocess import normalise
+from lspt_serve.runtime import Classifier, activate
+
+__all__ = ["router"]
+
+WINDOW = 64  # rows of a request that are under way, of the 256 that may wait for the engine
+Array = NDArray[np.float32]
+router = APIRouter()
+
+
+@router.post(f"{MODEL}/infer", response_class=Response)
+@router.post(f"{VERSION}/infer", response_class=Response)
+async def infer(
+    name: str, request: Request, classifier: CallersClassifier, version: str | None = None
+) -> Response:
+    """Scores of images: files as IMAGE, or pixels as PIXELS."""
+    deadline = time.monotonic() + DEADLINE_S
+    body = await read_body(request)
+
+    def prepare() -> tuple[Bundle, InferRequest, list[Row]]:
+        bundle = classifier.find(refer(name, version))
+        asked, binary = parse_request(body, request.headers, max_bytes=request.app.state.max_bytes)
+        check_outputs(asked)
+        return bundle, asked, read_rows(asked, binary, bundle.manifest.preprocess)
+
+    bundle, asked, rows = await anyio.to_thread.run_sync(prepare)
+    answer = asyncio.ensure_future(_classify(rows, classifier, bundle, deadline=deadline))
+    scores = await unless_gone(request, answer)
+    record: dict[str, Any] = {"model_name": bundle.name}
+    record["model_version"] = str(bundle.manifest.version)
+    if asked.id:
+        record["id"] = asked.id
+    response = to_response(record, to_outputs(asked, scores, bundle))
+    response.headers[REQUEST_ID] = request_id(request)
+    return response
+
+
+async def _classify(
+    rows: Sequence[Row], classifier: Classifier, bundle: Bundle, *, deadline: float
+) -> Array:
+    """Probabilities, N x K; the first row that fails is what all fail of, and ends the others."""
+    window = asyncio.Semaphore(WINDOW)
+
+    async def classify(index: int, row: Row) -> Array:
+        async with window:
+            try:
+                image = await anyio.to_thread.run_sync(_to_image, row, bundle, classifier)
+            except ImageError as error:
+                raise type(error)(f"row {index}: {error}") from error
+            row_logits = classifier.submit(image, bundle, deadline=deadline)
+            return activate(await asyncio.wrap_future(row_logits))
+
+    tasks = [asyncio.ensure_future(classify(*item)) for item in enumerate(rows)]
+    try:
+        return np.stack(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _to_image(row: Row, bundle: Bundle, classifier: Classifier) -> Array:
+    """3 x H x W, normalised."""
+    if isinstance(row, bytes):
+        return classifier.decode(row, bundle)
+    if row.dtype == np.uint8:
+        return normalise(np.moveaxis(row, 0, -1), bundle.manifest.preprocess)  # type: ignore[arg-type]
+    return row  # type: ignore[return-value]

@@ -1,0 +1,80 @@
+"""Models, that is tasks: whether they are there, and what they take and give."""
+
+import json
+from typing import Any
+
+from fastapi import APIRouter
+
+from lspt_serve.api.auth import CallersClassifier
+from lspt_serve.bundle import Manifest
+
+__all__ = ["IMAGE", "MODEL", "PIXELS", "SCORES", "VERSION", "refer", "router"]
+
+IMAGE, PIXELS, SCORES = "IMAGE", "PIXELS", "SCORES"
+PLATFORM = "lspt"
+MODEL, VERSION = "/v2/models/{name}", "/v2/models/{name}/versions/{version}"
+router = APIRouter()
+
+
+def refer(name: str, version: str | None) -> str:
+    """The reference to a task; without a version `name` may be NAME:ALIAS, too."""
+    return name if version is None else f"{name}@{version}"
+
+
+@router.get(f"{MODEL}/ready")
+@router.get(f"{VERSION}/ready")
+async def is_ready(name: str, classifier: CallersClassifier, version: str | None = None) -> None:
+    """The task is served."""
+    classifier.tasks.manifest(refer(name, version))
+
+
+@router.get(MODEL)
+@router.get(VERSION)
+async def get_metadata(
+    name: str, classifier: CallersClassifier, version: str | None = None
+) -> dict[str, Any]:
+    """Versions, inputs (one of which is to be given) and the output."""
+    manifest = classifier.tasks.manifest(refer(name, version))
+    return {
+        "name": manifest.name,
+        "versions": [
+            str(row.version)
+            for row in classifier.tasks.listed()
+            if row.name == manifest.name and row.version
+        ],
+        "platform": PLATFORM,
+        "inputs": [
+            {"name": IMAGE, "datatype": "BYTES", "shape": [-1]},
+            {"name": PIXELS, "datatype": "FP32", "shape": _shape(manifest)},
+        ],
+        "outputs": [{"name": SCORES, "datatype": "FP32", "shape": [-1, len(manifest.labels)]}],
+    }
+
+
+@router.get(f"{MODEL}/config")
+@router.get(f"{VERSION}/config")
+async def get_config(
+    name: str, classifier: CallersClassifier, version: str | None = None
+) -> dict[str, Any]:
+    """As Triton's ModelConfig has it; `dims` have the batch in front, as max_batch_size 0 says.
+
+    The labels are a parameter, as JSON.
+    """
+    manifest = classifier.tasks.manifest(refer(name, version))
+    return {
+        "name": manifest.name,
+        "platform": PLATFORM,
+        "backend": PLATFORM,
+        "max_batch_size": 0,
+        "input": [
+            {"name": IMAGE, "data_type": "TYPE_STRING", "dims": [-1], "optional": True},
+            {"name": PIXELS, "data_type": "TYPE_FP32", "dims": _shape(manifest), "optional": True},
+        ],
+        "output": [{"name": SCORES, "data_type": "TYPE_FP32", "dims": [-1, len(manifest.labels)]}],
+        "parameters": {"labels": {"string_value": json.dumps(manifest.labels)}},
+    }
+
+
+def _shape(manifest: Manifest) -> list[int]:
+    side = manifest.preprocess.img_size
+    return [-1, 3, side, side]

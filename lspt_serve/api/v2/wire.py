@@ -1,0 +1,130 @@
+"""Requests and answers as bytes: JSON, then the binary data of the tensors that have it."""
+
+import json
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from fastapi import Response
+from pydantic import BaseModel, Field, StrictBool
+from starlette.exceptions import HTTPException
+
+from lspt_serve.api.changes import parse_json, validate
+
+__all__ = ["InferRequest", "InputTensor", "OutputTensor", "Tensor", "parse_request", "to_response"]
+
+HEADER_LENGTH = "Inference-Header-Content-Length"
+WBITS = {"gzip": 31, "deflate": 15}  # deflate is zlib's own format, in HTTP
+Size = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+Name = Annotated[str, Field(max_length=64)]
+Tensor = tuple[dict[str, Any], bytes | None]  # what JSON says of it, and its binary data
+
+
+class _InputParameters(BaseModel):
+    binary_data_size: Size | None = None
+    shared_memory_region: Any = None
+
+
+class InputTensor(BaseModel):
+    """A tensor of a request; its data are here or, where they have a size, after the JSON."""
+
+    name: Name
+    shape: Annotated[list[Size], Field(max_length=8)]
+    datatype: Name
+    parameters: _InputParameters = _InputParameters()
+    data: Any = None
+
+
+class _OutputParameters(BaseModel):
+    binary_data: StrictBool | None = None
+    classification: Size = 0  # so many best labels in place of the scores
+    shared_memory_region: Any = None
+
+
+class OutputTensor(BaseModel):
+    """A tensor that is asked for."""
+
+    name: Name
+    parameters: _OutputParameters = _OutputParameters()
+
+
+class _RequestParameters(BaseModel):
+    binary_data_output: StrictBool = False
+
+
+class InferRequest(BaseModel):
+    """What is asked of a model; parameters of the protocol that are not here change nothing."""
+
+    id: str = ""
+    inputs: list[InputTensor]
+    outputs: list[OutputTensor] = []
+    parameters: _RequestParameters = _RequestParameters()
+
+
+def parse_request(
+    body: bytes, headers: Mapping[str, str], *, max_bytes: int
+) -> tuple[InferRequest, list[bytes | None]]:
+    """A request, and the binary data of each of its inputs.
+
+    Args:
+        max_bytes: of a body that came compressed.
+
+    Raises:
+        HTTPException: 400, 413 (too long once decompressed) or 415 (compressed in another way).
+    """
+    if (encoding := headers.get("content-encoding", "identity").strip().lower()) != "identity":
+        body = _decompress(body, encoding, max_bytes)
+    length = _header_length(headers.get(HEADER_LENGTH), len(body))
+    asked = validate(InferRequest, parse_json(body[:length]))
+    sizes = [tensor.parameters.binary_data_size for tensor in asked.inputs]
+    declared, came = sum(size or 0 for size in sizes), len(body) - length
+    if declared != came:
+        raise HTTPException(400, f"binary_data_size of the inputs is {declared}; {came} bytes came")
+    binary: list[bytes | None] = []
+    for size in sizes:
+        binary.append(None if size is None else body[length : length + size])
+        length += size or 0
+    return asked, binary
+
+
+def to_response(record: Mapping[str, Any], outputs: Sequence[Tensor]) -> Response:
+    """JSON alone or, where an output has binary data, with them behind it."""
+    tensors = []
+    for tensor, binary in outputs:
+        size = {} if binary is None else {"parameters": {"binary_data_size": len(binary)}}
+        tensors.append(tensor | size)
+    header = json.dumps({**record, "outputs": tensors}).encode()
+    if all(binary is None for _, binary in outputs):
+        return Response(header, media_type="application/json")
+    return Response(
+        b"".join([header, *(binary or b"" for _, binary in outputs)]),
+        media_type="application/octet-stream",
+        headers={HEADER_LENGTH: str(len(header))},
+    )
+
+
+def _header_length(given: str | None, num_bytes: int) -> int:
+    """Of the JSON."""
+    if given is None:
+        return num_bytes
+    if not re.fullmatch("[0-9]{1,18}", given) or int(given) > num_bytes:
+        raise HTTPException(400, f"{HEADER_LENGTH} is no length within {num_bytes} bytes")
+    if int(given) == 0:
+        raise HTTPException(400, f"{HEADER_LENGTH} is 0; which input it is, only JSON can say")
+    return int(given)
+
+
+def _decompress(body: bytes, encoding: str, max_bytes: int) -> bytes:
+    if encoding not in WBITS:
+        raise HTTPException(415, f"Content-Encoding {encoding[:64]!r}; wanted gzip or deflate")
+    unpacker = zlib.decompressobj(WBITS[encoding])
+    try:
+        unpacked = unpacker.decompress(body, max_bytes + 1)
+    except zlib.error as error:
+        raise HTTPException(400, f"the body is not {encoding}") from error
+    if len(unpacked) > max_bytes:
+        raise HTTPException(413, f"request body over {max_bytes} bytes once decompressed")
+    if not unpacker.eof or unpacker.unused_data:
+        raise HTTPException(400, f"the body is not {encoding} from its start to its end")
+    return unpacked

@@ -1,0 +1,117 @@
+"""lspt load | unload | alias: change what a running server serves."""
+
+import json
+import os
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import typer
+
+from lspt_serve.cli.console import Json, print_json
+from lspt_serve.errors import OptionError, ServerError, UnavailableError
+
+__all__ = ["alias", "load", "unload"]
+
+TOKEN = "LSPT_ADMIN_TOKEN"
+TIMEOUT_S = 30.0
+Task = Annotated[str, typer.Argument(help="Its name.")]
+Url = Annotated[str, typer.Option(help="Where the server listens.")]
+URL = "http://127.0.0.1:3000"
+
+
+def load(task: Task, url: Url = URL, as_json: Json = False) -> None:
+    """Have a server look at its folder of bundles now, and serve a task again that was unloaded.
+
+    Wants the server's LSPT_ADMIN_TOKEN in the environment.
+
+    Example:  lspt load flowers
+    """
+    _ask(url, "POST", f"/v2/repository/models/{quote(task, safe='')}/load")
+    _report({"task": task, "state": "READY"}, f"{task} is served", as_json=as_json)
+
+
+def unload(task: Task, url: Url = URL, as_json: Json = False) -> None:
+    """Have all servers of a folder of bundles serve a task no more, until it is loaded.
+
+    Its bundles stay where they are. Wants the server's LSPT_ADMIN_TOKEN in the environment.
+
+    Example:  lspt unload flowers
+    """
+    _ask(url, "POST", f"/v2/repository/models/{quote(task, safe='')}/unload")
+    _report({"task": task, "state": "UNAVAILABLE"}, f"{task} is unloaded", as_json=as_json)
+
+
+def alias(
+    name: Annotated[str, typer.Argument(metavar="NAME:ALIAS", help="flowers:stable, say.")],
+    version: Annotated[
+        int | None, typer.Argument(help="What it is to stand for.", min=1, show_default=False)
+    ] = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Take the alias away.")] = False,
+    url: Url = URL,
+    as_json: Json = False,
+) -> None:
+    """Name a version of a task; NAME:default is what the bare name stands for.
+
+    Wants the server's LSPT_ADMIN_TOKEN in the environment.
+
+    Example:  lspt alias flowers:stable 3
+    """
+    task, colon, short = name.partition(":")
+    if not (task and colon and short):
+        raise OptionError(f"{name!r} is not of the form NAME:ALIAS")
+    if delete == (version is not None):
+        raise OptionError("give a version or --delete, one of them")
+    path = f"/tasks/{quote(task, safe='')}/aliases/{quote(short, safe='')}"
+    record = _ask(url, "DELETE" if delete else "PUT", path, None if delete else version)
+    stands = "is gone" if delete else f"is version {version}"
+    _report(record, f"{name} {stands}", as_json=as_json)
+
+
+def _ask(url: str, method: str, path: str, version: int | None = None) -> Any:
+    """The server's answer.
+
+    Raises:
+        OptionError: there is no token, or the address is none.
+        UnavailableError: no server answers.
+        ServerError: the server does not take it.
+    """
+    import httpx
+
+    if not (token := os.environ.get(TOKEN)):
+        raise OptionError(f"{TOKEN} is not set; give the token that the server was started with")
+    try:
+        answer = httpx.request(
+            method,
+            url.rstrip("/") + path,
+            headers={"Authorization": f"Bearer {token}"},
+            json=None if version is None else {"version": version},
+            timeout=TIMEOUT_S,
+        )
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol, UnicodeError) as error:
+        raise OptionError(f"--url {url!r}: {error}; wanted http://HOST:PORT") from error
+    except httpx.HTTPError as error:
+        raise UnavailableError(f"no server answers at {url}: {error}") from error
+    if answer.status_code == 200:
+        return answer.json()
+    raise ServerError(f"{url}: {_explain(answer.status_code, answer.text)}")
+
+
+def _explain(status: int, text: str) -> str:
+    """What the server said, in one line, and what to do where it cannot know."""
+    try:
+        error = json.loads(text)["error"]
+        message = str(error if isinstance(error, str) else error["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"answered {status}, and not as lspt serve does"
+    if status == 401:
+        return f"{TOKEN} is not the server's token"
+    if status == 404 and message == "Not Found":
+        return f"the server takes no changes: it was started without {TOKEN}"
+    return message
+
+
+def _report(record: Any, text: str, *, as_json: bool) -> None:
+    if as_json:
+        print_json(record)
+    else:
+        print(text)
