@@ -6,7 +6,8 @@ from fastapi import APIRouter, Path, Request
 from pydantic import BaseModel, Field
 
 from lspt_serve.api.auth import StoreToChange
-from lspt_serve.api.changes import change, parse_json, read_body, validate
+from lspt_serve.api.bodies import parse_json, read_body, validate
+from lspt_serve.api.changes import change
 from lspt_serve.api.failures import RESPONSES
 from lspt_serve.bundle import TASK_NAME
 

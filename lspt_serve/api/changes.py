@@ -1,23 +1,18 @@
-"""Changes of what is served, made in threads that may wait; and the bodies that ask for them."""
+"""Changes of what is served, made in threads that may wait."""
 
-import json
 import logging
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import anyio.to_thread
 from fastapi import Request
-from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 
-from lspt_serve.api.disconnect import CLIENT_GONE
 from lspt_serve.api.failures import request_id
-from lspt_serve.errors import BundleError, OutputError, first_mistake
+from lspt_serve.errors import BundleError, OutputError
 
-__all__ = ["change", "parse_json", "read_body", "validate"]
+__all__ = ["change"]
 
-M = TypeVar("M", bound=BaseModel)
 logger = logging.getLogger(__name__)
 
 
@@ -38,31 +33,3 @@ async def change(request: Request, make: Callable[..., None], *args: Any) -> Non
         raise HTTPException(
             409, "a file in the folder of bundles is broken; see the log"
         ) from error
-
-
-async def read_body(request: Request) -> bytes:
-    """Raises HTTPException(499) if the caller leaves meanwhile."""
-    try:
-        return await request.body()
-    except ClientDisconnect:
-        raise HTTPException(CLIENT_GONE, "the caller left before all was read") from None
-
-
-def parse_json(body: bytes) -> Any:
-    """Raises HTTPException(400), for NaN and the like too."""
-
-    def refuse(constant: str) -> None:
-        raise ValueError(constant)
-
-    try:
-        return json.loads(body, parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
-        raise HTTPException(400, "the body is not JSON") from error
-
-
-def validate(model: type[M], content: Any) -> M:
-    """Raises HTTPException(400), which says what is wrong first."""
-    try:
-        return model.model_validate(content)
-    except ValidationError as error:
-        raise HTTPException(400, first_mistake(error, whole="the body")) from error

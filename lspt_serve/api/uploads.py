@@ -2,7 +2,6 @@
 
 import base64
 import binascii
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar, get_origin
@@ -14,6 +13,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from lspt_serve.api.bodies import parse_json, read_body
 from lspt_serve.api.disconnect import CLIENT_GONE
 from lspt_serve.errors import nearest
 
@@ -44,21 +44,18 @@ async def read_request(request: Request, model: type[M], field: str) -> tuple[li
         HTTPException: a body of another type, or that ends too early, or is too long.
     """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    try:
-        if content_type in FORMS:
-            uploads, fields = await _read_form(request, field)
-        elif content_type == "application/json":
-            uploads, fields = _read_json(await request.body(), field)
-        elif content_type == "application/octet-stream" or content_type.startswith("image/"):
-            uploads, fields = [Upload(await request.body())], []
-        else:
-            raise HTTPException(
-                415,
-                f"Content-Type {content_type!r}; wanted multipart/form-data, application/json, "
-                "image/* or application/octet-stream",
-            )
-    except ClientDisconnect:
-        raise HTTPException(CLIENT_GONE, "the caller left before all was read") from None
+    if content_type in FORMS:
+        uploads, fields = await _read_form(request, field)
+    elif content_type == "application/json":
+        uploads, fields = _read_json(await read_body(request), field)
+    elif content_type == "application/octet-stream" or content_type.startswith("image/"):
+        uploads, fields = [Upload(await read_body(request))], []
+    else:
+        raise HTTPException(
+            415,
+            f"Content-Type {content_type!r}; wanted multipart/form-data, application/json, "
+            "image/* or application/octet-stream",
+        )
     if not uploads:
         raise malformed(field, "missing")
     return uploads, _check(model, [*request.query_params.multi_items(), *fields])
@@ -80,16 +77,15 @@ async def _read_form(request: Request, field: str) -> tuple[list[Upload], Fields
                     uploads.append(Upload(await value.read(), value.filename))
                 else:
                     fields.append((name, value))
+    except ClientDisconnect:
+        raise HTTPException(CLIENT_GONE, "the caller left before all was read") from None
     except (LookupError, ValueError) as error:  # a charset that there is not, or not of the bytes
         raise HTTPException(400, "there was an error parsing the body") from error
     return uploads, fields
 
 
 def _read_json(body: bytes, field: str) -> tuple[list[Upload], Fields]:
-    try:
-        given = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise HTTPException(400, "the body is not JSON") from error
+    given = parse_json(body)
     if not isinstance(given, dict):
         raise HTTPException(400, "the body is not a JSON object")
     images = given.pop(field, [])

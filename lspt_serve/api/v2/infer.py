@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from numpy.typing import NDArray
 
 from lspt_serve.api.auth import CallersClassifier
-from lspt_serve.api.changes import read_body
+from lspt_serve.api.bodies import read_body
 from lspt_serve.api.classify import DEADLINE_S
 from lspt_serve.api.disconnect import unless_gone
 from lspt_serve.api.failures import REQUEST_ID, request_id

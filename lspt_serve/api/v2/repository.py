@@ -7,7 +7,8 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from lspt_serve.api.auth import CallersClassifier, StoreToChange
-from lspt_serve.api.changes import change, parse_json, read_body, validate
+from lspt_serve.api.bodies import parse_json, read_body, validate
+from lspt_serve.api.changes import change
 
 __all__ = ["router"]
 

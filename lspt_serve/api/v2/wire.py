@@ -10,7 +10,7 @@ from fastapi import Response
 from pydantic import BaseModel, Field, StrictBool
 from starlette.exceptions import HTTPException
 
-from lspt_serve.api.changes import parse_json, validate
+from lspt_serve.api.bodies import parse_json, validate
 
 __all__ = ["InferRequest", "InputTensor", "OutputTensor", "Tensor", "parse_request", "to_response"]
 
