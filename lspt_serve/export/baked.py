@@ -19,7 +19,7 @@ __all__ = ["export_bundle"]
 
 
 def export_bundle(backbone: Backbone, bundle: Bundle, out: Path) -> list[ParityRow]:
-    """Write one ONNX file (`write_onnx`: or two): normalised images (B x 3 x H x W) in, probabilities (B x K) out.
+    """Write one ONNX file: normalised images (B x 3 x H x W) in, probabilities (B x K) out.
 
     Its metadata holds `task`, `version`, `labels` (JSON list), `preprocess` (JSON object) and
     `backbone_sha256`. Written only after its answers agreed with torch in fp32.
