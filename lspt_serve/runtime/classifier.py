@@ -76,8 +76,8 @@ class Classifier:
             UnknownTaskError: there is no such task.
             OverloadedError: an image of it would be refused now.
         """
+        self._batcher.check_room(self.store.manifest(reference).name)
         bundle = self.store[reference]
-        self._batcher.check_room(bundle.name)
         self.engine.prefetch([bundle.method_tensors])
         return bundle
 
