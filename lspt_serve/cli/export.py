@@ -22,7 +22,14 @@ from lspt_serve.cli.console import (
 )
 from lspt_serve.errors import OptionError
 from lspt_serve.files import check_output, locked, remove_leftovers
-from lspt_serve.graph import SPEC_FILE, TRITON_CONFIG, TRITON_MODEL, ParityRow, load_graph_spec
+from lspt_serve.graph import (
+    SPEC_FILE,
+    TRITON_CONFIG,
+    TRITON_GRAPH,
+    TRITON_MODEL,
+    ParityRow,
+    load_graph_spec,
+)
 
 if TYPE_CHECKING:
     from lspt_serve.export.triton import TritonBackend
@@ -102,14 +109,14 @@ def export(
     )
     _check(options)
     task = load_bundle(chosen) if (chosen := bundle or like) else None
-    target = _target(options, task)
-    check_output(target, overwrite=overwrite, marker=_marker(options))
+    targets = _targets(options, task)
+    _check_outputs(options, targets)
     with stoppable():
-        parity = _write(options, task, target)
+        parity = _write(options, task, targets)
     if as_json:
-        print_json({"out": str(target), "parity": [row.model_dump() for row in parity]})
+        print_json({"out": str(targets[0]), "parity": [row.model_dump() for row in parity]})
     else:
-        print(f"{target}: agrees with torch fp32")
+        print(f"{targets[0]}: agrees with torch fp32")
         Console().print(_table(parity))
 
 
@@ -150,23 +157,26 @@ def _check(options: _Options) -> None:
         raise OptionError("--tensorrt is of the shared graph; give --out, and no --bundle")
 
 
-def _target(options: _Options, task: Bundle | None) -> Path:
-    """What is written."""
+def _targets(options: _Options, task: Bundle | None) -> list[Path]:
+    """What is written; who writes the first holds all."""
     own = task if options.bundle else None
-    if options.triton_repository is not None:
-        return options.triton_repository / (own.name if own else TRITON_MODEL)
+    if (repository := options.triton_repository) is not None:
+        return [repository / name for name in ([own.name] if own else [TRITON_MODEL, TRITON_GRAPH])]
     assert options.out is not None
-    return options.out / f"{own.name}.onnx_adapter" if own and options.onnx_adapter else options.out
+    if own and options.onnx_adapter:
+        return [options.out / f"{own.name}.onnx_adapter"]
+    return [options.out]
 
 
-def _marker(options: _Options) -> str | None:
-    """The file that marks what is written as ours, if it is a folder."""
+def _check_outputs(options: _Options, targets: list[Path]) -> None:
+    marker = SPEC_FILE if options.bundle is None else None  # of a folder that is ours
     if options.triton_repository is not None:
-        return TRITON_CONFIG
-    return SPEC_FILE if options.bundle is None else None
+        marker = TRITON_CONFIG
+    for target in targets:
+        check_output(target, overwrite=options.overwrite, marker=marker)
 
 
-def _write(options: _Options, task: Bundle | None, target: Path) -> list[ParityRow]:
+def _write(options: _Options, task: Bundle | None, targets: list[Path]) -> list[ParityRow]:
     from lspt_serve.models import load_backbone  # torch: seconds to import
 
     if options.tensorrt is not None:  # minutes of work would be in vain without it
@@ -175,18 +185,18 @@ def _write(options: _Options, task: Bundle | None, target: Path) -> list[ParityR
         load_tensorrt()
     source = options.backbone or (task.manifest.backbone.source if task else "")
     img_size = task.manifest.preprocess.img_size if task else options.img_size
-    with locked(target):
-        remove_leftovers(target)
-        # another may have written it meanwhile
-        check_output(target, overwrite=options.overwrite, marker=_marker(options))
+    with locked(targets[0]):
+        for target in targets:
+            remove_leftovers(target)
+        _check_outputs(options, targets)  # another may have written them meanwhile
         vit = load_backbone(source, img_size=img_size, normalisation=options.normalisation)
         for note in () if task else vit.notes:  # a bundle says how it was trained
             print_note(note)
-        with console.status(escape(f"exporting {source} to {target}")):
+        with console.status(escape(f"exporting {source} to {targets[0]}")):
             write = _to_onnx if options.triton_repository is None else _to_triton
             parity = write(vit, options, task)
             if options.tensorrt is not None:
-                _to_tensorrt(target, options.tensorrt)
+                _to_tensorrt(targets[0], options.tensorrt)
     return parity
 
 
