@@ -5,9 +5,9 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints, TypeAdapter, ValidationError
 
-from lspt_serve.bundle import TASK_NAME
+from lspt_serve.bundle import MAX_MANIFEST_BYTES, TASK_NAME
 from lspt_serve.errors import BundleError, first_mistake
-from lspt_serve.files import atomic_file
+from lspt_serve.files import atomic_file, read_file
 
 __all__ = ["ALIASES_FILE", "DEFAULT", "Aliases", "load_aliases", "save_aliases"]
 
@@ -26,7 +26,7 @@ def load_aliases(folder: Path) -> Aliases:
     """
     path = folder / ALIASES_FILE
     try:
-        return ADAPTER.validate_json(path.read_bytes())
+        return ADAPTER.validate_json(read_file(path, max_bytes=MAX_MANIFEST_BYTES))
     except FileNotFoundError:
         return {}
     except OSError as error:
