@@ -6,6 +6,7 @@ A folder of two files: `bundle.json` says what the task is and which backbone it
 
 import hashlib
 import json
+import math
 import re
 from collections import Counter
 from functools import cached_property
@@ -27,7 +28,7 @@ from safetensors.numpy import load, save
 
 from lspt_serve import __version__
 from lspt_serve.errors import BundleError, name_some
-from lspt_serve.files import atomic_folder
+from lspt_serve.files import atomic_folder, read_file
 from lspt_serve.preprocess import Preprocess
 from lspt_serve.rounding import Dtype, round_tensors
 
@@ -52,6 +53,7 @@ __all__ = [
 FORMAT_VERSION: Literal[1] = 1
 MANIFEST, TENSORS = "bundle.json", "tensors.safetensors"
 BASELINE = "baseline.json"  # of a folder that lspt train --method full wrote
+MAX_MANIFEST_BYTES = MAX_HEADER_BYTES = 16_000_000  # of bundle.json, and before the tensors
 TASK_NAME = r"[a-z0-9][a-z0-9._-]{0,63}"
 Share = Annotated[float, Field(ge=0, le=1)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -205,7 +207,13 @@ def check_task_name(name: str) -> None:
 
 def check_no_baseline(folder: Path) -> None:
     """Raises BundleError for a folder that holds a fully fine-tuned model."""
-    if (folder / BASELINE).is_file():
+    try:
+        (folder / BASELINE).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise BundleError(f"{folder / BASELINE}: cannot be read: {error.strerror}") from error
+    else:
         raise BundleError(
             f"{folder}: a baseline that lspt train --method full wrote, no bundle; a task is "
             "served from a bundle of another method"
@@ -231,9 +239,12 @@ def load_bundle(folder: Path) -> Bundle:
         BundleError: no bundle, a newer format, a bad field, or tensors that are missing,
             unexpected, misshapen, of another dtype, not finite or not those of the manifest.
     """
-    check_no_baseline(folder)
-    manifest = _read_manifest(folder / MANIFEST)
-    data = _read_bytes(folder / TENSORS)
+    try:
+        manifest = _read_manifest(folder / MANIFEST)
+    except BundleError:
+        check_no_baseline(folder)  # which says more
+        raise
+    data = _read_bytes(folder / TENSORS, max_bytes=MAX_HEADER_BYTES + _num_bytes(manifest))
     try:
         tensors = load(data)
     except (SafetensorError, KeyError, ValueError) as error:
@@ -250,17 +261,20 @@ def _to_bytes(tensors: dict[str, NDArray[np.float32]], dtype: Dtype) -> bytes:
     return save({name: tensor.astype(dtype, copy=False) for name, tensor in tensors.items()})
 
 
-def _read_bytes(path: Path) -> bytes:
-    if path.is_fifo():  # to read it might take for ever
-        raise BundleError(f"{path}: cannot be read: a pipe")
+def _num_bytes(manifest: Manifest) -> int:
+    """Of the tensors, by what it says of them."""
+    return np.dtype(manifest.dtype).itemsize * sum(map(math.prod, manifest.tensors.values()))
+
+
+def _read_bytes(path: Path, *, max_bytes: int) -> bytes:
     try:
-        return path.read_bytes()
+        return read_file(path, max_bytes=max_bytes)
     except OSError as error:
         raise BundleError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def _read_manifest(path: Path) -> Manifest:
-    data = _read_bytes(path)
+    data = _read_bytes(path, max_bytes=MAX_MANIFEST_BYTES)
     try:
         fields = json.loads(data)
     except (ValueError, RecursionError) as error:

@@ -1,9 +1,14 @@
-"""Write whole or not at all: to a temporary name beside the target, then renamed."""
+"""Write whole or not at all: to a temporary name beside the target, then renamed.
 
+Read what is a file, and no more of it than there ought to be.
+"""
+
+import errno
 import fcntl
 import glob
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -12,9 +17,16 @@ from pathlib import Path
 
 from lspt_serve.errors import OutputError
 
-__all__ = ["atomic_file", "atomic_folder", "check_output", "locked", "remove_leftovers"]
+__all__ = [
+    "atomic_file",
+    "atomic_folder",
+    "check_output",
+    "locked",
+    "read_file",
+    "remove_leftovers",
+]
 
-RETRY_S = 0.01
+RETRY_S = 0.01  # of a lock
 
 
 def check_output(path: Path, *, overwrite: bool, marker: str | None = None) -> None:
@@ -94,22 +106,39 @@ def remove_leftovers(path: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def read_file(path: Path, *, max_bytes: int) -> bytes:
+    """Of a regular file: a pipe might never give anything, and a device never end.
+
+    Raises:
+        OSError: it is none, larger, or cannot be read.
+    """
+    status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file")
+    if status.st_size > max_bytes:
+        raise OSError(errno.EFBIG, f"{status.st_size} bytes, wanted at most {max_bytes}")
+    with path.open("rb") as file:
+        return file.read(status.st_size)
+
+
 @contextmanager
-def locked(path: Path, *, patience_s: float = 0.0) -> Iterator[None]:
-    """Be the only process that writes `path`; the end of the process, however it comes, frees it.
+def locked(path: Path, *, wait_s: float = 0.0) -> Iterator[None]:
+    """Be the only one that writes `path`; the end of the process, however it comes, frees it.
 
     Args:
-        patience_s: how long to wait for another that is writing it.
+        wait_s: for another who writes it.
 
     Raises:
         OutputError: another process is writing it; its id is named.
     """
-    end = time.monotonic() + patience_s
+    until = time.monotonic() + wait_s
     lock = path.with_name(f".{path.name}.lock")
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
-        while (handle := _take(lock, path, wait=time.monotonic() < end)) is None:
-            pass
+        while (handle := _take(lock, path, until)) is None:
+            time.sleep(RETRY_S)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror}") from error
     try:
@@ -119,8 +148,8 @@ def locked(path: Path, *, patience_s: float = 0.0) -> Iterator[None]:
         os.close(handle)
 
 
-def _take(lock: Path, path: Path, *, wait: bool) -> int | None:
-    """The lock, open and ours, with our process id in it; None where it is to be tried again."""
+def _take(lock: Path, path: Path, until: float) -> int | None:
+    """The lock, open and ours, with our process id in it; None where another try may be luckier."""
     handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -131,8 +160,7 @@ def _take(lock: Path, path: Path, *, wait: bool) -> int | None:
     except BlockingIOError:
         holder = os.pread(handle, 20, 0).decode() or "unknown"
         os.close(handle)
-        if wait:
-            time.sleep(RETRY_S)
+        if time.monotonic() < until:
             return None
         raise OutputError(
             f"{path} is being written by process {holder}; wait for its end or give another place"

@@ -44,7 +44,7 @@ class Quantised(BaseModel):
 
 
 def hash_graph(folder: Path) -> str:
-    """sha256 of graph.onnx, and of the weights beside it where it is larger than 2 GB."""
+    """sha256 of graph.onnx, and of the weights beside it where torch put them there."""
     digest = hashlib.sha256()
     for path in sorted(folder.glob(f"{GRAPH_FILE}*")):
         with path.open("rb") as file:

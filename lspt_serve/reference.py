@@ -76,14 +76,14 @@ class Reference:
             tensors = load_file(path)
             features, whose = tensors.pop(FEATURES), tensors.pop(WHOSE)
             own = tensors.pop(IMAGES, None)
-        except (OSError, SafetensorError, KeyError) as error:
+            tasks: list[dict[str, Array]] = [{} for _ in range(int(whose.max()) + 1)]
+            for key, tensor in tensors.items():
+                number, _, name = key.partition("/")
+                tasks[int(number)][name] = tensor
+        except (OSError, SafetensorError, KeyError, ValueError, IndexError) as error:
             raise GraphError(
                 f"{path}: cannot be read: {first_line(error)}; export the graph again"
             ) from error
-        tasks: list[dict[str, Array]] = [{} for _ in range(int(whose.max()) + 1)]
-        for key, tensor in tensors.items():
-            number, _, name = key.partition("/")
-            tasks[int(number)][name] = tensor
         return cls(tasks, whose, features, own)
 
 

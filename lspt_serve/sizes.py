@@ -10,11 +10,13 @@ __all__ = [
     "MAX_REQUEST_BYTES",
     "SMALLEST",
     "USUAL",
+    "USUAL_PROMPTS",
     "Sizes",
     "input_shapes",
 ]
 
 MAX_BATCH_SIZE = 32
+USUAL_PROMPTS = 16  # what a task is trained with unless told
 MAX_REQUEST_BYTES = 20_000_000
 
 
@@ -29,7 +31,7 @@ class Sizes:
 
 
 SMALLEST = Sizes(batch=1, tasks=1, rows=1, prompts=1)
-USUAL = Sizes(batch=16, tasks=4, rows=4, prompts=10)  # what is made fastest
+USUAL = Sizes(batch=16, tasks=4, rows=4, prompts=USUAL_PROMPTS)  # what is made fastest
 LARGEST = Sizes(
     batch=MAX_BATCH_SIZE, tasks=MAX_BATCH_SIZE, rows=MAX_BATCH_SIZE, prompts=MAX_PROMPTS
 )

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from lspt_serve.bundle import Bundle
 from lspt_serve.errors import (
+    DeadlineError,
+    GraphError,
     LSPTError,
     OverloadedError,
     UnavailableError,
@@ -28,8 +30,9 @@ from lspt_serve.settings import ServiceSettings, load_classifier
 __all__ = ["GraphModel", "TritonPythonModel"]
 
 TOP_K = 5
+FAILED = "an error of the server; its log has the details"
 logger = logging.getLogger(__name__)
-Answer = tuple[Bundle, NDArray[np.float32]]  # probabilities (K)
+Answer = tuple[Bundle, Future[NDArray[np.float32]]]  # logits (K)
 
 
 class TritonPythonModel:
@@ -71,7 +74,7 @@ class TritonPythonModel:
     def _answer(self, image: bytes, task: str) -> Answer:
         bundle = self.classifier.find(task)
         pixels = self.classifier.decode(image, bundle)
-        return bundle, activate(self.classifier.submit(pixels, bundle).result())
+        return bundle, self.classifier.submit(pixels, bundle)
 
 
 class GraphModel:
@@ -107,23 +110,35 @@ def _rows(request: Any) -> tuple[list[bytes], list[bytes]]:
     return images, tasks
 
 
-def _code(error: LSPTError) -> Any:
-    """Triton's codes, which HTTP has as 404, 503 and 400."""
+def _code(error: Exception) -> Any:
+    """Triton's codes, which HTTP has as 404, 503, 500 and 400."""
     if isinstance(error, UnknownTaskError):
         return pb_utils.TritonError.NOT_FOUND
-    if isinstance(error, (OverloadedError, UnavailableError)):
+    if isinstance(error, (DeadlineError, OverloadedError, UnavailableError)):
         return pb_utils.TritonError.UNAVAILABLE
+    if isinstance(error, GraphError) or not isinstance(error, LSPTError):
+        return pb_utils.TritonError.INTERNAL
     return pb_utils.TritonError.INVALID_ARG
 
 
 def _respond(request: Any, rows: "list[Future[Answer]]") -> Any:
+    """One that fails fails alone: Triton handed over requests of several callers at once."""
     try:
-        answers = [row.result() for row in rows]
-    except LSPTError as error:
-        return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), _code(error)))
+        return _collect(request, rows)
+    except Exception as error:
+        code, message = _code(error), str(error)
+        if code == pb_utils.TritonError.INTERNAL:
+            logger.error("a request failed", exc_info=error)
+            message = FAILED
+        return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
+
+
+def _collect(request: Any, rows: "list[Future[Answer]]") -> Any:
+    submitted = [row.result() for row in rows]
+    answers = [(bundle, activate(logits.result())) for bundle, logits in submitted]
     given = pb_utils.get_input_tensor_by_name(request, "top_k")
     k = TOP_K if given is None else max(1, int(given.as_numpy().max()))
-    best = [top_labels(probabilities, bundle, k) for bundle, probabilities in answers]
+    best = [top_labels(own, bundle, k) for bundle, own in answers]
     shape = len(best), max(map(len, best))
     labels, scores = np.full(shape, b"", object), np.zeros(shape, np.float32)
     for row, predictions in enumerate(best):

@@ -2,6 +2,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from safetensors.numpy import load, save
 from safetensors.torch import save as save_torch
 
 from lspt_serve.bundle import (
+    BASELINE,
     MANIFEST,
     TENSORS,
     BackboneRef,
@@ -298,6 +300,35 @@ def test_a_folder_in_place_of_a_file_is_named(folder: Path, file: str) -> None:
     (folder / file).unlink()
     (folder / file).mkdir()
     refuses(folder, f"{file}: cannot be read: Is a directory")
+
+
+@pytest.mark.parametrize("file", [MANIFEST, TENSORS])
+def test_a_device_in_place_of_a_file_is_named(folder: Path, file: str) -> None:
+    (folder / file).unlink()
+    (folder / file).symlink_to(os.devnull)
+    refuses(folder, f"{file}: cannot be read: not a regular file")
+
+
+@pytest.mark.parametrize("file", [MANIFEST, TENSORS])
+def test_a_file_far_larger_than_it_may_be_is_named(folder: Path, file: str) -> None:
+    os.truncate(folder / file, 17_000_000)
+    refuses(folder, rf"{file}: cannot be read: 17000000 bytes, wanted at most 1600\d\d\d\d$")
+
+
+@pytest.mark.parametrize("file", [MANIFEST, BASELINE])
+def test_a_disk_that_fails_is_named(
+    folder: Path, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stat = Path.stat
+    (folder / MANIFEST).unlink()
+
+    def fail(path: Path, **options: Any) -> os.stat_result:
+        if path.name == file:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", fail)
+    refuses(folder, f"{file}: cannot be read: Stale file handle")
 
 
 def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import re
+from difflib import get_close_matches
 
 import pytest
 
@@ -42,6 +43,28 @@ def test_nearest_is_silent_when_nothing_is_close() -> None:
 def test_nearest_keeps_to_its_limit() -> None:
     known = [f"task{number}" for number in range(9)]
     assert nearest("task", known, limit=2).count("task") == 2
+
+
+def test_nothing_is_near_to_what_is_longer_than_any_name() -> None:
+    assert nearest("a" * 64, ["a" * 63]) != ""
+    assert nearest("a" * 65, ["a" * 64]) == ""
+
+
+@pytest.mark.parametrize("wrong", ["customer-1234-surface-defect", "custmer-1234-surface-defects"])
+def test_of_many_names_few_are_compared_and_the_nearest_is_found(
+    wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = [f"customer-{number:04}-surface-defects" for number in range(5000)]
+    compared: list[str] = []
+
+    def match(name: str, names: list[str], *, n: int, cutoff: float) -> list[str]:
+        compared.extend(names)
+        return get_close_matches(name, names, n, cutoff)
+
+    monkeypatch.setattr(errors, "get_close_matches", match)
+
+    assert nearest(wrong, known).startswith("; nearest: customer-1234-surface-defects")
+    assert len(compared) == 50
 
 
 @pytest.mark.parametrize(

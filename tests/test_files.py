@@ -1,6 +1,7 @@
 import errno
 import fcntl
 import os
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -13,6 +14,7 @@ from lspt_serve.files import (
     atomic_folder,
     check_output,
     locked,
+    read_file,
     remove_leftovers,
 )
 
@@ -195,6 +197,25 @@ def test_lock_is_refused_while_it_is_held_and_leaves_nothing(target: Path) -> No
     assert list(target.parent.iterdir()) == []
 
 
+def test_lock_is_waited_for_as_long_as_is_said(target: Path) -> None:
+    held, let_go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with locked(target):
+            held.set()
+            let_go.wait(10)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert held.wait(10)
+    with pytest.raises(OutputError, match=f"is being written by process {os.getpid()};"):
+        locked(target, wait_s=0.1).__enter__()
+    threading.Timer(0.1, let_go.set).start()
+    with locked(target, wait_s=10):
+        assert let_go.is_set()
+    thread.join()
+
+
 def test_lock_of_nobody_is_taken(target: Path) -> None:
     target.parent.mkdir()
     (target.parent / ".target.lock").write_text("999999999")
@@ -221,3 +242,18 @@ def test_lock_that_its_holder_deletes_meanwhile_is_taken_anew(
     with locked(target):
         assert len(calls) == 2
         assert lock.read_text() == str(os.getpid())
+
+
+def test_file_is_read_up_to_a_size(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"12345")
+
+    assert read_file(tmp_path / "file", max_bytes=5) == b"12345"
+    with pytest.raises(OSError, match="5 bytes, wanted at most 4"):
+        read_file(tmp_path / "file", max_bytes=4)
+
+
+def test_device_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(os.devnull)
+
+    with pytest.raises(OSError, match="not a regular file"):
+        read_file(tmp_path / "link", max_bytes=5)

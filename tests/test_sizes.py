@@ -4,8 +4,14 @@ import pytest
 from toys import export_once
 
 from lspt_serve.graph import FEATURES, GRAPH_FILE, load_graph_spec
-from lspt_serve.models import Backbone
-from lspt_serve.sizes import SMALLEST, USUAL, Sizes, input_shapes
+from lspt_serve.models import Backbone, create_prompted_vit
+from lspt_serve.sizes import SMALLEST, USUAL, USUAL_PROMPTS, Sizes, input_shapes
+
+
+def test_usual_prompts_are_what_a_task_has_unless_told(tiny_backbone: Backbone) -> None:
+    tensors = create_prompted_vit(tiny_backbone, "vpt-shallow", num_classes=2).task_tensors()
+
+    assert USUAL.prompts == USUAL_PROMPTS == len(tensors["method.prompts"])
 
 
 @pytest.mark.parametrize("sizes", [SMALLEST, USUAL, Sizes(batch=5, tasks=2, rows=3, prompts=4)])

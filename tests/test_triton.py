@@ -1,5 +1,6 @@
 """A real tritonserver on a repository that was exported; it has the python backend alone."""
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,10 +18,18 @@ from toys_triton import TritonServer, needs_triton
 from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import InferenceServerException
 
-from lspt_serve.bundle import Bundle, save_bundle
-from lspt_serve.errors import GraphError
+import lspt_serve.export.triton
+from lspt_serve.bundle import Bundle, load_bundle, save_bundle
+from lspt_serve.errors import GraphError, OutputError
 from lspt_serve.export.triton import TritonBackend, export_task_to_triton, export_to_triton
-from lspt_serve.graph import GRAPH_FILE, TRITON_CONFIG, TRITON_GRAPH, TRITON_MODEL
+from lspt_serve.graph import (
+    GRAPH_FILE,
+    TRITON_CONFIG,
+    TRITON_GRAPH,
+    TRITON_MODEL,
+    GraphSpec,
+    load_graph_spec,
+)
 from lspt_serve.models import Backbone
 from lspt_serve.preprocess import preprocess_image
 from lspt_serve.runtime import (
@@ -199,6 +208,53 @@ def test_shared_graph_is_described_as_it_is(
     assert (config.backend, config.max_batch_size) == (backend, 0)
     assert config.default_model_filename == (GRAPH_FILE if backend == "onnxruntime" else "")
     assert config.parameters["backbone_sha256"].string_value == tiny_backbone.sha256
+
+
+@pytest.fixture
+def quick_graph(tiny_backbone: Backbone, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An export of what was exported already."""
+
+    def copy(backbone: Backbone, folder: Path, *, like: Bundle | None = None) -> GraphSpec:
+        shutil.copytree(repository / TRITON_MODEL / "graph", folder)
+        return load_graph_spec(folder)
+
+    monkeypatch.setattr(lspt_serve.export.triton, "export_graph", copy)
+
+
+@pytest.mark.usefixtures("quick_graph")
+def test_bundles_of_a_repository_outlast_an_export(
+    tiny_backbone: Backbone, bundles: list[Bundle], tmp_path: Path
+) -> None:
+    models, own = tmp_path / "models", tmp_path / "models" / TRITON_MODEL / "bundles"
+    export_to_triton(tiny_backbone, models)
+    save_bundle(bundles[0], own / "colour")
+    save_bundle(bundles[1], tmp_path / "parity")
+    (own / "parity").symlink_to(tmp_path / "parity")
+    (own / "aliases.json").write_text('{"colour": {"stable": 1}}')
+    (own.parent / "graph" / "old").touch()
+
+    export_to_triton(tiny_backbone, models)
+
+    assert not (own.parent / "graph" / "old").exists()
+    assert load_bundle(own / "colour").manifest == bundles[0].manifest
+    assert (own / "parity").readlink() == tmp_path / "parity"
+    assert (own / "aliases.json").read_text() == '{"colour": {"stable": 1}}'
+
+
+@pytest.mark.usefixtures("quick_graph")
+def test_bundles_that_cannot_be_kept_leave_the_repository_as_it_was(
+    tiny_backbone: Backbone, bundles: list[Bundle], tmp_path: Path
+) -> None:
+    export_to_triton(tiny_backbone, tmp_path)
+    own = tmp_path / TRITON_MODEL / "bundles"
+    save_bundle(bundles[0], own / "colour")
+    os.mkfifo(own / "pipe")
+
+    before = {path: path.stat().st_ino for path in tmp_path.rglob("*")}
+    with pytest.raises(OutputError, match=r"cannot be written: .*pipe"):
+        export_to_triton(tiny_backbone, tmp_path)
+
+    assert {path: path.stat().st_ino for path in tmp_path.rglob("*")} == before
 
 
 def test_one_task_is_described_with_its_labels(

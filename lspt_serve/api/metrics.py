@@ -23,7 +23,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 
 from lspt_serve.api.disconnect import CLIENT_GONE
 from lspt_serve.api.failures import CODES, FAILURES
-from lspt_serve.bundle import Bundle
+from lspt_serve.bundle import Manifest
 from lspt_serve.runtime import Events
 from lspt_serve.sizes import MAX_BATCH_SIZE
 
@@ -76,8 +76,8 @@ class Metrics(Events):
         if code is not None:
             self._errors.labels(code).inc()
 
-    def answered(self, bundle: Bundle | None, error: BaseException | None) -> None:
-        name, version = (bundle.name, bundle.manifest.version) if bundle else ("", "")
+    def answered(self, task: Manifest | None, error: BaseException | None) -> None:
+        name, version = (task.name, task.version) if task else ("", "")
         self._requests.labels(name, version, _code(error)).inc()
 
     def waiting(self, images: int) -> None:

@@ -32,18 +32,21 @@ def engines(
     from lspt_serve.runtime import ENGINES, PRECISIONS, try_engines
 
     with console.status(escape(f"trying the engines on {graph}")):
-        found = list(try_engines(graph, names=ENGINES, precisions=PRECISIONS, device=device))
+        found = try_engines(graph, names=ENGINES, precisions=PRECISIONS, device=device)
+        records = list(map(_record, found))
     if as_json:
-        print_json([_record(each) for each in found])
+        print_json(records)
     else:
-        Console().print(_table(found))
+        Console().print(_table(records))
 
 
 def _record(found: "Candidate | Refusal") -> dict[str, Any]:
+    """What is said of it; the engine is closed: one at a time has the memory, and the cores."""
     from lspt_serve.runtime import Refusal
 
     if isinstance(found, Refusal):
         return {"engine": found.name, "precision": found.precision, "refused": found.reason}
+    found.engine.close()
     return {
         "engine": found.engine.name,
         "precision": found.engine.precision,
@@ -53,14 +56,14 @@ def _record(found: "Candidate | Refusal") -> dict[str, Any]:
     }
 
 
-def _table(found: "list[Candidate | Refusal]") -> Table:
+def _table(records: list[dict[str, Any]]) -> Table:
     table = Table(box=None)
     table.add_column("engine")
     table.add_column("precision")
     for title in ("images/s", "error", "top-1 agreement"):
         table.add_column(title, justify="right")
     table.add_column("")
-    for record in map(_record, found):
+    for record in records:
         first = (record["engine"], record["precision"])
         if "refused" in record:
             table.add_row(*first, "-", "-", "-", escape(record["refused"]))

@@ -1,5 +1,6 @@
 """lspt export: the shared graph of a backbone, or one bundle as a file of its own."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -21,7 +22,14 @@ from lspt_serve.cli.console import (
 )
 from lspt_serve.errors import OptionError
 from lspt_serve.files import check_output, locked, remove_leftovers
-from lspt_serve.graph import SPEC_FILE, TRITON_CONFIG, TRITON_MODEL, ParityRow, load_graph_spec
+from lspt_serve.graph import (
+    SPEC_FILE,
+    TRITON_CONFIG,
+    TRITON_GRAPH,
+    TRITON_MODEL,
+    ParityRow,
+    load_graph_spec,
+)
 
 if TYPE_CHECKING:
     from lspt_serve.export.triton import TritonBackend
@@ -86,76 +94,129 @@ def export(
 
     Example:  lspt export --like bundles/flowers --triton-repository models
     """
-    if backbone is None and like is None and bundle is None:
-        raise OptionError("nothing to export; give --backbone, --like or --bundle")
-    if like is not None and bundle is not None:
-        raise OptionError("both --like and --bundle; give one of them")
-    if (like or bundle) and (img_size or normalisation):
-        raise OptionError("--img-size and --normalisation are those of the bundle; leave them out")
-    if (out is None) == (triton_repository is None):
-        raise OptionError("nowhere or two places to write to; give --out or --triton-repository")
-    if onnx_adapter and (bundle is None or out is None):
-        raise OptionError("--onnx-adapter is of one bundle; give --bundle and --out as well")
-    if triton_backend == "python" and (triton_repository is None or bundle is not None):
-        raise OptionError("--triton-backend is of --triton-repository without --bundle")
-    if tensorrt is not None and (out is None or bundle is not None):
-        raise OptionError("--tensorrt is of the shared graph; give --out, and no --bundle")
+    options = _Options(
+        out=out,
+        backbone=backbone,
+        like=like,
+        bundle=bundle,
+        onnx_adapter=onnx_adapter,
+        triton_repository=triton_repository,
+        triton_backend=triton_backend,
+        tensorrt=tensorrt,
+        img_size=img_size,
+        normalisation=normalisation,
+        overwrite=overwrite,
+    )
+    _check(options)
     task = load_bundle(chosen) if (chosen := bundle or like) else None
-    source = backbone or (task.manifest.backbone.source if task else "")
-    own = task if bundle else None
-    target, marker = _target(out, triton_repository, own, onnx_adapter=onnx_adapter)
-    check_output(target, overwrite=overwrite, marker=marker)
+    targets = _targets(options, task)
+    _check_outputs(options, targets)
     with stoppable():
-        from lspt_serve.models import load_backbone  # torch: seconds to import
-
-        if tensorrt is not None:  # minutes of work would be in vain without it
-            from lspt_serve.export.tensorrt import load_tensorrt
-
-            load_tensorrt()
-        img_size = task.manifest.preprocess.img_size if task else img_size
-        with locked(target):
-            remove_leftovers(target)
-            check_output(target, overwrite=overwrite, marker=marker)  # another may have written it
-            vit = load_backbone(source, img_size=img_size, normalisation=normalisation)
-            for note in () if task else vit.notes:  # a bundle says how it was trained
-                print_note(note)
-            with console.status(escape(f"exporting {source} to {target}")):
-                if triton_repository is not None:
-                    parity = _to_triton(
-                        vit, triton_repository, like=task, bundle=own, backend=triton_backend
-                    )
-                else:
-                    assert out is not None
-                    parity = _to_onnx(vit, out, like=task, bundle=own, onnx_adapter=onnx_adapter)
-                if tensorrt is not None:
-                    _to_tensorrt(target, tensorrt)
+        parity = _write(options, task, targets)
     if as_json:
-        print_json({"out": str(target), "parity": [row.model_dump() for row in parity]})
+        print_json({"out": str(targets[0]), "parity": [row.model_dump() for row in parity]})
     else:
-        print(f"{target}: agrees with torch fp32")
+        print(f"{targets[0]}: agrees with torch fp32")
         Console().print(_table(parity))
 
 
-def _target(
-    out: Path | None, triton_repository: Path | None, bundle: Bundle | None, *, onnx_adapter: bool
-) -> tuple[Path, str | None]:
-    """What is written, and if it is a folder, the file that marks it as one of ours."""
-    if triton_repository is not None:
-        return triton_repository / (bundle.name if bundle else TRITON_MODEL), TRITON_CONFIG
-    assert out is not None
-    if bundle is None:
-        return out, SPEC_FILE
-    return out / f"{bundle.name}.onnx_adapter" if onnx_adapter else out, None
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    """What the command line said, by its names."""
+
+    out: Path | None
+    backbone: str | None
+    like: Path | None
+    bundle: Path | None
+    onnx_adapter: bool
+    triton_repository: Path | None
+    triton_backend: "TritonBackend"
+    tensorrt: "Precision | None"
+    img_size: ImgSize
+    normalisation: NormaliseBy
+    overwrite: bool
 
 
-def _to_onnx(
-    vit: "Backbone", out: Path, *, like: Bundle | None, bundle: Bundle | None, onnx_adapter: bool
-) -> list[ParityRow]:
+def _check(options: _Options) -> None:
+    """Raises OptionError for options that do not go together, or lack another."""
+    bundle, out, repository = options.bundle, options.out, options.triton_repository
+    known = bundle or options.like
+    if options.backbone is None and known is None:
+        raise OptionError("nothing to export; give --backbone, --like or --bundle")
+    if options.like is not None and bundle is not None:
+        raise OptionError("both --like and --bundle; give one of them")
+    if known and (options.img_size or options.normalisation):
+        raise OptionError("--img-size and --normalisation are those of the bundle; leave them out")
+    if (out is None) == (repository is None):
+        raise OptionError("nowhere or two places to write to; give --out or --triton-repository")
+    if options.onnx_adapter and (bundle is None or out is None):
+        raise OptionError("--onnx-adapter is of one bundle; give --bundle and --out as well")
+    if options.triton_backend == "python" and (repository is None or bundle is not None):
+        raise OptionError("--triton-backend is of --triton-repository without --bundle")
+    if options.tensorrt is not None and (out is None or bundle is not None):
+        raise OptionError("--tensorrt is of the shared graph; give --out, and no --bundle")
+
+
+def _targets(options: _Options, task: Bundle | None) -> list[Path]:
+    """What is written; who writes the first holds all."""
+    own = task if options.bundle else None
+    if (repository := options.triton_repository) is not None:
+        return [repository / name for name in ([own.name] if own else [TRITON_MODEL, TRITON_GRAPH])]
+    assert options.out is not None
+    if own and options.onnx_adapter:
+        return [options.out / f"{own.name}.onnx_adapter"]
+    return [options.out]
+
+
+def _check_outputs(options: _Options, targets: list[Path]) -> None:
+    marker = SPEC_FILE if options.bundle is None else None  # of a folder that is ours
+    if options.triton_repository is not None:
+        marker = TRITON_CONFIG
+    for target in targets:
+        check_output(target, overwrite=options.overwrite, marker=marker)
+
+
+def _write(options: _Options, task: Bundle | None, targets: list[Path]) -> list[ParityRow]:
+    from lspt_serve.models import load_backbone  # torch: seconds to import
+
+    if options.tensorrt is not None:  # minutes of work would be in vain without it
+        from lspt_serve.export.tensorrt import load_tensorrt
+
+        load_tensorrt()
+    source = options.backbone or (task.manifest.backbone.source if task else "")
+    img_size = task.manifest.preprocess.img_size if task else options.img_size
+    with locked(targets[0]):
+        for target in targets:
+            remove_leftovers(target)
+        _check_outputs(options, targets)  # another may have written them meanwhile
+        vit = load_backbone(source, img_size=img_size, normalisation=options.normalisation)
+        for note in () if task else vit.notes:  # a bundle says how it was trained
+            print_note(note)
+        with console.status(escape(f"exporting {source} to {targets[0]}")):
+            write = _to_onnx if options.triton_repository is None else _to_triton
+            parity = write(vit, options, task)
+            if options.tensorrt is not None:
+                _to_tensorrt(targets[0], options.tensorrt)
+    return parity
+
+
+def _to_onnx(vit: "Backbone", options: _Options, task: Bundle | None) -> list[ParityRow]:
     from lspt_serve.export import export_adapter, export_bundle, export_graph
 
-    if bundle is None:
-        return export_graph(vit, out, like=like).parity
-    return (export_adapter if onnx_adapter else export_bundle)(vit, bundle, out)
+    assert options.out is not None
+    if options.bundle is None or task is None:
+        return export_graph(vit, options.out, like=task).parity
+    return (export_adapter if options.onnx_adapter else export_bundle)(vit, task, options.out)
+
+
+def _to_triton(vit: "Backbone", options: _Options, task: Bundle | None) -> list[ParityRow]:
+    from lspt_serve.export.triton import export_task_to_triton, export_to_triton
+
+    repository = options.triton_repository
+    assert repository is not None
+    if options.bundle is None or task is None:
+        return export_to_triton(vit, repository, like=task, backend=options.triton_backend).parity
+    return export_task_to_triton(vit, task, repository)
 
 
 def _to_tensorrt(folder: Path, precision: "Precision") -> None:
@@ -163,21 +224,6 @@ def _to_tensorrt(folder: Path, precision: "Precision") -> None:
 
     path = build_engine(folder, load_graph_spec(folder), precision)
     console.print(f"{path}: agrees with torch fp32", markup=False, soft_wrap=True)
-
-
-def _to_triton(
-    vit: "Backbone",
-    repository: Path,
-    *,
-    like: Bundle | None,
-    bundle: Bundle | None,
-    backend: "TritonBackend",
-) -> list[ParityRow]:
-    from lspt_serve.export.triton import export_task_to_triton, export_to_triton
-
-    if bundle is None:
-        return export_to_triton(vit, repository, like=like, backend=backend).parity
-    return export_task_to_triton(vit, bundle, repository)
 
 
 def _table(parity: list[ParityRow]) -> Table:

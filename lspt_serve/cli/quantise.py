@@ -31,7 +31,7 @@ def quantise(
     bundle: Annotated[Path, typer.Option(help="A bundle that fits the graph.")],
     data: Annotated[Path, typer.Option(help="The images of its task, as for lspt train.")],
     graph: Annotated[Path, typer.Option(help="What lspt export wrote.")] = Path("graph"),
-    images: Annotated[int, typer.Option(help="Of train, to measure ranges on.", min=1)] = 128,
+    images: Annotated[int, typer.Option(help="Of train, to measure ranges on.", min=2)] = 128,
     seed: Annotated[int, typer.Option(help="Of the choice, and of a split as in lspt train.")] = 0,
     cache: Annotated[
         Path | None, typer.Option(help="Keep decoded images in this folder for the next run.")

@@ -17,7 +17,7 @@ from lspt_serve.bundle import Bundle
 from lspt_serve.errors import GraphError, first_line
 from lspt_serve.export.fresh import free_shapes, method_tensors, with_one_more_prompt
 from lspt_serve.export.parity import check_parity, create_session
-from lspt_serve.export.to_onnx import write_onnx
+from lspt_serve.export.to_onnx import atomic_onnx, write_onnx
 from lspt_serve.export.wrapper import OneTaskGraph, create_model
 from lspt_serve.files import atomic_file
 from lspt_serve.graph import IMAGES, PROBABILITIES, ParityRow
@@ -107,7 +107,7 @@ def _write_model(
         for name, shape in shapes.items()
     }
     axes |= {"head.weight": {0: LABELS}, "head.bias": {0: LABELS}}
-    with atomic_file(path) as temporary:
+    with atomic_onnx(path) as temporary:
         write_onnx(
             OneTaskGraph(model),
             temporary,

@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 
 from lspt_serve.bundle import Bundle
 from lspt_serve.export.parity import check_parity, create_session
-from lspt_serve.export.to_onnx import write_onnx
+from lspt_serve.export.to_onnx import atomic_onnx, write_onnx
 from lspt_serve.export.wrapper import BakedGraph, create_model
-from lspt_serve.files import atomic_file
 from lspt_serve.graph import IMAGES, PROBABILITIES, ParityRow
 from lspt_serve.models import Backbone, PromptedViT
 
@@ -39,7 +38,7 @@ def export_bundle(backbone: Backbone, bundle: Bundle, out: Path) -> list[ParityR
         "preprocess": json.dumps(asdict(bundle.manifest.preprocess)),
         "backbone_sha256": backbone.sha256,
     }
-    with atomic_file(out) as path:
+    with atomic_onnx(out) as path:
         write_onnx(
             BakedGraph(model), path, img_size=img_size, outputs=[PROBABILITIES], metadata=metadata
         )

@@ -88,7 +88,9 @@ def quantise_graph(
     with atomic_folder(graph / INT8) as folder:
         try:
             _quantise(graph / GRAPH_FILE, folder / INT8_GRAPH, images, feed)
-        except RuntimeError as error:
+        except OSError:
+            raise
+        except Exception as error:  # NNCF has no common base for what it raises
             reason = first_line(error)
             raise GraphError(f"{graph / GRAPH_FILE}: cannot be quantised: {reason}") from error
         _refer(graph, spec, bundle, images[:: -(-len(images) // KEPT)]).save(folder)

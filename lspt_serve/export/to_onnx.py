@@ -1,7 +1,8 @@
-"""One call of torch.onnx.export, for both kinds of graph."""
+"""One call of torch.onnx.export, for both kinds of graph, and the files that it makes."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.export import Dim
 
+from lspt_serve.files import atomic_file
 from lspt_serve.graph import BATCH, IMAGES
 
-__all__ = ["TRACED", "write_onnx"]
+__all__ = ["TRACED", "atomic_onnx", "write_onnx"]
 
 TRACED = 3  # images in the batch to trace with; torch takes an axis of 1 for a constant
 
@@ -30,7 +32,7 @@ def write_onnx(
     metadata: Mapping[str, str] | None = None,
     defaults: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> None:
-    """Trace `module` and write it; weights of more than 2 GB go into a second file beside it.
+    """Trace `module` and write it; weights of 1.5 GiB and more go into PATH.data.
 
     Args:
         img_size: images are `batch` x 3 x img_size x img_size, fp32, normalised.
@@ -62,6 +64,24 @@ def write_onnx(
         free[name].const_value = ir.tensor(array, name=name)
         graph.register_initializer(free[name])
     program.save(path)
+
+
+@contextmanager
+def atomic_onnx(path: Path) -> Iterator[Path]:
+    """As `atomic_file`, for what `write_onnx` writes: the file, and its weights where it has some.
+
+    While both are put in place there is no file, rather than one with the weights of another.
+    """
+    replaced, weights = path.exists(), Path(f"{path}.data")
+    with atomic_file(path) as temporary:
+        yield temporary
+        own = Path(f"{temporary}.data")
+        apart = own.exists()
+        if apart:
+            path.unlink(missing_ok=True)
+            own.replace(weights)
+    if replaced and not apart:
+        weights.unlink(missing_ok=True)  # of the file that was there
 
 
 def _name_once(axes: Mapping[Any, Any], named: set[str]) -> dict[Any, Any]:

@@ -39,11 +39,12 @@ from lspt_serve.graph import (
     ParityRow,
 )
 from lspt_serve.models import Backbone
+from lspt_serve.sizes import MAX_BATCH_SIZE
 
 __all__ = ["TritonBackend", "export_task_to_triton", "export_to_triton"]
 
 TritonBackend = Literal["onnxruntime", "python"]
-MAX_BATCH_SIZE = 32
+BUNDLES = "bundles"
 MODEL_PY = "from lspt_serve.triton import {}TritonPythonModel  # noqa: F401\n"
 
 
@@ -56,14 +57,13 @@ def export_to_triton(
 ) -> GraphSpec:
     """Write REPOSITORY/lspt and REPOSITORY/lspt-graph; bundles go into REPOSITORY/lspt/bundles.
 
-    Raises as `export_graph` does.
+    Those that are there already stay. Raises as `export_graph` does.
 
     Args:
         backend: of lspt-graph.
     """
     with atomic_folder(repository / TRITON_MODEL) as folder:
         spec = export_graph(backbone, folder / "graph", like=like)
-        (folder / "bundles").mkdir()
         (folder / "1").mkdir()
         (folder / "1" / "model.py").write_text(MODEL_PY.format(""), "utf-8")
         _write(folder / TRITON_CONFIG, _shared_model())
@@ -77,6 +77,7 @@ def export_to_triton(
                 for file in (folder / "graph").glob(f"{GRAPH_FILE}*"):  # large weights: a second
                     shutil.copy(file, beside / "1" / file.name)
             _write(beside / TRITON_CONFIG, _shared_graph(spec, backend))
+            _keep_bundles(repository / TRITON_MODEL / BUNDLES, folder / BUNDLES)
     return spec
 
 
@@ -87,6 +88,14 @@ def export_task_to_triton(backbone: Backbone, bundle: Bundle, repository: Path) 
         (folder / "labels.txt").write_text("".join(f"{name}\n" for name in bundle.labels), "utf-8")
         _write(folder / TRITON_CONFIG, _task(bundle))
     return parity
+
+
+def _keep_bundles(old: Path, new: Path) -> None:
+    """What a server was given since the last export, as it is: links stay links."""
+    if old.is_dir():
+        shutil.copytree(old, new, symlinks=True)
+    else:
+        new.mkdir()
 
 
 def _write(path: Path, config: Any) -> None:
@@ -103,7 +112,7 @@ def _shared_model() -> Any:
     config.output.add(name="score", data_type=triton.TYPE_FP32, dims=[-1])
     config.dynamic_batching.SetInParent()
     config.instance_group.add(count=1, kind=triton.ModelInstanceGroup.KIND_CPU)
-    settings = {"graph": "graph", "bundles": "bundles", "engine": "auto", "precision": "fp32"}
+    settings = {"graph": "graph", "bundles": BUNDLES, "engine": "auto", "precision": "fp32"}
     for name, value in settings.items():
         config.parameters[name].string_value = value
     return config

@@ -4,6 +4,7 @@ S tasks in a batch, P prompts.
 """
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -16,6 +17,8 @@ from lspt_serve.feed import TaskTensors, prompts_axes
 from lspt_serve.graph import Dim
 
 __all__ = ["DeviceBank", "Gathered"]
+
+EXPECTED_S = 1.0  # a batch that comes later than this after its tasks may have to bring them again
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +115,9 @@ class DeviceBank:
             for name, shape in inputs.items()
         }
         self._held: OrderedDict[int, _Held] = OrderedDict()  # id of a task; last used is last
-        self._expected: set[int] = set()  # of these, those that a batch will have
+        self._expected: dict[
+            int, float
+        ] = {}  # of these, those that a batch will have, and until when
         self._free = list(reversed(range(num_slots)))
         self._lock = _FairLock()
         self._copies = _Copies(device) if device.type == "cuda" else None
@@ -132,21 +137,27 @@ class DeviceBank:
             self._expect(fitting)
             for task in fitting:
                 self._bring(task)
-            self._expected -= set(map(id, fitting))
+            for task in fitting:
+                del self._expected[id(task)]
             return self._select([self._held[id(task)] for task in fitting])
 
     def prefetch(self, tasks: Sequence[TaskTensors]) -> None:
         """Bring tasks that a batch will have, where that costs none that another still waits for.
 
         Many more tasks may be waited for than there are slots: they would drive one another out,
-        each before its batch comes.
+        each before its batch comes. No batch may ever have them, if their image does not decode,
+        say: what is waited for in vain is held for a second.
         """
         with self._lock:
             fitting = self._fitting(tasks)
             self._expect(fitting)
         for task in fitting:
             with self._lock:  # one by one: a batch waits for one copy at most
-                if id(task) in self._held or self._free or self._expected < self._held.keys():
+                if (
+                    id(task) in self._held
+                    or self._free
+                    or self._expected.keys() < self._held.keys()
+                ):
                     self._bring(task)
 
     def _fitting(self, tasks: Sequence[TaskTensors]) -> list[TaskTensors]:
@@ -155,10 +166,12 @@ class DeviceBank:
 
     def _expect(self, tasks: Sequence[TaskTensors]) -> None:
         """Before others are brought: none of these makes room for another of them."""
+        now = time.monotonic()
+        self._expected = {key: until for key, until in self._expected.items() if now < until}
         for task in tasks:
             if id(task) in self._held:
                 self._held.move_to_end(id(task))
-                self._expected.add(id(task))
+                self._expected[id(task)] = now + EXPECTED_S
 
     def _bring(self, task: TaskTensors) -> None:
         if id(task) in self._held:
@@ -172,7 +185,7 @@ class DeviceBank:
                 self._copy(task, name, tensor[slot])
         self._free.pop()  # only now: a copy that failed leaves the slot free
         self._held[id(task)] = _Held(task, slot, num_prompts)
-        self._expected.add(id(task))
+        self._expected[id(task)] = time.monotonic() + EXPECTED_S
         self.num_uploads += 1
 
     def _make_room(self) -> None:
@@ -180,7 +193,7 @@ class DeviceBank:
         oldest = next(iter(self._held))
         oldest = next((key for key in self._held if key not in self._expected), oldest)
         self._free.append(self._held.pop(oldest).slot)
-        self._expected.discard(oldest)
+        self._expected.pop(oldest, None)
 
     def _count_prompts(self, task: TaskTensors) -> int:
         name, axis = next(iter(self._axes.items()))  # all tensors of a task agree

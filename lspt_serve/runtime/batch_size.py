@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from lspt_serve.runtime.engine import Engine
+from lspt_serve.sizes import USUAL_PROMPTS
 
 __all__ = ["grow_while_it_pays", "measure_batch_size"]
 
@@ -14,7 +15,7 @@ WORTH_IT = 1.05  # how much faster, per image, the best size must be than a smal
 GIVE_UP = (
     1.25  # a size whose images take so much longer than the best's has no larger ones measured
 )
-PROMPTS_OF_BLANK, REPEATS = 10, 3
+REPEATS = 3
 logger = logging.getLogger(__name__)
 
 
@@ -26,7 +27,7 @@ def measure_batch_size(engine: Engine, *, limit: int) -> int:
     """
     graph = engine.graph
     blank = {
-        name: np.zeros([PROMPTS_OF_BLANK if isinstance(n, str) else n for n in shape], np.float32)
+        name: np.zeros([USUAL_PROMPTS if isinstance(n, str) else n for n in shape], np.float32)
         for name, shape in graph.inputs.items()
     }
 

@@ -57,7 +57,7 @@ class Catalog:
         unloaded: the same of those that are not, for unloaded.json names them.
         unwanted: what unloaded.json says.
         refused: folder or file -> why it is not served, without the path to it.
-        found: folder -> what it holds; read again only when it has changed.
+        found: name of a folder -> what it holds; read again only when it has changed.
     """
 
     tasks: Tasks = field(default_factory=dict)
@@ -65,7 +65,7 @@ class Catalog:
     unwanted: frozenset[str] = frozenset()
     aliases: Aliases = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
-    found: Mapping[Path, Found] = field(default_factory=dict)
+    found: Mapping[str, Found] = field(default_factory=dict)
 
     @property
     def entries(self) -> set[Entry]:
@@ -130,17 +130,18 @@ def scan(folder: Path, before: Catalog, read: Callable[[Path], Entry]) -> Catalo
         OSError: the folder cannot be read.
     """
     everything = {
-        path: _look(path, signature, before, read) for path, signature in _find_bundles(folder)
+        name: _look(folder, name, signature, before, read)
+        for name, signature in _find_bundles(folder)
     }
     tasks: dict[str, dict[int, Entry]] = {}
-    refused = {path: found.reason for path, found in everything.items() if found.reason}
+    refused = {name: found.reason for name, found in everything.items() if found.reason}
     served = before.entries
-    for path, found in sorted(everything.items(), key=lambda item: item[1].entry not in served):
+    for name, found in sorted(everything.items(), key=lambda item: item[1].entry not in served):
         if entry := found.entry:
-            name, version = entry.manifest.name, entry.manifest.version
-            if tasks.setdefault(name, {}).setdefault(version, entry) is not entry:
-                refused[path] = (
-                    f"task {name!r} version {version} is held already, from another folder"
+            task, version = entry.manifest.name, entry.manifest.version
+            if tasks.setdefault(task, {}).setdefault(version, entry) is not entry:
+                refused[name] = (
+                    f"task {task!r} version {version} is held already, from another folder"
                 )
     ordered = {name: dict(sorted(tasks[name].items())) for name in sorted(tasks)}
     try:
@@ -149,19 +150,19 @@ def scan(folder: Path, before: Catalog, read: Callable[[Path], Entry]) -> Catalo
     except BundleError as error:
         aliases, dangling = before.aliases, str(error)
     if dangling:
-        refused[folder / ALIASES_FILE] = dangling
+        refused[ALIASES_FILE] = dangling
     try:
         unwanted = load_unloaded(folder)
     except BundleError as error:
-        unwanted, refused[folder / UNLOADED_FILE] = before.unwanted, str(error)
+        unwanted, refused[UNLOADED_FILE] = before.unwanted, str(error)
     return Catalog(
         tasks={name: ordered[name] for name in ordered if name not in unwanted},
         unloaded={name: ordered[name] for name in ordered if name in unwanted},
         unwanted=unwanted,
         aliases=aliases,
         refused={
-            _to_text(path.name): _to_text(why.replace(f"{folder}/", ""))
-            for path, why in sorted(refused.items())
+            _to_text(name): _to_text(why.replace(f"{folder}/", ""))
+            for name, why in sorted(refused.items())
         },
         found=everything,
     )
@@ -178,33 +179,35 @@ def _find_dangling(aliases: Aliases, tasks: Tasks) -> str:
     return name_some(wrong)
 
 
-def _find_bundles(folder: Path) -> Iterator[tuple[Path, Signature]]:
-    """Folders with a manifest, in order; hidden ones are being written."""
+def _find_bundles(folder: Path) -> Iterator[tuple[str, Signature]]:
+    """Names of folders with a manifest, in order; hidden ones are being written."""
     with os.scandir(folder) as entries:
         names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
     for name in names:
-        signature = tuple(_sign(folder / name / file) for file in (MANIFEST, TENSORS, BASELINE))
-        if signature[0] != GONE or signature[2] != GONE:
-            yield folder / name, signature
+        own = f"{folder}/{name}"  # a Path for each would take most of the time of a look
+        if (manifest := _sign(f"{own}/{MANIFEST}")) != GONE:
+            yield name, (manifest, _sign(f"{own}/{TENSORS}"))
+        elif (baseline := _sign(f"{own}/{BASELINE}")) != GONE:
+            yield name, (manifest, baseline)
 
 
-def _sign(path: Path) -> tuple[int, int, int]:
+def _sign(path: str) -> tuple[int, int, int]:
     """Changes with the file: ctime tells of a copy that keeps its mtime."""
     try:
-        status = path.stat()
+        status = os.stat(path)  # noqa: PTH116
     except OSError:
         return GONE
     return status.st_ino, status.st_ctime_ns, status.st_size
 
 
 def _look(
-    path: Path, signature: Signature, before: Catalog, read: Callable[[Path], Entry]
+    folder: Path, name: str, signature: Signature, before: Catalog, read: Callable[[Path], Entry]
 ) -> Found:
-    known = before.found.get(path)
+    known = before.found.get(name)
     if known and known.signature == signature:
         return known
     try:
-        return Found(signature, read(path))
+        return Found(signature, read(folder / name))
     except Exception as error:  # whatever it is, the other bundles are served
         passing = not isinstance(error, BundleError) or isinstance(error.__cause__, OSError)
         last = known.entry if known else None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lspt_serve.errors import GraphError, LSPTError
+from lspt_serve.errors import GraphError, LSPTError, first_line
 from lspt_serve.graph import load_graph_spec
 from lspt_serve.quantised import INT8
 from lspt_serve.reference import Reference
@@ -107,6 +107,7 @@ def fastest(found: Iterable[Candidate | Refusal], *, log: Callable[[str], object
             best = each
         else:
             each.engine.close()
+        del each  # the next one has its memory
     if best is None:
         raise GraphError("; ".join(refusals))
     log(f"{best.engine.name} is the fastest here and serves")
@@ -134,12 +135,26 @@ def try_engines(
     reference = Reference.load(folder)
     for name in _worth_trying(device) if names is None else names:
         for precision in precisions:
-            try:
-                engine = create_engine(folder, name, precision, device, triton_url=triton_url)
-                own = Reference.load(folder / INT8) if precision == "int8" else reference
-                yield _try(engine, own)
-            except LSPTError as error:
-                yield Refusal(name, precision, str(error))
+            yield _try_one(folder, reference, name, precision, device, triton_url)
+
+
+def _try_one(
+    folder: Path,
+    reference: Reference,
+    name: EngineName,
+    precision: Precision,
+    device: Device,
+    triton_url: str,
+) -> Candidate | Refusal:
+    try:
+        engine = create_engine(folder, name, precision, device, triton_url=triton_url)
+        own = Reference.load(folder / INT8) if precision == "int8" else reference
+        return _try(engine, own)
+    except LSPTError as error:
+        return Refusal(name, precision, str(error))
+    except Exception as error:  # what runs them has no common base for what it raises
+        logger.debug("%s in %s failed", name, precision, exc_info=True)
+        return Refusal(name, precision, first_line(error))
 
 
 def _worth_trying(device: Device) -> Iterable[EngineName]:

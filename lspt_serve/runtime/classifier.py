@@ -13,7 +13,7 @@ from typing import Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from lspt_serve.bundle import Bundle
+from lspt_serve.bundle import Bundle, Manifest
 from lspt_serve.errors import UnknownTaskError
 from lspt_serve.preprocess import LIMITS, ImageLimits, preprocess_image
 from lspt_serve.runtime.allowed import AllowedTasks, Tasks
@@ -102,18 +102,19 @@ class Classifier:
             OverloadedError: an image of it would be refused now.
         """
         try:
-            bundle = self.tasks[reference]
+            manifest = self.tasks.manifest(reference)
         except UnknownTaskError as error:
             self._events.answered(None, error)
             raise
-        with self._telling(bundle):
-            self._batcher.check_room(bundle.name)
+        with self._telling(manifest):
+            self._batcher.check_room(manifest.name)
+            bundle = self.tasks[reference]
         self.engine.prefetch([bundle.method_tensors])
         return bundle
 
     def decode(self, data: bytes, bundle: Bundle) -> Array:
         """The bytes of a file to the image (3 x H x W) that a task sees; raises ImageError."""
-        with self._telling(bundle):
+        with self._telling(bundle.manifest):
             return preprocess_image(data, bundle.manifest.preprocess, self.limits)
 
     def submit(
@@ -124,9 +125,11 @@ class Classifier:
         Raises OverloadedError; the future may hold it too, or DeadlineError, or ArithmeticError for
         an answer that is not finite. See Batcher.submit.
         """
-        with self._telling(bundle):
+        with self._telling(bundle.manifest):
             answer = self._batcher.submit(image, _Job(bundle), deadline=deadline)
-        answer.add_done_callback(lambda answer: self._events.answered(bundle, _error(answer)))
+        answer.add_done_callback(
+            lambda answer: self._events.answered(bundle.manifest, _error(answer))
+        )
         return answer
 
     def attend(
@@ -142,11 +145,11 @@ class Classifier:
         self.engine.close()
 
     @contextmanager
-    def _telling(self, bundle: Bundle) -> Iterator[None]:
+    def _telling(self, manifest: Manifest) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            self._events.answered(bundle, error)
+            self._events.answered(manifest, error)
             raise
 
     def _run(self, images: Array, jobs: Sequence[_Job]) -> list[Array | Exception]:

@@ -1,6 +1,6 @@
 """What the runtime tells whoever counts it."""
 
-from lspt_serve.bundle import Bundle
+from lspt_serve.bundle import Manifest
 
 __all__ = ["SILENT", "Events"]
 
@@ -11,8 +11,8 @@ class Events:
     The methods are called often and from any thread: they neither raise nor wait.
     """
 
-    def answered(self, bundle: Bundle | None, error: BaseException | None) -> None:
-        """An image got its answer, or the error in its place; no bundle: an unknown task."""
+    def answered(self, task: Manifest | None, error: BaseException | None) -> None:
+        """An image got its answer, or the error in its place; None: by an unknown task."""
 
     def waiting(self, images: int) -> None:
         """So many are in the queue now."""

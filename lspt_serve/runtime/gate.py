@@ -58,8 +58,11 @@ def check_engine(engine: Engine, reference: Reference) -> Parity:
 
 
 def top1_agreement(got: Array, wanted: Array) -> float:
-    """Share of the answers of random heads, on features (B x F) about their mean, that agree."""
+    """Share of the answers of random heads, on features (B x F) about their mean, that agree.
+
+    Of a single row the mean is the row itself: it is compared as it is.
+    """
     heads = np.random.RandomState(0).standard_normal((HEADS, wanted.shape[1], NUM_CLASSES))
-    mean = wanted.mean(axis=0)
+    mean = wanted.mean(axis=0) if len(wanted) > 1 else 0.0
     answers = [((features - mean) @ heads).argmax(axis=-1) for features in (got, wanted)]
     return float((answers[0] == answers[1]).mean())

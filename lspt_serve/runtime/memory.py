@@ -30,11 +30,10 @@ class BundleMemory:
             return bundle
 
     def put(self, entry: Entry, bundle: Bundle) -> None:
-        """A bundle stays out if it alone is larger than the memory, or than what is not kept."""
+        """A bundle stays out if it is larger than what others that are kept leave of the memory."""
         with self._lock:
             kept = sum(_size(self._bundles[own]) for own in self._kept if own in self._bundles)
-            room = self.max_bytes - (0 if entry in self._kept else kept)
-            if entry in self._bundles or _size(bundle) > room:
+            if entry in self._bundles or _size(bundle) > self.max_bytes - kept:
                 return
             self._bundles[entry] = bundle
             self.num_bytes += _size(bundle)

@@ -1,6 +1,7 @@
 """Shared memory that a Triton server on this machine reads its inputs from.
 
-What was put into a region stays there: a task that comes again is neither copied nor sent.
+What is kept in a region stays there: a task that comes again is neither copied nor sent. Other
+regions are written anew for every batch.
 """
 
 import logging
@@ -19,6 +20,7 @@ from lspt_serve.runtime.triton_client import Array, Place, TritonClient
 __all__ = ["Regions"]
 
 MAX_BYTES = 256 << 20  # of tensors that stay for the next batch of their tasks
+MAX_REGIONS = 256  # each is an open file, here and at the server
 ALIGNMENT = 64
 FOLDER = Path("/dev/shm")
 logger = logging.getLogger(__name__)
@@ -28,6 +30,7 @@ logger = logging.getLogger(__name__)
 class _Region:
     memory: SharedMemory
     holds: object  # what its key stands for: an id is of another object once this one is gone
+    is_kept: bool  # until others need the room; else for good
     places: dict[str, Place] = field(default_factory=dict)
 
     def write(self, arrays: Mapping[str, Array]) -> None:
@@ -40,10 +43,10 @@ class _Region:
 
 
 class Regions:
-    """The regions that a server has opened, for one client; those used last are kept.
+    """The regions that a server has opened, for one client.
 
     Args:
-        max_bytes: of all; what was used longest ago makes room.
+        max_bytes: of all; what is kept and was used longest ago makes room.
 
     Raises:
         LSPTError: the server cannot open them: it is on another machine, or in a container.
@@ -53,7 +56,7 @@ class Regions:
         self.max_bytes = max_bytes
         self._client = client
         self._regions: OrderedDict[Hashable, _Region] = OrderedDict()  # used last is last
-        self._create("try", ALIGNMENT, None)
+        self._create("try", ALIGNMENT, None, is_kept=True)
         self._drop("try")
 
     @property
@@ -61,42 +64,67 @@ class Regions:
         return sum(region.memory.size for region in self._regions.values())
 
     def keep(self, key: Hashable, arrays: Mapping[str, Array], holds: object) -> dict[str, Place]:
-        """Where the arrays of this key lie; they are those that were there if it is known."""
+        """Where the arrays of this key lie; they are those that were there if it is known.
+
+        Empty where there is no room: then they travel in the request.
+        """
         if key in self._regions:
             self._regions.move_to_end(key)
             return self._regions[key].places
-        return self._put(key, arrays, holds)
+        return self._put(key, arrays, holds, is_kept=True)
 
     def replace(self, key: Hashable, arrays: Mapping[str, Array]) -> dict[str, Place]:
-        """Where the arrays lie, in place of what was there of this key."""
+        """Where the arrays lie, in place of what was there of this key; empty as with `keep`."""
         region = self._regions.get(key)
         if region is not None and region.memory.size >= _size(arrays):
-            self._regions.move_to_end(key)
             region.write(arrays)
             return region.places
-        return self._put(key, arrays, None)
+        return self._put(key, arrays, None, is_kept=False)
 
     def close(self) -> None:
-        """Free the memory, and have the server forget it if it still answers."""
-        while self._regions:
-            self._drop(next(iter(self._regions)))
-
-    def _put(self, key: Hashable, arrays: Mapping[str, Array], holds: object) -> dict[str, Place]:
-        """Empty where there is no room: then the tensors travel in the request."""
-        if key in self._regions:
-            self._drop(key)
-        size = _size(arrays)
-        while self._regions and self.num_bytes + size > self.max_bytes:
-            self._drop(next(iter(self._regions)))
+        """Free the memory, and have the server forget it while it answers."""
         try:
-            region = self._create(key, size, holds)
+            while self._regions:
+                self._drop(next(iter(self._regions)))
+        except LSPTError as error:
+            logger.debug("regions stay registered: %s", error)
+        for region in self._regions.values():
+            _free(region.memory)
+        self._regions.clear()
+
+    def _put(
+        self, key: Hashable, arrays: Mapping[str, Array], holds: object, *, is_kept: bool
+    ) -> dict[str, Place]:
+        size = _size(arrays)
+        if not self._make_room(key, size):
+            return {}
+        try:
+            region = self._create(key, size, holds, is_kept=is_kept)
         except (OSError, GraphError) as error:
             logger.warning("no %d bytes of shared memory: %s", size, first_line(error))
             return {}
         region.write(arrays)
         return region.places
 
-    def _create(self, key: Hashable, size: int, holds: object) -> _Region:
+    def _make_room(self, key: Hashable, size: int) -> bool:
+        """Whether there is some for a region in place of what this key has.
+
+        Only what is kept makes room: the request that wants it may refer to all the others.
+        """
+        kept = [other for other, region in self._regions.items() if region.is_kept]
+        own = self._regions.get(key)
+        needed = self.num_bytes + size - self.max_bytes - (own.memory.size if own else 0)
+        if needed > sum(self._regions[other].memory.size for other in kept):
+            return False
+        if own:
+            self._drop(key)
+        for other in kept:
+            if self.num_bytes + size <= self.max_bytes and len(self._regions) < MAX_REGIONS:
+                break
+            self._drop(other)
+        return True
+
+    def _create(self, key: Hashable, size: int, holds: object, *, is_kept: bool) -> _Region:
         memory = SharedMemory(create=True, size=size)
         try:
             _allocate(memory)
@@ -104,16 +132,18 @@ class Regions:
         except BaseException:
             _free(memory)
             raise
-        self._regions[key] = _Region(memory, holds)
+        self._regions[key] = _Region(memory, holds, is_kept)
         return self._regions[key]
 
     def _drop(self, key: Hashable) -> None:
+        """Raises UnavailableError or DeadlineError; the memory is free then too."""
         region = self._regions.pop(key)
         try:
             self._client.unregister(region.memory.name)
-        except LSPTError as error:  # a server that is gone has forgotten it already
-            logger.debug("region %s stays registered: %s", region.memory.name, error)
-        _free(region.memory)
+        except GraphError as error:  # it has forgotten it already
+            logger.debug("region %s: %s", region.memory.name, error)
+        finally:
+            _free(region.memory)
 
 
 def _allocate(memory: SharedMemory) -> None:

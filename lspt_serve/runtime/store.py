@@ -22,7 +22,7 @@ __all__ = ["HOST_BYTES", "Listed", "PromptStore"]
 HOST_BYTES = 2**30
 REPLACING_S = 0.05  # a folder that is being replaced is gone for less
 ATTEMPTS = 5  # where folders are replaced again and again
-WRITE_PATIENCE_S = 5.0  # for others who change the same file, each in milliseconds
+LOCK_WAIT_S = 5.0  # for others who change the same file, each in milliseconds
 logger = logging.getLogger(__name__)
 
 
@@ -141,7 +141,7 @@ class PromptStore:
                 return
             pinned = self._find_pinned(after)
             lost = {found.entry for found in after.found.values() if found.entry and found.reason}
-            self._memory.keep(lost | pinned)
+            self._memory.keep(lost | {*pinned})
             self._catalog = after
             self.generation += 1
         for entry in before.entries - after.entries:
@@ -151,7 +151,7 @@ class PromptStore:
 
     def _scan(self, before: Catalog) -> Catalog:
         """Looks again until what is gone was gone before: one that is being replaced comes back."""
-        after, known, gone = scan(self.folder, before, self._read), before.found, set[Path]()
+        after, known, gone = scan(self.folder, before, self._read), before.found, set[str]()
         for _ in range(ATTEMPTS):
             known = {**known, **after.found}
             missing = known.keys() - after.found.keys()
@@ -162,17 +162,17 @@ class PromptStore:
             after = scan(self.folder, replace(after, found=known), self._read)
         return after
 
-    def _find_pinned(self, catalog: Catalog) -> set[Entry]:
-        found = set()
+    def _find_pinned(self, catalog: Catalog) -> list[Entry]:
+        found = []
         for reference in self._pinned:
             try:
-                found.add(catalog.find(reference))
+                found.append(catalog.find(reference))
             except UnknownTaskError as error:  # it may come yet
                 logger.warning("%r is pinned, but %s", reference, error)
         return found
 
     def _bring(self, entries: Collection[Entry]) -> None:
-        """Into memory, where they are pinned."""
+        """Into memory, where they are pinned; the first ones, where it does not hold all."""
         for entry in entries:
             try:
                 self._bundle(entry)
@@ -181,7 +181,12 @@ class PromptStore:
         missing = [entry for entry in entries if self._memory.get(entry) is None]
         if missing:
             names = name_some("{}@{}".format(*_name(entry)) for entry in missing)
-            logger.warning("pinned, but larger than the memory for bundles: %s", names)
+            logger.warning(
+                "pinned tasks do not fit together in the %d bytes of memory for bundles; read from "
+                "disk each time: %s",
+                self._memory.max_bytes,
+                names,
+            )
 
     def set_alias(self, task: str, alias: str, version: int | None) -> None:
         """Make TASK:ALIAS stand for a version, here and at every server of the folder.
@@ -193,11 +198,11 @@ class PromptStore:
         Raises:
             UnknownTaskError: there is no such task or version.
             BundleError: a name that an alias may not have, or aliases.json is broken.
-            OutputError: the folder cannot be written.
+            OutputError: the folder cannot be written, or others write aliases.json for seconds.
         """
         self.refresh()  # another server may have changed what there is
         self.manifest(task if version is None else f"{task}@{version}")
-        with locked(self.folder / ALIASES_FILE, patience_s=WRITE_PATIENCE_S):
+        with locked(self.folder / ALIASES_FILE, wait_s=LOCK_WAIT_S):
             aliases = load_aliases(self.folder)
             own = {name: to for name, to in aliases.get(task, {}).items() if name != alias}
             if version is not None:
@@ -231,7 +236,7 @@ class PromptStore:
         self._set_unloaded(task, unloaded=True)
 
     def _set_unloaded(self, task: str, *, unloaded: bool) -> None:
-        with locked(self.folder / UNLOADED_FILE, patience_s=WRITE_PATIENCE_S):
+        with locked(self.folder / UNLOADED_FILE, wait_s=LOCK_WAIT_S):
             before = load_unloaded(self.folder)
             after = before | {task} if unloaded else before - {task}
             if after != before:

@@ -27,6 +27,7 @@ __all__ = ["TRITON_URL", "TritonEngine"]
 
 TRITON_URL = "grpc://127.0.0.1:8001"  # Triton's own default
 TIMEOUT_S = 20.0  # an image is refused after 30
+TASKS = "tasks"  # the region of those of a batch that mixes some
 Array = NDArray[np.float32]
 logger = logging.getLogger(__name__)
 
@@ -125,9 +126,11 @@ class _Connection:
         places: dict[str, Place] = {}
         if self._regions is not None:
             places = self._regions.replace(IMAGES, {IMAGES: images})
-            present = {id(task): task for task in tasks}
             if tensors := {name: feed[name] for name in self._graph.inputs}:
-                places |= self._regions.keep((*present,), tensors, holds=[*present.values()])
+                if all(task is tasks[0] for task in tasks):
+                    places |= self._regions.keep(id(tasks[0]), tensors, holds=tasks[0])
+                else:  # hardly a mixture of tasks comes twice
+                    places |= self._regions.replace(TASKS, tensors)
         return self._client.infer(TRITON_GRAPH, feed, places, output)
 
     def close(self) -> None:

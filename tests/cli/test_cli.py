@@ -1,10 +1,13 @@
+import gc
 import json
 import os
 import re
 import runpy
+import shutil
 import socket
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from inspect import signature
@@ -24,6 +27,7 @@ from lspt_serve.files import locked
 from lspt_serve.graph import check_fits, load_graph_spec
 from lspt_serve.models import BASELINES, METHODS, Backbone
 from lspt_serve.preprocess import NORMALISATIONS, Preprocess
+from lspt_serve.runtime import Engine, choose
 from lspt_serve.training import TrainSettings
 
 COMMANDS = (
@@ -408,6 +412,9 @@ def test_a_triton_repository_is_exported_for_all_tasks_and_for_one(
         assert (repository / model / "config.pbtxt").is_file()
     again = run("export", "--bundle", bundle, "--triton-repository", repository)
     check_error(again, "models/colour exists already")
+    shutil.rmtree(repository / "lspt")
+    again = run("export", "--like", bundle, "--triton-repository", repository)
+    check_error(again, "models/lspt-graph exists already")
 
 
 @pytest.mark.parametrize(
@@ -514,6 +521,29 @@ def test_engines_that_can_run_a_graph_are_shown(
         assert re.search(rf"{name} +fp32 +[\d.]+ +\d\.\de-0[678] +100\.0%", shown.out)
         assert found[name, "fp32"]["images_per_s"] > 0
         assert found[name, "fp32"]["max_error"] < 1e-5
+
+
+def test_engines_have_the_machine_one_at_a_time(
+    run: Run,
+    tiny_backbone: Backbone,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    create, alive = choose.create_engine, weakref.WeakSet[Engine]()
+    seen: list[int] = []
+
+    def look(*given: Any, **named: Any) -> Engine:
+        gc.collect()
+        seen.append(len(alive))
+        engine = create(*given, **named)
+        alive.add(engine)
+        return engine
+
+    monkeypatch.setattr(choose, "create_engine", look)
+    run("engines", "--graph", export_once(tiny_backbone, tmp_path_factory), "--device", "cpu")
+
+    assert len(seen) > 3
+    assert set(seen) == {0}
 
 
 def test_notes_go_to_stderr_as_they_are(run: Run, quick: list[str], tmp_path: Path) -> None:

@@ -132,6 +132,14 @@ def test_what_is_not_there_is_refused(
     assert not (tmp_path / "graph" / INT8).exists()
 
 
+def test_one_image_is_too_few(run: Run, words: list[object], tmp_path: Path) -> None:
+    ended = run(*words, "--images", 1)
+
+    assert ended.code == 2
+    assert "greater than or equal to 2" in " ".join(ended.err.split())
+    assert not (tmp_path / "graph" / INT8).exists()
+
+
 def test_without_its_package_is_told_how_to_get_it(
     run: Run, words: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:

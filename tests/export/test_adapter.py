@@ -7,6 +7,7 @@ import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch.onnx._internal.exporter import _onnx_program
 from toys import corrupt, noise, random_bundle
 
 from lspt_serve.bundle import Bundle
@@ -117,6 +118,25 @@ def test_model_is_written_once(tiny_backbone: Backbone, bundles: list[Bundle], o
         ADAPTER_MODEL,
         *(f"{name}.{end}" for name in ("colour", "parity") for end in ("onnx_adapter", "json")),
     }
+
+
+def test_weights_that_are_large_lie_beside_the_model(
+    tiny_backbone: Backbone,
+    bundles: list[Bundle],
+    session: onnxruntime.InferenceSession,
+    out: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_onnx_program, "_LARGE_MODEL_THRESHOLD", 0)
+
+    export_adapter(tiny_backbone, bundles[0], tmp_path)
+
+    assert (tmp_path / f"{ADAPTER_MODEL}.data").is_file()
+    apart = onnxruntime.InferenceSession(tmp_path / ADAPTER_MODEL)
+    adapter = "colour.onnx_adapter"
+    wanted, got = run(session, out / adapter, noise(2)), run(apart, tmp_path / adapter, noise(2))
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from torch.onnx._internal.exporter import _onnx_program
 from toys import corrupt, noise, random_bundle
 
 import lspt_serve.export.baked
@@ -107,6 +108,56 @@ def test_parity_was_checked_at_three_batch_sizes(baked: tuple[Path, list[ParityR
 
 def test_one_file_is_all_that_is_written(baked: tuple[Path, list[ParityRow]]) -> None:
     assert [path.name for path in baked[0].parent.iterdir()] == ["colour.onnx"]
+
+
+def test_weights_that_are_large_lie_beside_the_file_and_never_beside_another(
+    tiny_backbone: Backbone,
+    bundle: Bundle,
+    baked: tuple[Path, list[ParityRow]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out, replace, seen = tmp_path / "colour.onnx", Path.replace, []
+    shutil.copy(baked[0], out)
+
+    def look(self: Path, target: Path) -> Path:
+        moved = replace(self, target)
+        seen.append([path.name for path in sorted(tmp_path.iterdir()) if path.name[0] != "."])
+        return moved
+
+    monkeypatch.setattr(_onnx_program, "_LARGE_MODEL_THRESHOLD", 0)
+    monkeypatch.setattr(Path, "replace", look)
+    export_bundle(tiny_backbone, bundle, out)
+
+    assert seen == [["colour.onnx.data"], ["colour.onnx", "colour.onnx.data"]]
+    whole, apart = (
+        onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        for path in (baked[0], out)
+    )
+    feed = {IMAGES: noise(3)}
+    wanted, got = (session.run([PROBABILITIES], feed)[0] for session in (whole, apart))
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-6)
+
+
+def test_weights_of_the_file_that_was_replaced_are_gone(
+    tiny_backbone: Backbone,
+    bundle: Bundle,
+    baked: tuple[Path, list[ParityRow]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def write(module: object, path: Path, **settings: object) -> None:
+        shutil.copy(baked[0], path)
+
+    monkeypatch.setattr(lspt_serve.export.baked, "write_onnx", write)
+    out, weights = tmp_path / "colour.onnx", tmp_path / "colour.onnx.data"
+    weights.write_bytes(b"of nobody")
+    export_bundle(tiny_backbone, bundle, out)
+    assert weights.exists()  # nothing was replaced
+
+    export_bundle(tiny_backbone, bundle, out)
+
+    assert [path.name for path in tmp_path.iterdir()] == ["colour.onnx"]
 
 
 def test_bundle_of_another_backbone_cannot_be_baked(

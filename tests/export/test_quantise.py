@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nncf
 import numpy as np
 import openvino
 import pytest
@@ -161,6 +162,19 @@ def test_broken_graph_leaves_the_twin_that_there_was(
         quantise_graph(tmp_path / "graph", bundle, coloured_split(1, 0).images)
 
     assert len(integers(tmp_path / "graph" / INT8 / INT8_GRAPH)) == PRODUCTS
+
+
+def test_what_nncf_raises_itself_is_one_line(
+    graph: Path, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*given: object, **named: object) -> None:
+        raise nncf.ValidationError("no such operation\nin the graph")
+
+    shutil.copytree(graph, tmp_path / "graph")
+    monkeypatch.setattr(nncf, "quantize", fail)
+
+    with pytest.raises(GraphError, match=r"graph\.onnx: cannot be quantised: no such operation$"):
+        quantise_graph(tmp_path / "graph", bundle, coloured_split(1, 0).images)
 
 
 def test_nncf_reports_nothing_to_its_makers() -> None:

@@ -211,6 +211,26 @@ def test_prefetched_tasks_wait_for_their_batch_and_others_do_without() -> None:
     assert bank.num_uploads == 5
 
 
+def test_what_is_waited_for_in_vain_makes_room_after_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    bank = create_bank(2)
+    in_vain, late = [task(1), task(2)], [task(3), task(4)]
+    bank.prefetch(in_vain)
+
+    now += 0.9
+    bank.prefetch(late)
+    assert [each in bank for each in (*in_vain, *late)] == [True, True, False, False]
+
+    now += 0.2
+    bank.prefetch(late)
+    assert [each in bank for each in (*in_vain, *late)] == [False, False, True, True]
+    bank.prefetch(in_vain)  # they are waited for in turn
+    assert bank.num_uploads == 4
+
+
 def test_batch_goes_before_what_is_waited_for() -> None:
     bank = create_bank(2)
     waiting, now = [task(1), task(2)], [task(3), task(4, num_prompts=5)]

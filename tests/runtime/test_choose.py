@@ -1,6 +1,7 @@
 import logging
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from toys import corrupt, export_once
@@ -13,6 +14,7 @@ from lspt_serve.runtime import (
     Candidate,
     Device,
     Engine,
+    OnnxEngine,
     Refusal,
     choose_engine,
     try_engines,
@@ -91,6 +93,24 @@ def test_without_torch_is_told_how_to_get_it(graph: Path, monkeypatch: pytest.Mo
     assert found == Refusal(
         "torch", "fp32", "engine 'torch' needs torch and timm: pip install '.[train]' in a clone"
     )
+
+
+@pytest.mark.parametrize("where", ["__init__", "features"])
+def test_engine_that_breaks_down_is_refused_and_the_next_is_tried(
+    graph: Path, where: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*given: object, **named: object) -> NoReturn:
+        raise RuntimeError("CUDA failure 2: out of memory\nat line 7")
+
+    monkeypatch.setattr(OnnxEngine, where, fail)
+    with caplog.at_level(logging.DEBUG, "lspt_serve"):
+        broken, good = try_engines(graph, names=["onnxruntime", "openvino"], device="cpu")
+
+    assert broken == Refusal("onnxruntime", "fp32", "CUDA failure 2: out of memory")
+    assert isinstance(good, Candidate)
+    assert ("onnxruntime in fp32 failed", logging.DEBUG) in [
+        (record.message, record.levelno) for record in caplog.records if record.exc_info
+    ]
 
 
 def test_engine_that_is_asked_for_is_taken(graph: Path) -> None:

@@ -214,7 +214,13 @@ def test_task_that_is_found_is_on_its_way_to_the_engine(echo: Classifier) -> Non
     assert [id(tensors) for tensors in echo.engine.fetched] == [id(bundle.method_tensors)]
 
 
-def test_task_whose_image_would_be_refused_is_not_fetched(echo: Classifier) -> None:
+def test_task_whose_image_would_be_refused_is_neither_read_nor_fetched(
+    echo: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(store: PromptStore, reference: str) -> Bundle:
+        pytest.fail(f"{reference} was read")
+
+    monkeypatch.setattr(PromptStore, "__getitem__", read)
     echo.close()
 
     with pytest.raises(OverloadedError, match="the server is stopping"):

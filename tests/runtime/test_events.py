@@ -6,7 +6,7 @@ import pytest
 from numpy.typing import NDArray
 from toys import coloured, encoded, export_once, prompts_graph, random_bundle, simple_bundle
 
-from lspt_serve.bundle import Bundle, save_bundle
+from lspt_serve.bundle import Bundle, Manifest, save_bundle
 from lspt_serve.errors import DeadlineError, OverloadedError, UndecodableError, UnknownTaskError
 from lspt_serve.models import Backbone
 from lspt_serve.runtime import Classifier, Events, OnnxEngine, PromptStore
@@ -28,8 +28,8 @@ class Told(Events):
         self.evictions = 0
         self.in_memory = self.in_folder = (-1, -1)
 
-    def answered(self, bundle: Bundle | None, error: BaseException | None) -> None:
-        self.answers.append((bundle.name if bundle else None, type(error) if error else None))
+    def answered(self, task: Manifest | None, error: BaseException | None) -> None:
+        self.answers.append((task.name if task else None, type(error) if error else None))
 
     def waiting(self, images: int) -> None:
         self.queue.append(images)

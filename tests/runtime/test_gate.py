@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
 from toys import corrupt, export_once
 
 from lspt_serve.errors import GraphError
@@ -135,6 +136,13 @@ def test_agreement_is_all_for_equal_features_and_chance_for_unrelated_ones() -> 
     assert top1_agreement(second, first) == pytest.approx(0.1, abs=0.05)
 
 
+def test_a_single_row_is_compared_as_any_other() -> None:
+    row, other = np.random.default_rng(0).standard_normal((2, 1, 192)).astype(np.float32)
+
+    assert top1_agreement(row * np.float32(1 + 1e-6), row) == 1
+    assert top1_agreement(other, row) < 0.5
+
+
 def test_reference_keeps_what_it_was_given(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     tasks = [{"method.prompts": rng.standard_normal((n, 4), np.float32)} for n in (2, 3)]
@@ -170,6 +178,16 @@ def test_graph_without_a_reference_is_to_be_exported_again(
     with pytest.raises(
         GraphError, match=r"reference\.safetensors: cannot be read: .*; export the graph again"
     ):
+        Reference.load(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["prompts", "one/prompts", "7/prompts"])
+def test_reference_with_a_tensor_of_no_task_is_broken(tmp_path: Path, key: str) -> None:
+    Reference([{}], np.zeros(2, np.int64), np.ones((2, 4), np.float32)).save(tmp_path)
+    tensors = load_file(tmp_path / REFERENCE_FILE)
+    save_file(tensors | {key: np.ones(1, np.float32)}, tmp_path / REFERENCE_FILE)
+
+    with pytest.raises(GraphError, match=r"reference\.safetensors: cannot be read: "):
         Reference.load(tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 import threading
 import time
@@ -79,7 +80,7 @@ def test_folders_that_are_gone_for_a_moment_one_after_the_other_are_served_all_t
 
     def find_all_but_one(folder: Path) -> Iterator[Any]:
         gone = next(absent)
-        return (found for found in find(folder) if found[0].name != gone)
+        return (found for found in find(folder) if found[0] != gone)
 
     monkeypatch.setattr(lspt_serve.runtime.catalog, "_find_bundles", find_all_but_one)
     store.refresh()
@@ -521,8 +522,68 @@ def test_pinned_task_larger_than_the_memory_is_served_and_told(
 
     store = PromptStore(tmp_path, graph, host_bytes=19, pinned=["flowers"])
 
-    assert "larger than the memory for bundles: flowers@1" in caplog.text
+    assert "do not fit together in the 19 bytes of memory for bundles; " in caplog.text
+    assert caplog.text.rstrip().endswith(": flowers@1")
     assert number_of(store["flowers"]) == 3
+
+
+def test_pinned_tasks_that_do_not_fit_together_keep_to_the_memory_and_are_told(
+    add: Callable[..., None],
+    tmp_path: Path,
+    graph: GraphSpec,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for number in range(4):
+        add(f"task-{number}", number=number)
+
+    pinned = ["task-2", "task-0", "task-1"]
+    store = PromptStore(tmp_path, graph, host_bytes=3 * 20 - 1, pinned=pinned)  # 5 floats a task
+
+    assert caplog.text.rstrip().endswith(": task-1@1")
+    read = reads_of(store, monkeypatch)
+    for number in (0, 1, 2, 3, 0, 2):
+        assert number_of(store[f"task-{number}"]) == number
+    assert read == ["task-1-1", "task-3-1"]
+    assert store._memory.num_bytes == 2 * 20
+
+
+@pytest.mark.parametrize("file", [MANIFEST, TENSORS])
+def test_bundle_on_a_disk_that_fails_can_no_longer_be_read(
+    add: Callable[..., None],
+    tmp_path: Path,
+    graph: GraphSpec,
+    monkeypatch: pytest.MonkeyPatch,
+    file: str,
+) -> None:
+    add("flowers", folder="flowers")
+    store, stat = PromptStore(tmp_path, graph, host_bytes=0), Path.stat
+
+    def fail(path: Path, **options: Any) -> os.stat_result:
+        if path == tmp_path / "flowers" / file:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", fail)
+
+    with pytest.raises(UnknownTaskError, match="task 'flowers' can no longer be read"):
+        store["flowers"]
+
+
+def test_unchanged_folder_costs_a_look_at_two_files(
+    add: Callable[..., None], tmp_path: Path, graph: GraphSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add("flowers", folder="flowers")
+    store, sign, looked = PromptStore(tmp_path, graph), lspt_serve.runtime.catalog._sign, []
+
+    def look(path: str) -> tuple[int, int, int]:
+        looked.append(path)
+        return sign(path)
+
+    monkeypatch.setattr(lspt_serve.runtime.catalog, "_sign", look)
+    store.refresh()
+
+    assert looked == [f"{tmp_path}/flowers/{file}" for file in (MANIFEST, TENSORS)]
 
 
 def test_bundle_that_is_gone_from_disk_and_memory_is_unknown_at_once(

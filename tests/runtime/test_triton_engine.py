@@ -19,6 +19,7 @@ import tritonclient.grpc
 from toys import export_once, noise, random_bundle
 from toys_triton import TritonServer, free_port, needs_triton
 
+import lspt_serve.runtime.regions
 from lspt_serve.bundle import Bundle, save_bundle
 from lspt_serve.errors import DeadlineError, GraphError, SettingError, UnavailableError
 from lspt_serve.export.triton import export_to_triton
@@ -214,6 +215,75 @@ class TestWithServer:
         regions.close()
         client.close()
         assert regions_of(server) == {}
+
+    def test_regions_are_no_more_than_may_be_open(
+        self, server: TritonServer, url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(lspt_serve.runtime.regions, "MAX_REGIONS", 2)
+        client = TritonClient(url, timeout_s=5)
+        regions = Regions(client)
+
+        for name in "abcd":
+            assert regions.keep(name, {"x": np.zeros(25, np.float32)}, holds=None)
+
+        assert len(regions_of(server)) == 2
+        regions.close()
+        client.close()
+
+    @pytest.mark.parametrize("room", [0, 50_000, 70_000, 100_000])
+    def test_tasks_never_drive_out_the_images_of_their_request(
+        self, connect: Connect, graph: Path, bundles: list[Bundle], room: int
+    ) -> None:
+        engine = connect()
+        connection = engine._connection
+        assert connection is not None
+        assert connection._regions is not None
+        connection._regions.max_bytes = room
+
+        for whose in ("aaaa", "bbbb", "abca", "c", "cbac", "a"):
+            check_answers(engine, graph, bundles, whose)
+            assert connection._regions.num_bytes <= room
+
+        assert engine._connection is connection  # which a request that fails would have ended
+
+    def test_all_mixtures_of_tasks_have_one_region(
+        self, connect: Connect, server: TritonServer, graph: Path, bundles: list[Bundle]
+    ) -> None:
+        engine = connect()
+
+        for whose in ("abc", "cba", "ab", "bac", "cab"):
+            check_answers(engine, graph, bundles, whose)
+
+        assert len(regions_of(server)) == 2  # images, and tasks
+
+    def test_server_that_hangs_is_told_of_one_region_in_vain(
+        self, server: TritonServer, url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        unregister, told = TritonClient.unregister, list[str]()
+
+        def count(client: TritonClient, name: str) -> None:
+            told.append(name)
+            unregister(client, name)
+
+        client = TritonClient(url, timeout_s=1)
+        regions = Regions(client)
+        for name in "abcd":
+            regions.keep(name, {"x": np.zeros(25, np.float32)}, holds=None)
+        names = {*regions_of(server)}
+        monkeypatch.setattr(TritonClient, "unregister", count)
+        server.send(signal.SIGSTOP)
+        try:
+            regions.close()
+        finally:
+            server.send(signal.SIGCONT)
+        client.close()
+
+        assert len(told) == 1
+        assert not [name for name in names if Path("/dev/shm", name).exists()]
+        with closing(
+            tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{server.ports['grpc']}")
+        ) as c:
+            c.unregister_system_shared_memory()
 
     def test_other_backbone_is_refused(
         self, make_backbone: Callable[..., Backbone], url: str, tmp_path: Path

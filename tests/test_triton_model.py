@@ -1,0 +1,164 @@
+"""What Triton's python backend runs, with a stand-in for the utilities that only Triton has.
+
+Requests that share a batch of Triton's are made here: whether a real server puts two into one is
+its own affair.
+"""
+
+import importlib
+import json
+import logging
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from toys import coloured, encoded, export_once, random_bundle
+
+from lspt_serve.bundle import Bundle, save_bundle
+from lspt_serve.errors import DeadlineError, GraphError, LSPTError, UnavailableError
+from lspt_serve.models import Backbone
+from lspt_serve.settings import ServiceSettings
+
+IMAGE = encoded(coloured("red", np.random.default_rng(0)))
+Request = dict[str, "StandInTensor"]
+
+
+@dataclass
+class StandInTensor:
+    name: str
+    array: NDArray[Any]
+
+    def as_numpy(self) -> NDArray[Any]:
+        return self.array
+
+
+class StandInError(Exception):
+    INTERNAL, NOT_FOUND, INVALID_ARG, UNAVAILABLE = (
+        "INTERNAL",
+        "NOT_FOUND",
+        "INVALID",
+        "UNAVAILABLE",
+    )
+
+    def __init__(self, message: str, code: str = INTERNAL) -> None:
+        self.message, self.code = message, code
+
+
+@dataclass
+class StandInResponse:
+    output_tensors: list[StandInTensor] | None = None
+    error: StandInError | None = None
+
+    def outcome(self) -> str:
+        return self.error.code if self.error else "answered"
+
+
+class StandIn(ModuleType):
+    Tensor, TritonError, InferenceResponse = StandInTensor, StandInError, StandInResponse
+
+    @staticmethod
+    def get_input_tensor_by_name(request: Request, name: str) -> StandInTensor | None:
+        return request.get(name)
+
+
+@pytest.fixture
+def model(
+    tiny_backbone: Backbone,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Any]:
+    """Initialised as Triton does it; `huge` is a task whose answers are not finite."""
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", StandIn("stand-in"))
+    monkeypatch.delitem(sys.modules, "lspt_serve.triton", raising=False)
+    good = random_bundle(tiny_backbone, name="good")
+    save_bundle(good, tmp_path / "bundles" / "good")
+    fields = good.manifest.model_dump(exclude={"name", "dtype", "tensors", "tensors_sha256"})
+    tensors = good.tensors | {"head.weight": np.full_like(good.tensors["head.weight"], 3e38)}
+    huge = Bundle.create(tensors, name="huge", **fields)
+    save_bundle(huge, tmp_path / "bundles" / "huge")
+    (tmp_path / "graph").symlink_to(export_once(tiny_backbone, tmp_path_factory))
+    given = {"graph": "graph", "bundles": "bundles", "engine": "onnxruntime", "device": "cpu"}
+    assert given.keys() <= ServiceSettings.model_fields.keys()
+    parameters = {name: {"string_value": value} for name, value in given.items()}
+    config = json.dumps({"parameters": parameters})
+    model = importlib.import_module("lspt_serve.triton").TritonPythonModel()
+    model.initialize({"model_repository": str(tmp_path), "model_config": config})
+    yield model
+    model.finalize()
+    sys.modules.pop("lspt_serve.triton", None)
+
+
+def request(task: str, count: int = 1) -> Request:
+    columns = {"image": [[IMAGE]] * count, "task": [[task.encode()]] * count}
+    return {name: StandInTensor(name, np.array(rows, object)) for name, rows in columns.items()}
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered in matmul:RuntimeWarning")
+def test_request_that_fails_fails_none_that_shares_its_batch(
+    model: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.ERROR, "lspt_serve"):
+        answers = model.execute([request("good"), request("huge"), request("none")])
+
+    assert [each.outcome() for each in answers] == ["answered", "INTERNAL", "NOT_FOUND"]
+    assert answers[1].error.message == "an error of the server; its log has the details"
+    assert "huge: not finite" in caplog.text
+    assert answers[0].output_tensors[0].as_numpy().shape == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (DeadlineError("late"), "UNAVAILABLE", "late"),
+        (UnavailableError("gone"), "UNAVAILABLE", "gone"),
+        (GraphError("/srv/graph is broken"), "INTERNAL", "an error of the server"),
+        (LSPTError("wrong"), "INVALID", "wrong"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_errors_have_the_codes_of_whose_fault_they_are(
+    model: Any, error: Exception, code: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*given: object) -> None:
+        raise error
+
+    monkeypatch.setattr(model.classifier, "find", fail)
+    (answer,) = model.execute([request("good")])
+
+    assert answer.error.code == code
+    assert answer.error.message.startswith(said)
+
+
+def test_rows_of_a_batch_run_together_however_few_threads_decode(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batcher, sizes, submitted = model.classifier._batcher, list[int](), threading.Semaphore(0)
+    run, submit = batcher._run, batcher.submit
+
+    def count(images: NDArray[np.float32], bundles: list[Bundle]) -> Any:
+        sizes.append(len(images))
+        for _ in range(64 if len(sizes) == 1 else 0):  # all others wait while the first runs
+            assert submitted.acquire(timeout=10)
+        return run(images, bundles)
+
+    def note(*given: Any, **named: Any) -> Any:
+        row = submit(*given, **named)
+        submitted.release()
+        return row
+
+    monkeypatch.setattr(batcher, "_run", count)
+    monkeypatch.setattr(batcher, "submit", note)
+    monkeypatch.setattr(batcher, "_max_batch_size", 64)
+
+    (answer,) = model.execute([request("good", 64)])
+
+    assert answer.outcome() == "answered"
+    assert sum(sizes) == 64
+    assert len(sizes) <= 2
