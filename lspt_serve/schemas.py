@@ -89,12 +89,14 @@ class Attention(BaseModel):
     """How much of its attention the answer gives to each patch of the image, in the last block.
 
     `values` are rows from the top, each from the left, in [0, 1]; what is missing to 1 goes to what
-    is no patch. The patches are of the image as the model sees it: square, or its middle.
+    is no patch. They lie over the whole image where `crop_pct` is 1, else over the square in its
+    middle whose side is that share of the image's shorter one.
     """
 
     height: int
     width: int
     values: list[list[float]]
+    crop_pct: float
 
 
 class Answer(BaseModel):

@@ -64,7 +64,7 @@ async def classify(request: Request, response: Response, classifier: CallersClas
         task=bundle.name,
         version=bundle.manifest.version,
         predictions=predict(logits, bundle, asked),
-        attention=_arrange(attention[0], grid) if attention and grid else None,
+        attention=_arrange(attention[0], grid, bundle) if attention and grid else None,
         request_id=request_id(request),
         timings_ms=timings,
     )
@@ -80,10 +80,11 @@ def predict(
     return [LabelScore.model_validate(prediction) for prediction in best]
 
 
-def _arrange(attention: NDArray[np.float32], grid: tuple[int, int]) -> Attention:
+def _arrange(attention: NDArray[np.float32], grid: tuple[int, int], bundle: Bundle) -> Attention:
     """Of patches (N), in rows."""
     values = attention.reshape(grid).astype(float).round(6).tolist()
-    return Attention(height=grid[0], width=grid[1], values=values)
+    crop_pct = bundle.manifest.preprocess.crop_pct
+    return Attention(height=grid[0], width=grid[1], values=values, crop_pct=crop_pct)
 
 
 def to_ms(seconds: float) -> float:

@@ -102,7 +102,7 @@ def test_attention_is_that_of_torch_where_it_is_asked_for(
     answer = api.classify(PNG, attention="true").json()
 
     seen = answer["attention"]
-    assert (seen["height"], seen["width"]) == (4, 4)
+    assert (seen["height"], seen["width"], seen["crop_pct"]) == (4, 4, 1)
     np.testing.assert_allclose(seen["values"], wanted.reshape(4, 4), atol=2e-6)
     plain = api.classify(PNG).json()
     assert plain["attention"] is None

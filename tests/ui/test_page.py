@@ -224,8 +224,6 @@ def test_refused_image_shows_what_the_server_says(page: Page, url: str) -> None:
 
 
 def test_many_tasks_are_asked_in_one_request(page: Page, url: str) -> None:
-    if httpx.post(f"{url}/classify_many").status_code == 404:
-        pytest.skip("this server has no /classify_many")
     names = [*LABELS, *MANY]
     choose(page, *names)
     page.locator("#file").set_input_files(FILE)
@@ -238,9 +236,7 @@ def test_many_tasks_are_asked_in_one_request(page: Page, url: str) -> None:
 
 
 def test_attention_is_laid_over_the_image(page: Page, url: str) -> None:
-    attention = ask(url, "colour", attention="true").get("attention")
-    if attention is None:
-        pytest.skip("this server gives no attention")
+    attention = ask(url, "colour", attention="true")["attention"]
     choose(page, "colour", "parity")
     page.locator("#file").set_input_files(FILE)
     toggle = page.get_by_role("button", name="Attention of colour")
@@ -258,6 +254,26 @@ def test_attention_is_laid_over_the_image(page: Page, url: str) -> None:
     expect(toggle).to_have_attribute("aria-pressed", "false")
     page.get_by_role("button", name="Attention of parity").click()
     expect(page.locator("#overlay")).to_be_hidden()
+
+
+def test_attention_of_the_middle_is_laid_over_the_middle(page: Page, url: str) -> None:
+    answer = ask(url, "colour", attention="true")
+    answer["attention"]["crop_pct"] = 0.5  # as a task that crops would have it
+    page.route("**/classify", lambda route: route.fulfill(json=answer))
+    wide: Any = FILE | {"buffer": encoded(coloured("red", np.random.default_rng(0), side=120)[:60])}
+    choose(page, "colour")
+    page.locator("#file").set_input_files(wide)
+    page.get_by_role("button", name="Attention of colour").click()
+
+    image, overlay = (page.locator(name).bounding_box() for name in ("#image", "#overlay"))
+    assert image is not None
+    assert overlay is not None
+    assert image["width"] == pytest.approx(2 * image["height"], rel=0.02)
+    assert overlay["width"] == pytest.approx(image["width"] / 4, rel=0.02)
+    assert overlay["height"] == pytest.approx(image["height"] / 2, rel=0.02)
+    for start, length in (("x", "width"), ("y", "height")):
+        middles = [box[start] + box[length] / 2 for box in (image, overlay)]  # type: ignore[literal-required]
+        assert middles[0] == pytest.approx(middles[1], abs=1)
 
 
 def test_page_can_be_used_by_keyboard_alone(page: Page, url: str) -> None:

@@ -34,6 +34,7 @@ export function createPicture(changed) {
     overlay.hidden = byId("overlay-note").hidden = !attention;
     byId("frame").classList.toggle("grey", Boolean(attention));
     if (!attention) return;
+    place(overlay, image, attention.crop_pct);
     const most = draw(overlay, attention);
     byId("overlay-note").textContent =
       `What ${task} attends to. The strongest of ${attention.height} × ${attention.width} patches ` +
@@ -73,6 +74,17 @@ export function createPicture(changed) {
   });
 
   return { showAttention };
+}
+
+/** Over the whole image, or over the middle that the model saw of it. */
+function place(canvas, image, cropPct) {
+  const side = cropPct * Math.min(image.naturalWidth, image.naturalHeight);
+  const share = (length) => (cropPct < 1 && length ? side / length : 1);
+  const [width, height] = [share(image.naturalWidth), share(image.naturalHeight)];
+  Object.assign(canvas.style, {
+    width: `${100 * width}%`, height: `${100 * height}%`,
+    left: `${50 * (1 - width)}%`, top: `${50 * (1 - height)}%`,
+  });
 }
 
 /** A pixel for each patch, as opaque as it is strong; returns the strongest. */
