@@ -4,6 +4,7 @@
 
 For each ViT (224 px, random weights) all engines that serve here take turns on two graphs: the
 shared one, with LSPT's defaults and 10 prompts of one task, and timm's own forward without prompts.
+Both have an int8 twin, calibrated on the images that are run: this is of speed, not of accuracy.
 What is refused stands in the figures with its reason. Before an arm is timed, its answers are held
 to those of torch in fp32 within the gate's tolerance.
 
@@ -40,16 +41,18 @@ from vits import (
     count_flops,
     create_backbone,
     export_plain,
+    linear_bundle,
     measure_ceiling,
     random_bundles,
     short_name,
 )
 
 from lspt_serve.bundle import Bundle
-from lspt_serve.export import create_model, export_graph
+from lspt_serve.export import create_model, export_graph, quantise_graph
 from lspt_serve.feed import TaskTensors
 from lspt_serve.models import Backbone
-from lspt_serve.reference import MAX_ERROR, reference_images, row_errors
+from lspt_serve.preprocess import normalise
+from lspt_serve.reference import MAX_ERROR, row_errors
 from lspt_serve.runtime import PRECISIONS, Candidate, Engine, Refusal, try_engines
 
 VITS = ["vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224"]
@@ -71,12 +74,16 @@ def measure_vit(vit: str, args: Namespace) -> dict[str, Any]:
         (bundle,) = random_bundles(backbone, 1)
         spec = export_graph(backbone, folder / PROMPTED, like=bundle)
         export_plain(backbone, spec, folder / PLAIN)
+        pixels = random_pixels(max(args.batch_sizes), backbone.preprocess.img_size)
+        progress(f"{vit}: quantising")
+        quantise_graph(folder / PROMPTED, bundle, pixels)
+        quantise_graph(folder / PLAIN, linear_bundle(backbone), pixels)
         engines, refused = find_engines(folder, args.device)
         flops = {
             PROMPTED: count_flops(backbone, bundle),
             PLAIN: count_flops(backbone, None),
         }
-        images = reference_images(max(args.batch_sizes), backbone.preprocess.img_size)
+        images = normalise(pixels, backbone.preprocess)
         wanted = answer_in_torch(backbone, bundle, images)
         rows = []
         for batch_size in args.batch_sizes:
@@ -87,6 +94,10 @@ def measure_vit(vit: str, args: Namespace) -> dict[str, Any]:
             errors = check_arms(arms, wanted, batch_size)
             rows += to_rows(time_arms(arms, args), errors, batch_size)
     return {"vit": short_name(vit), "flops": flops, "refused": refused, "rows": rows}
+
+
+def random_pixels(count: int, img_size: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (count, img_size, img_size, 3), np.uint8)
 
 
 def find_engines(folder: Path, device: Any) -> tuple[dict[Key, Engine], list[dict[str, str]]]:

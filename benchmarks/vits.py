@@ -29,6 +29,7 @@ __all__ = [
     "count_flops",
     "create_backbone",
     "export_plain",
+    "linear_bundle",
     "measure_ceiling",
     "random_bundles",
     "short_name",
@@ -88,6 +89,13 @@ def random_bundles(
             preprocess=first.manifest.preprocess,
             **about,
         )
+
+
+def linear_bundle(backbone: Backbone) -> Bundle:
+    """A task without prompts, as the graph of `export_plain` takes it."""
+    model = create_prompted_vit(backbone, "linear", num_classes=NUM_CLASSES)
+    labels = [f"label{number}" for number in range(NUM_CLASSES)]
+    return create_bundle(model, backbone, name="linear", labels=labels)
 
 
 class PlainViT(nn.Module):
