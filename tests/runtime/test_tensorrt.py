@@ -49,7 +49,7 @@ def test_options_are_those_worked_out_by_hand(spec: GraphSpec, tmp_path: Path) -
         "trt_timing_cache_path": f"{tmp_path}/tensorrt",
         "trt_profile_min_shapes": "images:1x3x1x1,method.prompts:1x1x1,place:1x1,back:1,"
         "num_prompts:1",
-        "trt_profile_opt_shapes": "images:16x3x1x1,method.prompts:4x10x1,place:4x4,back:16,"
+        "trt_profile_opt_shapes": "images:16x3x1x1,method.prompts:4x16x1,place:4x4,back:16,"
         "num_prompts:4",
         "trt_profile_max_shapes": "images:32x3x1x1,method.prompts:32x256x1,place:32x32,back:32,"
         "num_prompts:32",
