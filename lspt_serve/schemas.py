@@ -149,10 +149,17 @@ class ManyAnswer(BaseModel):
 
 
 class Task(BaseModel):
-    """A task that the server answers for."""
+    """A task that the server answers for: the version that its name alone stands for.
+
+    `resident`: its tensors are in the memory of the process that answers; else they are read when
+    the next image comes.
+    """
 
     name: str
     version: int
+    versions: list[int]
+    aliases: dict[str, int]
+    resident: bool
     labels: list[str]
     method: str
     metrics: Metrics | None

@@ -14,7 +14,7 @@ from toys_server import serving
 
 from lspt_serve.bundle import save_bundle
 from lspt_serve.models import Backbone
-from lspt_serve.runtime import Classifier, OnnxEngine, PromptStore, top_labels
+from lspt_serve.runtime import Classifier, OnnxEngine, PromptStore, activate, top_labels
 
 pytestmark = pytest.mark.slow
 
@@ -116,9 +116,9 @@ def test_a_bento_answers_where_nothing_else_is_installed(bento: Path, tmp_path: 
     engine = OnnxEngine(bento / "src" / "graph", device="cpu")
     classifier = Classifier(engine, PromptStore(bento / "src" / "bundles", engine.graph))
     bundle = classifier.find("colour")
-    scores = classifier.submit(classifier.decode(PNG, bundle), bundle).result(timeout=30)
+    logits = classifier.submit(classifier.decode(PNG, bundle), bundle).result(timeout=30)
     classifier.close()
-    wanted = top_labels(scores, bundle, 5)
+    wanted = top_labels(activate(logits), bundle, 5)
     assert [best["label"] for best in answer["predictions"]] == [best.label for best in wanted]
     assert [best["score"] for best in answer["predictions"]] == pytest.approx(
         [best.score for best in wanted], abs=1e-5

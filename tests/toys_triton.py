@@ -84,6 +84,14 @@ class TritonServer:
     def send(self, number: signal.Signals) -> None:
         assert self._process is not None
         self._process.send_signal(number)
+        while number == signal.SIGSTOP and self._state() != "T":
+            time.sleep(0.01)
+
+    def _state(self) -> str:
+        """As the kernel has it: T is stopped."""
+        assert self._process is not None
+        status = Path(f"/proc/{self._process.pid}/stat").read_text()
+        return status.rpartition(")")[2].split()[0]
 
     def _wait_until_ready(self) -> None:
         assert self._process is not None

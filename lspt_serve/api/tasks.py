@@ -5,6 +5,7 @@ from fastapi import APIRouter
 from lspt_serve.api.auth import CallersClassifier
 from lspt_serve.api.failures import RESPONSES
 from lspt_serve.bundle import Manifest
+from lspt_serve.runtime import PromptStore
 from lspt_serve.schemas import Task, TaskList
 
 __all__ = ["router"]
@@ -17,7 +18,7 @@ async def list_tasks(classifier: CallersClassifier) -> TaskList:
     """The tasks that are served, and the bundles that are not, with the reason."""
     return TaskList(
         generation=classifier.store.generation,
-        tasks=[_describe(task) for task in classifier.tasks],
+        tasks=[_describe(task, classifier.store) for task in classifier.tasks],
         refused=dict(classifier.tasks.refused),
     )
 
@@ -25,13 +26,17 @@ async def list_tasks(classifier: CallersClassifier) -> TaskList:
 @router.get("/tasks/{name}", responses={404: RESPONSES[404]})
 async def get_task(name: str, classifier: CallersClassifier) -> Task:
     """One task."""
-    return _describe(classifier.tasks.manifest(name))
+    return _describe(classifier.tasks.manifest(name), classifier.store)
 
 
-def _describe(manifest: Manifest) -> Task:
+def _describe(manifest: Manifest, store: PromptStore) -> Task:
+    about = store.about(manifest)
     return Task(
         name=manifest.name,
         version=manifest.version,
+        versions=about.versions,
+        aliases=about.aliases,
+        resident=about.resident,
         labels=manifest.labels,
         method=manifest.method.name,
         metrics=manifest.metrics,

@@ -22,6 +22,11 @@ class BundleMemory:
         self._kept: Set[Entry] = frozenset()
         self._lock = threading.Lock()
 
+    def __contains__(self, entry: object) -> bool:
+        """Without a use of it."""
+        with self._lock:
+            return entry in self._bundles
+
     def get(self, entry: Entry) -> Bundle | None:
         with self._lock:
             bundle = self._bundles.get(entry)

@@ -17,7 +17,7 @@ from lspt_serve.runtime.events import SILENT, Events
 from lspt_serve.runtime.memory import BundleMemory
 from lspt_serve.runtime.unloaded import UNLOADED_FILE, load_unloaded, save_unloaded
 
-__all__ = ["HOST_BYTES", "Listed", "PromptStore"]
+__all__ = ["HOST_BYTES", "About", "Listed", "PromptStore"]
 
 HOST_BYTES = 2**30
 REPLACING_S = 0.05  # a folder that is being replaced is gone for less
@@ -33,6 +33,15 @@ class Listed:
     name: str
     version: int | None
     reason: str | None
+
+
+@dataclass(frozen=True)
+class About:
+    """What a store knows of a task: its versions and aliases; whether the version is in memory."""
+
+    versions: list[int]
+    aliases: dict[str, int]
+    resident: bool
 
 
 class PromptStore:
@@ -101,6 +110,13 @@ class PromptStore:
     def manifest(self, reference: str) -> Manifest:
         """Raises UnknownTaskError."""
         return self._catalog.find(reference).manifest
+
+    def about(self, manifest: Manifest) -> About:
+        """Of the task, and of the version of it that the manifest is of."""
+        catalog, name = self._catalog, manifest.name
+        versions = catalog.tasks.get(name, {})
+        resident = versions.get(manifest.version) in self._memory
+        return About([*versions], dict(catalog.aliases.get(name, {})), resident)
 
     def is_ready(self, reference: str) -> bool:
         """Whether an image of the task would be answered: it was read, checked and is served."""

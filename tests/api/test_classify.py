@@ -170,6 +170,9 @@ def test_one_task_is_described(api: Api) -> None:
     assert api.request("GET", "/tasks/parity").json() == {
         "name": "parity",
         "version": 1,
+        "versions": [1],
+        "aliases": {},
+        "resident": True,
         "labels": ["even", "odd"],
         "method": "lspt",
         "metrics": None,

@@ -348,7 +348,9 @@ class Mock:
     async def handle(self, request: httpx.Request) -> httpx.Response:
         if request.method == "GET":
             task = {"name": "colour", "version": 1, "labels": ["a"], "method": "lspt"}
-            return httpx.Response(200, json=task | {"metrics": None, "license": None})
+            others = {"versions": [1], "aliases": {}, "resident": True}
+            others |= {"metrics": None, "license": None}
+            return httpx.Response(200, json=task | others)
         self.requests += 1
         number, self.now = self.requests, self.now + 1
         self.most = max(self.most, self.now)

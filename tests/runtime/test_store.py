@@ -12,6 +12,7 @@ from lspt_serve.errors import BundleError, UnknownTaskError
 from lspt_serve.graph import GraphSpec
 from lspt_serve.models import Backbone
 from lspt_serve.runtime import PromptStore
+from lspt_serve.runtime.store import About
 
 MakeBundle = Callable[..., Bundle]
 
@@ -38,6 +39,23 @@ def test_store_holds_every_good_bundle(folder: Path, graph: GraphSpec) -> None:
     assert len(store) == 2
     assert store["birds"].tensors["method.prompts"].shape == (9, 24)
     assert store.refused == {}
+
+
+def test_store_tells_versions_aliases_and_what_is_in_memory(
+    folder: Path, graph: GraphSpec, make_bundle: MakeBundle
+) -> None:
+    for version in (3, 2):
+        bundle = make_bundle("vpt-shallow", name="flowers", version=version, num_prompts=4)
+        save_bundle(bundle, folder / f"flowers-{version}")
+    (folder / "aliases.json").write_text('{"flowers": {"stable": 2}}')
+    size = sum(tensor.nbytes for tensor in bundle.tensors.values())
+    store = PromptStore(folder, graph, host_bytes=size)
+
+    old, _ = store["flowers:stable"].manifest, store["flowers@3"]
+
+    assert store.about(old) == About([1, 2, 3], {"stable": 2}, resident=False)
+    assert store.about(store.manifest("flowers")) == About([1, 2, 3], {"stable": 2}, resident=True)
+    assert store.about(store.manifest("birds")) == About([1], {}, resident=False)
 
 
 def test_task_is_found_by_its_name_not_by_its_folder(folder: Path, graph: GraphSpec) -> None:

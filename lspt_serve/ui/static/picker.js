@@ -63,7 +63,7 @@ export function createPicker(changed) {
   });
   search.addEventListener("input", () => {
     list.scrollTop = 0;
-    draw();
+    if (tasks !== null) draw(); // who types early is answered when the tasks have come
   });
   search.addEventListener("keydown", (event) => {
     if (event.key !== "ArrowDown") return;
