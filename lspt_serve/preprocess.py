@@ -124,7 +124,8 @@ def decode_image(
     image = _open(data, limits)
     try:
         image.draft("RGB", (2 * side, 2 * side))
-        image = _to_rgb(ImageOps.exif_transpose(image))
+        ImageOps.exif_transpose(image, in_place=True)  # else it copies what is upright
+        image = _to_rgb(image)
         box = _middle(image.size, side, img_size) if crop_pct < 1 else None
         image = image.resize((side, side), Image.Resampling.BICUBIC, box)
         pixels = np.asarray(image, dtype=np.uint8)
@@ -181,7 +182,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
 
 
 def _grey_from_wide(image: Image.Image) -> Image.Image:
