@@ -37,6 +37,7 @@ bench-quick: $(VENV)/train ## the benchmarks of serving, rough and small: minute
 	$(BIN)/python benchmarks/bench_decode.py --quick
 	$(BIN)/python benchmarks/bench_engines.py --quick
 	$(BIN)/python benchmarks/bench_tasks.py --quick
+	$(BIN)/python benchmarks/bench_gpu.py --quick
 
 clean: ## delete what the quickstart wrote; the environment stays
 	rm -rf build bundles graph

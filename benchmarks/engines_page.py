@@ -31,8 +31,8 @@ def to_parts(report: Mapping[str, Any]) -> list[str]:
         "ViT without prompts, each as an ONNX graph in the same engine. *Cost* is the time with "
         "prompts over that without; expected is the same ratio of FLOPs, which counts the longer "
         "rows, in attention squared, and the coder. *Of the ceiling* is what the matrix products "
-        f"of the images with prompts make of the best large ones here, by torch or OpenVINO: {known}. *Error* "
-        "is that of the worst row from torch in fp32, over the row's length.",
+        "of the images with prompts make of the best large ones here, by torch or OpenVINO: "
+        f"{known}. *Error* is that of the worst row from torch in fp32, over the row's length.",
         *(to_vit(vit, ceilings) for vit in report["vits"]),
     ]
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import decode_page
 import engines_page
+import gpu_page
 import tasks_page
 from common import HERE, Target
 
@@ -25,6 +26,7 @@ SECTIONS: Mapping[str, Any] = {  # by name of the raw figures
     "engines": engines_page,
     "tasks": tasks_page,
     "decode": decode_page,
+    "gpu": gpu_page,
 }
 PAGE = "benchmarks.md"
 INTRO = (
@@ -63,7 +65,8 @@ def write_page(out: Path, docs: Path) -> None:
     reports = load_reports(out)
     (docs / PAGE).write_text(to_page(reports), "utf-8")
     for name, report in reports.items():
-        SECTIONS[name].draw(docs / f"benchmark_{name}.png", report)
+        if draw := SECTIONS[name].draw:
+            draw(docs / f"benchmark_{name}.png", report)
 
 
 def load_reports(out: Path) -> dict[str, Any]:
@@ -97,7 +100,7 @@ def to_section(name: str, report: Mapping[str, Any], lines: Sequence[str]) -> li
         *rough,
         to_machine(report["machine"]),
         *page.to_parts(report),
-        f"![{page.TITLE}](benchmark_{name}.png)",
+        *([f"![{page.TITLE}](benchmark_{name}.png)"] if page.draw else []),
         "\n".join(lines),
         *(f"*What limits {target}:* {text}" for target, text in limits.items()),
     ]

@@ -10,10 +10,12 @@ from typing import Any
 
 import bench_decode
 import bench_engines
+import bench_gpu
 import bench_tasks
 import numpy as np
 import pytest
 import serving_page
+import torch
 from tasks_arms import CODERS, set_up
 from tasks_memory import drop_from_cache, is_cached
 from tasks_throughput import Bench
@@ -31,7 +33,8 @@ def run(script: Any, folder: Path, *words: object) -> tuple[dict[str, Any], dict
     (line,) = printed.getvalue().splitlines()
     (figures,) = folder.glob("*.json")
     page = (folder / "benchmarks.md").read_text()
-    assert (folder / f"benchmark_{figures.stem}.png").stat().st_size > 1000
+    if serving_page.SECTIONS[figures.stem].draw:
+        assert (folder / f"benchmark_{figures.stem}.png").stat().st_size > 1000
     return json.loads(line)["targets"], json.loads(figures.read_text()), page
 
 
@@ -153,6 +156,35 @@ def test_a_way_that_mixes_tasks_up_ends_the_script(tiny_backbone: Backbone, tmp_
         with pytest.raises(SystemExit, match=f"{name}, 2 tasks: answers differ"):
             bench.check({**arms, name: wrong}, 2, [0, 1])
     bench.close()
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_gpu_on_toys(tiny_backbone: Backbone, tmp_path: Path, device: str) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("torch sees no CUDA GPU")
+    words = ("--vit", tiny_backbone.source, "--device", device, "--precision", "fp32")
+
+    targets, report, page = run(bench_gpu, tmp_path, *words)
+
+    measured, use = report["measured"], targets["use of the GPU"]["measured"]
+    assert measured["errors"]["eager"] < 1e-3
+    distinct = [each for name, each in measured["images_per_s"].items() if "distinct" in name]
+    fastest = max(each["median"] for each in distinct)
+    assert use == pytest.approx(fastest * measured["flops"] / report["ceiling"])
+    assert targets["distinct tasks"]["measured"] > 0
+    assert "| eager, distinct tasks | 3 |" in page
+
+
+def test_without_a_gpu_its_targets_are_not_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    targets, report, page = run(bench_gpu, tmp_path)
+
+    assert report["measured"] is None
+    assert [each["measured"] for each in targets.values()] == [None, None]
+    assert "not measured: torch sees no CUDA GPU; ViT-B/16, batches of 256, bf16." in page
 
 
 def test_files_leave_the_page_cache(tmp_path: Path) -> None:
