@@ -152,7 +152,7 @@ def test_load_with_files_or_with_what_is_no_request_is_refused(api: Api, body: b
 def test_folder_that_another_writes_for_long_is_told_without_its_path(
     api: Api, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("lspt_serve.runtime.store.WRITE_PATIENCE_S", 0.05)
+    monkeypatch.setattr("lspt_serve.runtime.store.LOCK_WAIT_S", 0.05)
 
     with locked(folder / UNLOADED_FILE):
         answer = change(api, "colour", "unload")
