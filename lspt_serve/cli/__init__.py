@@ -17,7 +17,7 @@ from lspt_serve.cli.results import results
 from lspt_serve.cli.serve import serve
 from lspt_serve.cli.sweep import sweep
 from lspt_serve.cli.train import train
-from lspt_serve.errors import LSPTError
+from lspt_serve.errors import LSPTError, printable
 
 __all__ = ["app", "main"]
 
@@ -75,5 +75,6 @@ def main() -> None:
 
 
 def _fail(message: str) -> None:
-    console.print(f"[red]error:[/] {escape(message)}", soft_wrap=True, highlight=False)
+    text = escape(printable(message))
+    console.print(f"[red]error:[/] {text}", soft_wrap=True, highlight=False)
     sys.exit(2)
