@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, V
 
 from lspt_serve.errors import SettingError
 from lspt_serve.preprocess import FORMATS, MAX_PIXELS, Format, ImageLimits
+from lspt_serve.room import Room
 from lspt_serve.runtime import (
     HOST_BYTES,
     SILENT,
@@ -26,6 +27,7 @@ from lspt_serve.sizes import MAX_REQUEST_BYTES
 __all__ = ["ServiceSettings", "load_classifier"]
 
 PREFIX = "LSPT_"
+PIXELS_AT_ONCE = 2 * MAX_PIXELS  # being decoded, of all images; each may take 20 bytes
 
 
 def _split(words: object) -> object:
@@ -104,6 +106,6 @@ def load_classifier(settings: ServiceSettings, events: Events = SILENT) -> Class
         engine,
         store,
         max_delay_s=settings.max_delay_ms / 1000,
-        limits=ImageLimits(settings.formats, settings.max_pixels),
+        limits=ImageLimits(settings.formats, settings.max_pixels, Room(PIXELS_AT_ONCE)),
         events=events,
     )
