@@ -31,6 +31,7 @@ from lspt_serve.errors import BundleError, name_some
 from lspt_serve.files import atomic_folder, read_file
 from lspt_serve.preprocess import Preprocess
 from lspt_serve.rounding import Dtype, round_tensors
+from lspt_serve.signatures import TrustedKeys
 
 __all__ = [
     "BASELINE",
@@ -222,7 +223,7 @@ def check_no_baseline(folder: Path) -> None:
 
 
 def save_bundle(bundle: Bundle, folder: Path) -> None:
-    """Write a bundle whole or not at all; an existing folder is replaced.
+    """Write a bundle whole or not at all; an existing folder is replaced, with its signature.
 
     Raises:
         OutputError: the folder cannot be written, for example a full disk.
@@ -233,15 +234,19 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
         (temporary / MANIFEST).write_text(bundle.manifest.model_dump_json(indent=2) + "\n", "utf-8")
 
 
-def load_bundle(folder: Path) -> Bundle:
+def load_bundle(folder: Path, *, trusted: TrustedKeys | None = None) -> Bundle:
     """Read a bundle and check it strictly; its tensors become float32.
 
+    Args:
+        trusted: one of these keys has to have signed it; None: nobody needs to.
+
     Raises:
-        BundleError: no bundle, a newer format, a bad field, or tensors that are missing,
-            unexpected, misshapen, of another dtype, not finite or not those of the manifest.
+        BundleError: no bundle, not signed, a newer format, a bad field, or tensors that are
+            missing, unexpected, misshapen, of another dtype, not finite or not those of the
+            manifest.
     """
     try:
-        manifest = _read_manifest(folder / MANIFEST)
+        manifest = _read_manifest(folder, trusted)
     except BundleError:
         check_no_baseline(folder)  # which says more
         raise
@@ -274,8 +279,11 @@ def _read_bytes(path: Path, *, max_bytes: int) -> bytes:
         raise BundleError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def _read_manifest(path: Path) -> Manifest:
+def _read_manifest(folder: Path, trusted: TrustedKeys | None) -> Manifest:
+    path = folder / MANIFEST
     data = _read_bytes(path, max_bytes=MAX_MANIFEST_BYTES)
+    if trusted is not None:
+        trusted.check(folder, data)  # of the very bytes that are read below
     try:
         fields = json.loads(data)
         _check_sizes(path, data, fields)

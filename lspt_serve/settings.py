@@ -22,6 +22,7 @@ from lspt_serve.runtime import (
     PromptStore,
     choose_engine,
 )
+from lspt_serve.signatures import load_trusted_keys
 from lspt_serve.sizes import MAX_REQUEST_BYTES
 
 __all__ = ["ServiceSettings", "load_classifier"]
@@ -60,6 +61,7 @@ class ServiceSettings(BaseModel):
     # of those who may change what is served; None: nobody may
     admin_token: Annotated[SecretStr, Field(min_length=1)] | None = None
     keys: Path | None = None  # a file of who may use which tasks; None: everybody may use all
+    trusted_keys: Path | None = None  # of who may sign bundles; None: they need no signature
 
     @classmethod
     def from_env(cls) -> Self:
@@ -87,7 +89,13 @@ class ServiceSettings(BaseModel):
 
 
 def load_classifier(settings: ServiceSettings, events: Events = SILENT) -> Classifier:
-    """Load the graph and all bundles that fit it; raises GraphError and BundleError."""
+    """Load the graph and all bundles that fit it.
+
+    Raises:
+        GraphError, BundleError: there is no graph, or no folder of bundles.
+        SettingError: there are no trusted keys where they ought to be.
+    """
+    trusted = load_trusted_keys(settings.trusted_keys)
     engine = choose_engine(
         settings.graph,
         names=None if settings.engine == "auto" else [settings.engine],
@@ -100,6 +108,7 @@ def load_classifier(settings: ServiceSettings, events: Events = SILENT) -> Class
         engine.graph,
         host_bytes=settings.memory_mb * 2**20,
         pinned=settings.pin,
+        trusted=trusted,
         events=events,
     )
     return Classifier(
