@@ -31,6 +31,7 @@ from lspt_serve.errors import BundleError, name_some
 from lspt_serve.files import atomic_folder, read_file
 from lspt_serve.preprocess import Preprocess
 from lspt_serve.rounding import Dtype, round_tensors
+from lspt_serve.signatures import TrustedKeys
 
 __all__ = [
     "BASELINE",
@@ -54,6 +55,7 @@ FORMAT_VERSION: Literal[1] = 1
 MANIFEST, TENSORS = "bundle.json", "tensors.safetensors"
 BASELINE = "baseline.json"  # of a folder that lspt train --method full wrote
 MAX_MANIFEST_BYTES = MAX_HEADER_BYTES = 16_000_000  # of bundle.json, and before the tensors
+MAX_FIELDS_BYTES = 1_000_000  # of bundle.json without its labels
 TASK_NAME = r"[a-z0-9][a-z0-9._-]{0,63}"
 Share = Annotated[float, Field(ge=0, le=1)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -110,7 +112,7 @@ class Manifest(_Record):
     format_version: Literal[1] = FORMAT_VERSION
     name: Annotated[str, StringConstraints(pattern=f"^{TASK_NAME}$")]
     version: int = Field(default=1, ge=1)
-    labels: Annotated[list[str], Field(min_length=2)]
+    labels: Annotated[list[str], Field(min_length=2, fail_fast=True)]
     method: MethodRef
     trained_as: MethodRef | None = None  # where folding made another method of it
     backbone: BackboneRef
@@ -221,7 +223,7 @@ def check_no_baseline(folder: Path) -> None:
 
 
 def save_bundle(bundle: Bundle, folder: Path) -> None:
-    """Write a bundle whole or not at all; an existing folder is replaced.
+    """Write a bundle whole or not at all; an existing folder is replaced, with its signature.
 
     Raises:
         OutputError: the folder cannot be written, for example a full disk.
@@ -232,15 +234,19 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
         (temporary / MANIFEST).write_text(bundle.manifest.model_dump_json(indent=2) + "\n", "utf-8")
 
 
-def load_bundle(folder: Path) -> Bundle:
+def load_bundle(folder: Path, *, trusted: TrustedKeys | None = None) -> Bundle:
     """Read a bundle and check it strictly; its tensors become float32.
 
+    Args:
+        trusted: one of these keys has to have signed it; None: nobody needs to.
+
     Raises:
-        BundleError: no bundle, a newer format, a bad field, or tensors that are missing,
-            unexpected, misshapen, of another dtype, not finite or not those of the manifest.
+        BundleError: no bundle, not signed, a newer format, a bad field, or tensors that are
+            missing, unexpected, misshapen, of another dtype, not finite or not those of the
+            manifest.
     """
     try:
-        manifest = _read_manifest(folder / MANIFEST)
+        manifest = _read_manifest(folder, trusted)
     except BundleError:
         check_no_baseline(folder)  # which says more
         raise
@@ -273,10 +279,16 @@ def _read_bytes(path: Path, *, max_bytes: int) -> bytes:
         raise BundleError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def _read_manifest(path: Path) -> Manifest:
+def _read_manifest(folder: Path, trusted: TrustedKeys | None) -> Manifest:
+    path = folder / MANIFEST
     data = _read_bytes(path, max_bytes=MAX_MANIFEST_BYTES)
+    if trusted is not None:
+        trusted.check(folder, data)  # of the very bytes that are read below
     try:
         fields = json.loads(data)
+        _check_sizes(path, data, fields)
+    except BundleError:
+        raise
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path}: not JSON: {error}") from error
     version = fields.get("format_version") if isinstance(fields, dict) else None
@@ -291,10 +303,18 @@ def _read_manifest(path: Path) -> Manifest:
         raise BundleError(f"{path}: {_explain(error)}") from error
 
 
+def _check_sizes(path: Path, data: bytes, fields: Any) -> None:
+    """Only labels may be many: a million mistakes elsewhere would take gigabytes to tell."""
+    if len(data) <= MAX_FIELDS_BYTES or not isinstance(fields, dict):
+        return
+    others = {name: value for name, value in fields.items() if name != "labels"}
+    if len(json.dumps(others)) > MAX_FIELDS_BYTES:
+        raise BundleError(f"{path}: more than {MAX_FIELDS_BYTES} bytes without the labels")
+
+
 def _explain(error: ValidationError) -> str:
-    return name_some(
-        f"{'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}" for e in error.errors()
-    )
+    mistakes = error.errors(include_url=False, include_context=False, include_input=False)
+    return name_some(f"{'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}" for e in mistakes)
 
 
 def _check_tensors(folder: Path, manifest: Manifest, tensors: dict[str, Any]) -> None:

@@ -29,6 +29,7 @@ exits with code 2; the service maps them to 4xx answers, to 503 where it has too
 the server behind it, and to 504 past a deadline.
 """
 
+import unicodedata
 from collections.abc import Iterable
 from difflib import get_close_matches
 from heapq import nlargest
@@ -66,6 +67,7 @@ __all__ = [
     "first_mistake",
     "name_some",
     "nearest",
+    "printable",
 ]
 
 MAX_NAME = 64  # letters, as a task's name has at most
@@ -195,10 +197,19 @@ def first_line(error: BaseException) -> str:
 
 def first_mistake(error: "ValidationError", *, whole: str = "") -> str:
     """`WHERE: MESSAGE` of the first that pydantic found; `whole` names what has no part."""
-    first = error.errors()[0]
+    # without the rest of what pydantic tells of each of perhaps a million mistakes
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     where = ".".join(map(str, first["loc"])) or whole
     message = first["msg"].removeprefix("Value error, ")
     return f"{where}: {message}" if where else message
+
+
+def printable(text: str) -> str:
+    """With what a terminal or a log would obey, such as escapes and ends of lines, spelt out."""
+    return "".join(
+        repr(letter)[1:-1] if unicodedata.category(letter) in ("Cc", "Cs") else letter
+        for letter in text
+    )
 
 
 def name_some(names: Iterable[object], *, limit: int = 5) -> str:

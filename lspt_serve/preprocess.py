@@ -5,14 +5,17 @@ C channels (3), H height, W width.
 
 import io
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 from lspt_serve.errors import TooLargeError, UndecodableError, UnsupportedFormatError
+from lspt_serve.room import Room
 
 __all__ = [
     "FORMATS",
@@ -34,6 +37,9 @@ Format = Literal["JPEG", "PNG", "BMP", "GIF", "WEBP", "JPEG2000"]
 # without WebP and JPEG 2000, whose decoders have had more holes: where they are asked for
 FORMATS: tuple[Format, ...] = ("JPEG", "PNG", "BMP", "GIF")
 MAX_PIXELS = 50_000_000
+# of a JPEG: real ones have some ten, and each may take as long as the whole image. What stands for
+# one is in a file by chance, too, once in 64 kB of what is not of the image
+SCAN, MAX_SCANS = b"\xff\xda", 500
 MIN_CROP_PCT = 0.1  # bounds what a bundle from elsewhere can make a server resize to
 
 Normalisation = Literal["imagenet", "half"]
@@ -50,10 +56,12 @@ class ImageLimits:
 
     Args:
         max_pixels: width times height, as the header says.
+        room: for the pixels of what is decoded at one time; None: without limit.
     """
 
     formats: tuple[Format, ...] = FORMATS
     max_pixels: int = MAX_PIXELS
+    room: Room | None = None
 
 
 LIMITS = ImageLimits()
@@ -117,21 +125,26 @@ def decode_image(
 
     Raises:
         UnsupportedFormatError: not one of the formats in `limits`.
-        TooLargeError: more pixels than those.
+        TooLargeError: more pixels than those, or a JPEG that is read over and over.
         UndecodableError: truncated or otherwise broken.
     """
     side = Preprocess(img_size, crop_pct=crop_pct).resized_side
     image = _open(data, limits)
-    try:
-        image.draft("RGB", (2 * side, 2 * side))
-        ImageOps.exif_transpose(image, in_place=True)  # else it copies what is upright
-        image = _to_rgb(image)
-        box = _middle(image.size, side, img_size) if crop_pct < 1 else None
-        image = image.resize((side, side), Image.Resampling.BICUBIC, box)
-        pixels = np.asarray(image, dtype=np.uint8)
-    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, EOFError, ...
-        raise UndecodableError(f"image does not decode: {error}") from error
+    with limits.room.taken(image.width * image.height) if limits.room else nullcontext():
+        try:
+            pixels = _decode(image, img_size, side, crop=crop_pct < 1)
+        except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ...
+            raise UndecodableError(f"image does not decode: {error}") from error
     return pixels if with_margin else crop_middle(pixels, img_size)
+
+
+def _decode(image: Image.Image, img_size: int, side: int, *, crop: bool) -> NDArray[np.uint8]:
+    image.draft("RGB", (2 * side, 2 * side))
+    ImageOps.exif_transpose(image, in_place=True)  # else it copies what is upright
+    image = _to_rgb(image)
+    box = _middle(image.size, side, img_size) if crop else None
+    image = image.resize((side, side), Image.Resampling.BICUBIC, box)
+    return np.asarray(image, dtype=np.uint8)
 
 
 def crop_middle(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
@@ -172,6 +185,8 @@ def _open(data: bytes, limits: ImageLimits) -> Image.Image:
     width, height = image.size
     if width * height > limits.max_pixels:
         raise TooLargeError(f"image of {width} x {height} pixels; at most {limits.max_pixels}")
+    if isinstance(image, JpegImageFile) and data.count(SCAN) > MAX_SCANS:
+        raise TooLargeError(f"JPEG of more than {MAX_SCANS} scans")
     return image
 
 
@@ -187,10 +202,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _grey_from_wide(image: Image.Image) -> Image.Image:
     """A 16-bit grey image as 8 bits: Pillow's own conversion clips instead of scaling."""
-    wide = np.asarray(image).astype(np.float64)
-    grey = np.clip(wide / 257, 0, 255).round().astype(np.uint8)
+    wide = np.asarray(image)
+    grey = wide.clip(0, 65535).astype(np.uint32)
+    grey += 128
+    grey //= 257  # rounds to the nearest, in a third of the memory that floats would take
     grey[wide == image.info.get("transparency")] = 255  # laid on white, as below
-    return Image.fromarray(grey)
+    return Image.fromarray(grey.astype(np.uint8))
 
 
 def normalise(images: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.float32]:

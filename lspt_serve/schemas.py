@@ -33,6 +33,11 @@ TIMINGS = {"decode": 0.4, "engine": 1.9, "total": 2.6}
 REQUEST: dict[str, Any] = {"request_id": "4f0c2e5d1b7a4c7e9d55f8a7c9b1e0aa", "timings_ms": TIMINGS}
 
 
+MAX_REFERENCE = 256  # letters; an answer repeats it for every image
+MAX_TASKS = 1000
+Reference = Annotated[str, Field(max_length=MAX_REFERENCE)]
+
+
 class _Fields(BaseModel):
     top_k: Annotated[int, Field(ge=1, le=1000, description="How many labels, best first.")] = 5
     activation: Annotated[
@@ -55,7 +60,7 @@ class ClassifyFields(_Fields):
     ] = False
 
     task: Annotated[
-        str, Field(description="NAME, NAME@VERSION or NAME:ALIAS; GET /tasks lists them.")
+        Reference, Field(description="NAME, NAME@VERSION or NAME:ALIAS; GET /tasks lists them.")
     ]
 
 
@@ -63,7 +68,13 @@ class ClassifyManyFields(_Fields):
     """What is asked of every image."""
 
     tasks: Annotated[
-        list[str], Field(min_length=1, description="Each NAME, NAME@VERSION or NAME:ALIAS.")
+        list[Reference],
+        Field(
+            min_length=1,
+            max_length=MAX_TASKS,
+            fail_fast=True,
+            description="Each NAME, NAME@VERSION or NAME:ALIAS.",
+        ),
     ]
 
 

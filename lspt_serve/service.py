@@ -11,7 +11,7 @@ import logging
 
 import bentoml
 
-from lspt_serve.api import configure_logging, create_app
+from lspt_serve.api import configure_logging, create_app, ignore_warnings_of_decoders
 from lspt_serve.api.auth import load_access
 from lspt_serve.runtime import Watch
 from lspt_serve.settings import ServiceSettings, load_classifier
@@ -36,6 +36,7 @@ class LSPTService:
     def __init__(self) -> None:
         settings = ServiceSettings.from_env()
         configure_logging(settings.log_format)
+        ignore_warnings_of_decoders()
         self.ready = False
         app.state.max_bytes = settings.max_bytes
         app.state.access = load_access(settings.admin_token, settings.keys)

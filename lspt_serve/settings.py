@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, V
 
 from lspt_serve.errors import SettingError
 from lspt_serve.preprocess import FORMATS, MAX_PIXELS, Format, ImageLimits
+from lspt_serve.room import Room
 from lspt_serve.runtime import (
     HOST_BYTES,
     SILENT,
@@ -21,11 +22,13 @@ from lspt_serve.runtime import (
     PromptStore,
     choose_engine,
 )
+from lspt_serve.signatures import load_trusted_keys
 from lspt_serve.sizes import MAX_REQUEST_BYTES
 
 __all__ = ["ServiceSettings", "load_classifier"]
 
 PREFIX = "LSPT_"
+PIXELS_AT_ONCE = 2 * MAX_PIXELS  # being decoded, of all images; each may take 20 bytes
 
 
 def _split(words: object) -> object:
@@ -58,6 +61,7 @@ class ServiceSettings(BaseModel):
     # of those who may change what is served; None: nobody may
     admin_token: Annotated[SecretStr, Field(min_length=1)] | None = None
     keys: Path | None = None  # a file of who may use which tasks; None: everybody may use all
+    trusted_keys: Path | None = None  # of who may sign bundles; None: they need no signature
 
     @classmethod
     def from_env(cls) -> Self:
@@ -85,7 +89,13 @@ class ServiceSettings(BaseModel):
 
 
 def load_classifier(settings: ServiceSettings, events: Events = SILENT) -> Classifier:
-    """Load the graph and all bundles that fit it; raises GraphError and BundleError."""
+    """Load the graph and all bundles that fit it.
+
+    Raises:
+        GraphError, BundleError: there is no graph, or no folder of bundles.
+        SettingError: there are no trusted keys where they ought to be.
+    """
+    trusted = load_trusted_keys(settings.trusted_keys)
     engine = choose_engine(
         settings.graph,
         names=None if settings.engine == "auto" else [settings.engine],
@@ -98,12 +108,13 @@ def load_classifier(settings: ServiceSettings, events: Events = SILENT) -> Class
         engine.graph,
         host_bytes=settings.memory_mb * 2**20,
         pinned=settings.pin,
+        trusted=trusted,
         events=events,
     )
     return Classifier(
         engine,
         store,
         max_delay_s=settings.max_delay_ms / 1000,
-        limits=ImageLimits(settings.formats, settings.max_pixels),
+        limits=ImageLimits(settings.formats, settings.max_pixels, Room(PIXELS_AT_ONCE)),
         events=events,
     )

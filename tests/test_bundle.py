@@ -3,6 +3,7 @@ import errno
 import hashlib
 import json
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -283,6 +284,17 @@ def test_tensors_changed_since_are_refused(folder: Path) -> None:
     refuses(folder, r"tensors\.safetensors: sha256 is not the one in bundle\.json; changed since")
 
 
+@pytest.mark.parametrize("file", [MANIFEST, TENSORS])
+def test_a_pickle_is_not_run(folder: Path, file: str, tmp_path: Path) -> None:
+    class Run:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(tmp_path / "run"),)
+
+    (folder / file).write_bytes(pickle.dumps(Run()))
+    refuses(folder, file)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("kept", [0, 7, 100, -1])
 def test_truncated_tensors_are_refused(folder: Path, kept: int) -> None:
     (folder / TENSORS).write_bytes((folder / TENSORS).read_bytes()[:kept])
@@ -433,6 +445,32 @@ def test_a_field_that_is_left_out_is_named(folder: Path, field: str) -> None:
 def test_a_manifest_that_is_not_json_is_refused(folder: Path, data: bytes) -> None:
     (folder / MANIFEST).write_bytes(data)
     refuses(folder, r"bundle\.json: ")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {str(number): 1 for number in range(100_000)},
+        {"tensors": {"head.bias": ["x"] * 300_000}},
+        {"preprocess": {"img_size": 32, "mean": [0] * 400_000}},
+    ],
+    ids=["unknown keys", "shape", "mean"],
+)
+def test_a_manifest_that_is_long_without_its_labels_is_refused(
+    folder: Path, fields: dict[str, Any]
+) -> None:
+    """Each of a million mistakes would take kilobytes to be told."""
+    rewrite(folder, **fields)
+    refuses(folder, r"bundle\.json: more than 1000000 bytes without the labels$")
+
+
+def test_a_manifest_may_have_many_labels_and_the_first_mistake_in_them_is_told(
+    folder: Path,
+) -> None:
+    rewrite(folder, labels=[*map(str, range(200_000))])
+    refuses(folder, r"head\.(bias|weight) is \[3.*\] for 200000 labels")
+    rewrite(folder, labels=[1] * 200_000)
+    refuses(folder, r"bundle\.json: labels\.0: Input should be a valid string$")
 
 
 @pytest.mark.parametrize("data", [b"null", b"1", b'"text"', b"[]", b"true"])

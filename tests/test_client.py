@@ -427,6 +427,21 @@ def test_the_key_is_a_bearer_token_and_the_url_may_have_a_path() -> None:
     assert request.headers["Authorization"] == "Bearer secret"
 
 
+@pytest.mark.parametrize("location", ["http://other.example/", "https://h:1/classify", "/tasks"])
+def test_the_key_is_sent_nowhere_else(location: str) -> None:
+    redirect = httpx.Response(307, headers={"Location": location})
+    handle, requests = answering(redirect)
+    mock = httpx.MockTransport(handle)
+
+    with (
+        Client("http://h:1", api_key="secret", transport=mock) as client,
+        pytest.raises(ServerError, match="answered 307"),
+    ):
+        client.classify(PNG, "colour")
+
+    assert [str(request.url) for request in requests] == ["http://h:1/classify"]
+
+
 @pytest.mark.parametrize("url", ["", "127.0.0.1:3000", "ftp://h", "http://", "http://h:port"])
 def test_a_url_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(SettingError, match=r"^the server's url is '.*'; wanted http://HOST:PORT$"):

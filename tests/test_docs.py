@@ -13,7 +13,14 @@ from lspt_serve.bundle import Bundle, save_bundle
 from lspt_serve.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+SECURITY = ROOT / "SECURITY.md"
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    SECURITY,
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+PROOFS = re.findall(r"`(tests/\S+\.py)::(\w+)`", SECURITY.read_text("utf-8"))
 
 
 def commands(text: str) -> list[list[str]]:
@@ -63,6 +70,19 @@ def test_a_documented_script_has_only_options_that_exist(script: str, options: s
 def test_a_link_into_the_repository_leads_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text("utf-8")):
         assert (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize(("path", "name"), PROOFS)
+def test_a_test_that_proves_a_promise_exists(path: str, name: str) -> None:
+    assert re.search(rf"^def {name}\(", (ROOT / path).read_text("utf-8"), re.M)
+
+
+def test_every_promise_names_a_test() -> None:
+    promises = SECURITY.read_text("utf-8").split("## What is promised")[1].split("\n## ")[0]
+    rows = [line for line in promises.splitlines() if line.startswith("|")][2:]
+
+    assert len(rows) > 10
+    assert [row for row in rows if "`tests/" not in row] == []
 
 
 @pytest.mark.parametrize("target", re.findall(r"make (\w+)", (ROOT / "README.md").read_text()))

@@ -5,6 +5,7 @@ import tarfile
 import warnings
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from lspt_serve.preprocess import (
     normalise,
     preprocess_image,
 )
+from lspt_serve.room import Room
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 QUADRANTS = {"A": RED, "B": GREEN, "C": BLUE, "D": (128, 128, 128)}
@@ -127,6 +129,12 @@ def test_black_and_white_becomes_0_and_255() -> None:
 def test_16_bit_grey_is_scaled_not_clipped() -> None:
     wide = np.array([[0, 100 * 257], [200 * 257, 65535]], np.uint16)
     assert decode_2x2(encode(Image.fromarray(wide))) == greys([[0, 100], [200, 255]])
+
+
+def test_every_16_bit_grey_becomes_the_nearest_of_8_bits() -> None:
+    wide = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
+    wanted = np.round(wide / 257)
+    assert (decode_image(encode(Image.fromarray(wide)), 256) == wanted[..., None]).all()
 
 
 @pytest.mark.parametrize("format", ["PNG", "GIF", "BMP"])
@@ -365,9 +373,41 @@ def test_a_decompression_bomb_is_refused_undecoded(data: bytes, action: Any) -> 
             decode_image(data, 32)
 
 
+def test_jpeg_of_very_many_scans_is_refused_undecoded() -> None:
+    """Of 50 million pixels, each takes milliseconds; a million of them are 20 MB."""
+    data = encode(Image.new("RGB", (16, 16)), "JPEG", progressive=True)
+    start, scans = data.rindex(b"\xff\xda"), data.count(b"\xff\xda")
+    scan = data[start : start + 20]
+    assert 1 < scans < 50
+
+    assert decode_image(data[:-2] + scan * (500 - scans) + data[-2:], 8).shape == (8, 8, 3)
+    with pytest.raises(TooLargeError, match="JPEG of more than 500 scans"):
+        decode_image(data[:-2] + scan * (501 - scans) + data[-2:], 8)
+
+
 def test_as_many_pixels_as_allowed_pass() -> None:
     data = encode(Image.new("RGB", (10, 10)))
     assert decode_image(data, 4, limits=ImageLimits(max_pixels=100)).shape == (4, 4, 3)
+
+
+def test_image_is_decoded_once_there_is_room_for_its_pixels() -> None:
+    room, data = Room(200), encode(Image.new("RGB", (10, 10)))
+    limits = ImageLimits(room=room)
+    with ThreadPoolExecutor(1) as pool:
+        with room.taken(101):
+            decoding = pool.submit(decode_image, data, 4, limits=limits)
+            with pytest.raises(TimeoutError):
+                decoding.result(timeout=0.2)
+        assert decoding.result(timeout=10).shape == (4, 4, 3)
+
+
+@pytest.mark.parametrize("data", [encode(Image.new("RGB", (10, 10)))[:45], b"garbage"])
+def test_image_that_does_not_decode_leaves_its_room(data: bytes) -> None:
+    room = Room(100)
+    with pytest.raises(ImageError):
+        decode_image(data, 4, limits=ImageLimits(room=room))
+    with room.taken(100):
+        pass
 
 
 def test_normalise_on_numbers_worked_by_hand() -> None:

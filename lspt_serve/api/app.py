@@ -1,9 +1,9 @@
 """The app: its routes, limits and errors."""
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 
 from lspt_serve.api import aliases, classify, classify_many, tasks, v2
-from lspt_serve.api.auth import Access
+from lspt_serve.api.auth import Access, check_sees_all
 from lspt_serve.api.failures import add_failure_handlers
 from lspt_serve.api.limits import LimitBody
 from lspt_serve.api.metrics import Metrics, get_metrics
@@ -31,6 +31,7 @@ def create_app(*, max_bytes: int = MAX_REQUEST_BYTES) -> FastAPI:
     add_failure_handlers(app)
     for part in (classify, classify_many, tasks, aliases, v2):
         app.include_router(part.router)
-    app.get("/metrics", include_in_schema=False)(get_metrics)
+    guards = [Depends(check_sees_all)]
+    app.get("/metrics", include_in_schema=False, dependencies=guards)(get_metrics)
     add_page(app)
     return app

@@ -30,10 +30,13 @@ __all__ = [
     "CallersClassifier",
     "Key",
     "StoreToChange",
+    "check_sees_all",
     "get_classifier",
     "get_store",
     "load_access",
 ]
+
+EVERY_TASK = "*"
 
 
 class Key(BaseModel):
@@ -125,6 +128,20 @@ async def get_classifier(request: Request) -> Classifier:
     if key := access.find(token):
         return classifier.only(key.may_use)
     raise UnauthorisedError("wanted Authorization: Bearer with a key of this server")
+
+
+async def check_sees_all(request: Request) -> None:
+    """A dependency of what names any task: for who may use every one.
+
+    Raises:
+        UnauthorisedError: there are keys, and the caller has none that is for `*`.
+    """
+    access, token = _access(request), _token(request)
+    if access.keys is None or access.is_admin(token):
+        return
+    key = access.find(token)
+    if key is None or EVERY_TASK not in key.tasks:
+        raise UnauthorisedError("wanted Authorization: Bearer with a key for all tasks (*)")
 
 
 CallersClassifier = Annotated[Classifier, Depends(get_classifier)]

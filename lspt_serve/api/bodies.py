@@ -13,6 +13,7 @@ from lspt_serve.errors import first_mistake
 
 __all__ = ["parse_json", "read_body", "validate"]
 
+MAX_CONTAINERS = 100_000  # lists and objects: ten million of them would hold everybody up
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -30,6 +31,8 @@ def parse_json(body: bytes) -> Any:
     def refuse(constant: str) -> None:
         raise ValueError(constant)
 
+    if body.count(b"[") + body.count(b"{") > MAX_CONTAINERS:
+        raise HTTPException(400, f"the body is JSON of more than {MAX_CONTAINERS} lists or objects")
     try:
         return json.loads(body, parse_constant=refuse)
     except (ValueError, RecursionError) as error:

@@ -85,6 +85,7 @@ def add_failure_handlers(app: FastAPI) -> None:
     async def on_malformed(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         item = next((str(part) for part in first["loc"] if part != "body"), "body")
+        item = item.encode("utf-8", "replace").decode()  # JSON can spell what is no text
         message = f"{item}: {first['msg']}"
         return _answer(request, 400, ItemFailure(code="malformed", message=message, item=item))
 

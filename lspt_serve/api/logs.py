@@ -2,12 +2,13 @@
 
 import json
 import logging
+import warnings
 from datetime import UTC, datetime
 from typing import Any
 
 from opentelemetry import trace
 
-__all__ = ["JsonLines", "configure_logging"]
+__all__ = ["JsonLines", "configure_logging", "ignore_warnings_of_decoders"]
 
 
 class JsonLines(logging.Formatter):
@@ -38,3 +39,11 @@ def configure_logging(log_format: str) -> None:
     if log_format == "json":
         for handler in {*bentoml.handlers, *logging.root.handlers}:
             handler.setFormatter(JsonLines())
+
+
+def ignore_warnings_of_decoders() -> None:
+    """What Pillow has to say of a file: callers could fill the log with it, and Python's memory.
+
+    For all of the process: Python keeps every text that it has warned of.
+    """
+    warnings.filterwarnings("ignore", module=r"PIL\.")

@@ -1,5 +1,6 @@
 """A line in the log and a count for every request."""
 
+import asyncio
 import logging
 import time
 from typing import Any
@@ -43,6 +44,9 @@ class Observe:
 
         try:
             await self.app(scope, receive, watched)
+        except asyncio.CancelledError:  # BentoML answers that it took too long
+            status, scope["state"]["code"] = 504, "deadline"
+            raise
         finally:
             route = getattr(scope.get("route"), "path", "")
             if route not in QUIET:

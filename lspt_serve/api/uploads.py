@@ -4,11 +4,13 @@ import base64
 import binascii
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, TypeVar, get_origin
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -19,8 +21,9 @@ from lspt_serve.errors import nearest
 
 __all__ = ["Upload", "malformed", "read_request"]
 
-FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
-MAX_PARTS = 1000  # of a form, of files and of other fields
+FORM = "multipart/form-data"
+CHARSETS = (b"utf-8", b"us-ascii")  # Python has some that take minutes for a megabyte
+MAX_PARTS = 1000  # of a form, of files and of other fields; of a list in JSON
 M = TypeVar("M", bound=BaseModel)
 Fields = Iterable[tuple[str, Any]]
 
@@ -44,12 +47,14 @@ async def read_request(request: Request, model: type[M], field: str) -> tuple[li
         HTTPException: a body of another type, or that ends too early, or is too long.
     """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content_type in FORMS:
+    if content_type == FORM:
         uploads, fields = await _read_form(request, field)
     elif content_type == "application/json":
         uploads, fields = _read_json(await read_body(request), field)
     elif content_type == "application/octet-stream" or content_type.startswith("image/"):
         uploads, fields = [Upload(await read_body(request))], []
+    elif content_type == "application/x-www-form-urlencoded":
+        uploads, fields = [], []  # it holds no files
     else:
         raise HTTPException(
             415,
@@ -58,7 +63,7 @@ async def read_request(request: Request, model: type[M], field: str) -> tuple[li
         )
     if not uploads:
         raise malformed(field, "missing")
-    return uploads, _check(model, [*request.query_params.multi_items(), *fields])
+    return uploads, _check(model, chain(request.query_params.multi_items(), fields))
 
 
 def malformed(item: str, reason: str) -> RequestValidationError:
@@ -68,6 +73,9 @@ def malformed(item: str, reason: str) -> RequestValidationError:
 
 async def _read_form(request: Request, field: str) -> tuple[list[Upload], Fields]:
     uploads, fields = [], []
+    charset = parse_options_header(request.headers["content-type"])[1].get(b"charset", b"utf-8")
+    if charset.lower() not in CHARSETS:
+        raise HTTPException(415, f"a form in {charset[:64].decode('latin-1')!r}; wanted utf-8")
     try:
         async with request.form(max_files=MAX_PARTS, max_fields=MAX_PARTS) as form:
             for name, value in form.multi_items():
@@ -79,7 +87,7 @@ async def _read_form(request: Request, field: str) -> tuple[list[Upload], Fields
                     fields.append((name, value))
     except ClientDisconnect:
         raise HTTPException(CLIENT_GONE, "the caller left before all was read") from None
-    except (LookupError, ValueError) as error:  # a charset that there is not, or not of the bytes
+    except ValueError as error:  # bytes that are not of the charset
         raise HTTPException(400, "there was an error parsing the body") from error
     return uploads, fields
 
@@ -88,15 +96,21 @@ def _read_json(body: bytes, field: str) -> tuple[list[Upload], Fields]:
     given = parse_json(body)
     if not isinstance(given, dict):
         raise HTTPException(400, "the body is not a JSON object")
-    images = given.pop(field, [])
-    texts = images if isinstance(images, list) else [images]
-    return [Upload(_from_base64(text, field)) for text in texts], list(_spread(given))
+    texts = _to_list(field, given.pop(field, []))
+    return [Upload(_from_base64(text, field)) for text in texts], _spread(given)
 
 
 def _spread(given: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Lists as fields that come several times, as in a form."""
     for name, value in given.items():
-        yield from ((name, each) for each in (value if isinstance(value, list) else [value]))
+        yield from ((name, each) for each in _to_list(name, value))
+
+
+def _to_list(name: str, value: Any) -> list[Any]:
+    values = value if isinstance(value, list) else [value]
+    if len(values) > MAX_PARTS:
+        raise malformed(name[:64], f"{len(values)} of them; at most {MAX_PARTS}")
+    return values
 
 
 def _from_base64(text: object, field: str) -> bytes:

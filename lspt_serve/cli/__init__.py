@@ -1,4 +1,4 @@
-"""The command line: lspt train | inspect | export | quantise | engines | serve | sweep | ..."""
+"""The command line: lspt train | inspect | sign | export | quantise | engines | serve | ..."""
 
 import sys
 
@@ -15,14 +15,16 @@ from lspt_serve.cli.quantise import quantise
 from lspt_serve.cli.remote import alias, load, unload
 from lspt_serve.cli.results import results
 from lspt_serve.cli.serve import serve
+from lspt_serve.cli.sign import sign
 from lspt_serve.cli.sweep import sweep
 from lspt_serve.cli.train import train
-from lspt_serve.errors import LSPTError
+from lspt_serve.errors import LSPTError, printable
 
 __all__ = ["app", "main"]
 
 TRAIN_PACKAGES = ("onnx", "onnxscript", "optuna", "tensorboard", "timm", "torch", "torchvision")
 EXTRAS = dict.fromkeys(TRAIN_PACKAGES, "train") | {  # package -> extra
+    "cryptography": "signing",
     "nncf": "int8",
     "openvino": "openvino",
     "pyarrow": "parquet",
@@ -39,6 +41,7 @@ app = typer.Typer(
 )
 app.command()(train)
 app.command()(inspect)
+app.command()(sign)
 app.command()(export)
 app.command()(quantise)
 app.command()(engines)
@@ -75,5 +78,6 @@ def main() -> None:
 
 
 def _fail(message: str) -> None:
-    console.print(f"[red]error:[/] {escape(message)}", soft_wrap=True, highlight=False)
+    text = escape(printable(message))
+    console.print(f"[red]error:[/] {text}", soft_wrap=True, highlight=False)
     sys.exit(2)

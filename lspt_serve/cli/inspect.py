@@ -10,7 +10,7 @@ from rich.table import Table
 
 from lspt_serve.bundle import Bundle, load_bundle
 from lspt_serve.cli.console import Json, explain_rounding, print_json
-from lspt_serve.errors import name_some
+from lspt_serve.errors import name_some, printable
 
 __all__ = ["inspect"]
 
@@ -64,5 +64,6 @@ def _table(bundle: Bundle) -> Table:
         rows["seed, time"] = f"{metrics.seed}, {metrics.train_s:.1f} s"
     table = Table(show_header=False, box=None)
     for name, value in rows.items():
-        table.add_row(f"[bold]{name}[/]", escape(value))
+        lines = map(printable, value.split("\n"))  # a bundle may be a stranger's
+        table.add_row(f"[bold]{name}[/]", escape("\n".join(lines)))
     return table

@@ -39,11 +39,14 @@ def serve(
     """
     from lspt_serve.graph import load_graph_spec
     from lspt_serve.runtime import TRITON_URL, PromptStore, fastest, try_engines
+    from lspt_serve.settings import ServiceSettings
+    from lspt_serve.signatures import load_trusted_keys
 
     if triton_url is not None and engine != "triton":
         raise OptionError("--triton-url is of --engine triton; give both or neither")
     # say what is wrong before BentoML starts
-    store = PromptStore(bundles, load_graph_spec(graph))
+    trusted = load_trusted_keys(ServiceSettings.from_env().trusted_keys)
+    store = PromptStore(bundles, load_graph_spec(graph), trusted=trusted)
     _check_address(host, port)
     names = None if engine == "auto" else [engine]
     url = triton_url or TRITON_URL

@@ -12,13 +12,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lspt_serve.bundle import BASELINE, MANIFEST, TENSORS, Manifest
-from lspt_serve.errors import BundleError, UnknownTaskError, first_line, name_some, nearest
+from lspt_serve.errors import (
+    BundleError,
+    UnknownTaskError,
+    first_line,
+    name_some,
+    nearest,
+    printable,
+)
 from lspt_serve.runtime.aliases import ALIASES_FILE, DEFAULT, Aliases, load_aliases
 from lspt_serve.runtime.unloaded import UNLOADED_FILE, load_unloaded
+from lspt_serve.signatures import SIGNATURE
 
 __all__ = ["Catalog", "Entry", "Found", "scan", "task_of", "unknown_task"]
 
-Signature = tuple[tuple[int, int, int], ...]  # of a bundle's files; what changes them changes it
+Stamp = tuple[tuple[int, int, int], ...]  # of a bundle's files; what changes them changes it
 GONE = (0, 0, 0)
 REFERENCE = re.compile(r"(?P<name>[^@:]*)(@(?P<version>[0-9]{1,18})|:(?P<alias>.*))?")
 
@@ -36,14 +44,14 @@ Tasks = Mapping[str, Mapping[int, Entry]]
 
 @dataclass(frozen=True)
 class Found:
-    """What a folder holds, as of its signature; None: it is to be read again at the next look.
+    """What a folder holds, as of its stamp; None: it is to be read again at the next look.
 
     Args:
         entry: what is served: the bundle there or, if it is broken, the last that was not.
         reason: why the bundle in the folder is not served.
     """
 
-    signature: Signature | None
+    stamp: Stamp | None
     entry: Entry | None
     reason: str | None = None
 
@@ -118,20 +126,23 @@ def unknown_task(name: str, known: Iterable[str]) -> UnknownTaskError:
     return UnknownTaskError(f"unknown task {name!r}{nearest(name, known)}")
 
 
-def scan(folder: Path, before: Catalog, read: Callable[[Path], Entry]) -> Catalog:
+def scan(
+    folder: Path, before: Catalog, read: Callable[[Path], Entry], *, signed: bool = False
+) -> Catalog:
     """What there is now; only what is new or has changed since `before` is read.
 
     Of two bundles of one name and version the one that was served before is, or else the first.
 
     Args:
         read: of a folder with a bundle; raises BundleError for one that is to be refused.
+        signed: signatures count, and change a bundle, too.
 
     Raises:
         OSError: the folder cannot be read.
     """
     everything = {
-        name: _look(folder, name, signature, before, read)
-        for name, signature in _find_bundles(folder)
+        name: _look(folder, name, stamp, before, read)
+        for name, stamp in _find_bundles(folder, signed=signed)
     }
     tasks: dict[str, dict[int, Entry]] = {}
     refused = {name: found.reason for name, found in everything.items() if found.reason}
@@ -179,19 +190,20 @@ def _find_dangling(aliases: Aliases, tasks: Tasks) -> str:
     return name_some(wrong)
 
 
-def _find_bundles(folder: Path) -> Iterator[tuple[str, Signature]]:
+def _find_bundles(folder: Path, *, signed: bool) -> Iterator[tuple[str, Stamp]]:
     """Names of folders with a manifest, in order; hidden ones are being written."""
     with os.scandir(folder) as entries:
         names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
     for name in names:
         own = f"{folder}/{name}"  # a Path for each would take most of the time of a look
-        if (manifest := _sign(f"{own}/{MANIFEST}")) != GONE:
-            yield name, (manifest, _sign(f"{own}/{TENSORS}"))
-        elif (baseline := _sign(f"{own}/{BASELINE}")) != GONE:
+        if (manifest := _stamp(f"{own}/{MANIFEST}")) != GONE:
+            others = (TENSORS, SIGNATURE) if signed else (TENSORS,)
+            yield name, (manifest, *(_stamp(f"{own}/{file}") for file in others))
+        elif (baseline := _stamp(f"{own}/{BASELINE}")) != GONE:
             yield name, (manifest, baseline)
 
 
-def _sign(path: str) -> tuple[int, int, int]:
+def _stamp(path: str) -> tuple[int, int, int]:
     """Changes with the file: ctime tells of a copy that keeps its mtime."""
     try:
         status = os.stat(path)  # noqa: PTH116
@@ -201,19 +213,19 @@ def _sign(path: str) -> tuple[int, int, int]:
 
 
 def _look(
-    folder: Path, name: str, signature: Signature, before: Catalog, read: Callable[[Path], Entry]
+    folder: Path, name: str, stamp: Stamp, before: Catalog, read: Callable[[Path], Entry]
 ) -> Found:
     known = before.found.get(name)
-    if known and known.signature == signature:
+    if known and known.stamp == stamp:
         return known
     try:
-        return Found(signature, read(folder / name))
+        return Found(stamp, read(folder / name))
     except Exception as error:  # whatever it is, the other bundles are served
         passing = not isinstance(error, BundleError) or isinstance(error.__cause__, OSError)
         last = known.entry if known else None
-        return Found(None if passing else signature, last, first_line(error))
+        return Found(None if passing else stamp, last, first_line(error))
 
 
 def _to_text(name: str) -> str:
-    """Names of files may be bytes that are no text."""
-    return os.fsencode(name).decode("utf-8", "replace")
+    """Names of files may be bytes that are no text, or several lines of a log."""
+    return printable(os.fsencode(name).decode("utf-8", "replace"))

@@ -16,6 +16,7 @@ from lspt_serve.runtime.catalog import Catalog, Entry, scan
 from lspt_serve.runtime.events import SILENT, Events
 from lspt_serve.runtime.memory import BundleMemory
 from lspt_serve.runtime.unloaded import UNLOADED_FILE, load_unloaded, save_unloaded
+from lspt_serve.signatures import TrustedKeys
 
 __all__ = ["HOST_BYTES", "About", "Listed", "PromptStore"]
 
@@ -55,6 +56,7 @@ class PromptStore:
         host_bytes: of tensors that stay in memory.
         pinned: references to tasks that are in memory before they are asked for and stay there,
             whatever else is used.
+        trusted: bundles that none of these keys signed are refused; None: nobody needs to sign.
 
     Raises:
         BundleError: no such folder, or one that is itself a baseline.
@@ -67,6 +69,7 @@ class PromptStore:
         *,
         host_bytes: int = HOST_BYTES,
         pinned: Collection[str] = (),
+        trusted: TrustedKeys | None = None,
         events: Events = SILENT,
     ) -> None:
         if not folder.is_dir():
@@ -80,6 +83,7 @@ class PromptStore:
         self._memory = BundleMemory(host_bytes, events=events)
         self._events = events
         self._pinned = tuple(pinned)
+        self._trusted = trusted
         self._refreshing = threading.Lock()
         self.refresh()
 
@@ -167,7 +171,7 @@ class PromptStore:
 
     def _scan(self, before: Catalog) -> Catalog:
         """Looks again until what is gone was gone before: one that is being replaced comes back."""
-        after, known, gone = scan(self.folder, before, self._read), before.found, set[str]()
+        after, known, gone = self._scan_once(before), before.found, set[str]()
         for _ in range(ATTEMPTS):
             known = {**known, **after.found}
             missing = known.keys() - after.found.keys()
@@ -175,8 +179,11 @@ class PromptStore:
                 break
             gone = missing
             time.sleep(REPLACING_S)
-            after = scan(self.folder, replace(after, found=known), self._read)
+            after = self._scan_once(replace(after, found=known))
         return after
+
+    def _scan_once(self, before: Catalog) -> Catalog:
+        return scan(self.folder, before, self._read, signed=self._trusted is not None)
 
     def _find_pinned(self, catalog: Catalog) -> list[Entry]:
         found = []
@@ -276,7 +283,7 @@ class PromptStore:
 
     def _load(self, folder: Path) -> Bundle:
         started = time.monotonic()
-        bundle = load_bundle(folder)
+        bundle = load_bundle(folder, trusted=self._trusted)
         self._events.loaded(time.monotonic() - started)
         check_fits(bundle, self._graph)
         return bundle

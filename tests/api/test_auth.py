@@ -56,8 +56,9 @@ def with_token(api: Api) -> Iterator[Api]:
 
 @pytest.fixture
 def with_keys(api: Api, tmp_path: Path) -> Iterator[Api]:
-    """A key for every colour*, one for nothing, and an admin token."""
+    """A key for every colour*, one for nothing, one for all, and an admin token."""
     keys = {
+        "all": {"sha256": sha256("key-all"), "tasks": ["*"]},
         "one": {"sha256": sha256("key-one"), "tasks": ["col*"]},
         "none": {"sha256": sha256("key-none"), "tasks": []},
     }
@@ -246,6 +247,20 @@ def test_folders_that_are_refused_are_not_told_to_keys(
 
     assert "secret" in with_keys.request("GET", "/tasks", headers=bearer("token")).text
     assert "secret" not in with_keys.request("GET", "/tasks", headers=bearer("key-one")).text
+
+
+def test_metrics_name_tasks_to_those_alone_who_may_use_all(with_keys: Api) -> None:
+    """Of each task that was asked for they have a series."""
+    for headers in ({}, bearer("key-one"), bearer("key-none"), bearer("wrong")):
+        answer = with_keys.request("GET", "/metrics", headers=headers)
+        check_refused(answer, 401, "unauthorised")
+    for key in ("key-all", "token"):
+        answer = with_keys.request("GET", "/metrics", headers=bearer(key))
+        assert "lspt_requests_total" in answer.text
+
+
+def test_without_keys_metrics_need_none(with_token: Api) -> None:
+    assert with_token.request("GET", "/metrics").status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/v2", "/v2/health/live", "/v2/health/ready"])

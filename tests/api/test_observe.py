@@ -1,14 +1,22 @@
+import io
 import json
 import logging
+import struct
+import warnings
 
+import anyio
 import numpy as np
 import pytest
 from opentelemetry import trace
+from PIL import Image
+from starlette.types import Message
 from toys import coloured, encoded
 from toys_api import Api, create_classifier
 
-from lspt_serve.api.logs import JsonLines
+from lspt_serve.api.logs import JsonLines, ignore_warnings_of_decoders
+from lspt_serve.errors import UndecodableError
 from lspt_serve.models import Backbone
+from lspt_serve.preprocess import decode_image
 
 PNG = encoded(coloured("red", np.random.default_rng(0), side=40))
 
@@ -81,6 +89,51 @@ def test_a_path_writes_no_line_of_its_own(api: Api, access: pytest.LogCaptureFix
     (record,) = access.records
     assert record.getMessage().startswith("GET /tasks/a%0AINFO%20bccc")
     assert len(record.getMessage()) < 300
+
+
+def test_a_body_that_does_not_come_is_a_line_that_says_so(
+    api: Api, access: pytest.LogCaptureFixture
+) -> None:
+    """BentoML gives a request up after a minute, by cancelling it, and answers with 504."""
+    scope = {
+        "type": "http",
+        "http_version": "1.1",
+        "method": "POST",
+        "path": "/classify",
+        "query_string": b"",
+        "headers": [(b"content-type", b"image/png"), (b"content-length", b"1000")],
+    }
+
+    async def receive() -> Message:
+        await anyio.sleep(60)
+        raise AssertionError("not given up")
+
+    async def send(message: Message) -> None:
+        raise AssertionError(message)
+
+    async def give_up() -> None:
+        with anyio.move_on_after(0.2):
+            await api.app(scope, receive, send)
+
+    anyio.run(give_up)
+
+    (record,) = access.records
+    line = json.loads(JsonLines().format(record))
+    assert (line["status"], line["code"]) == (504, "deadline")
+
+
+def test_what_pillow_says_of_a_file_is_no_warning() -> None:
+    """Without that it is an error here, and in a server a line, and a text that Python keeps."""
+    tag = struct.pack("<HHII", 1000, 7, 2**20, 26)  # a megabyte, at the end of 26 bytes
+    exif = b"Exif\0\0" + struct.pack("<4sIH", b"II*\0", 8, 1) + tag + bytes(4)
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "JPEG", exif=exif)
+    with pytest.raises(UndecodableError, match="Tag data larger than file"):
+        decode_image(file.getvalue(), 8)
+
+    with warnings.catch_warnings():
+        ignore_warnings_of_decoders()
+        assert decode_image(file.getvalue(), 8).shape == (8, 8, 3)
 
 
 def test_a_line_names_its_trace_and_its_exception() -> None:

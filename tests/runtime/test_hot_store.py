@@ -78,9 +78,9 @@ def test_folders_that_are_gone_for_a_moment_one_after_the_other_are_served_all_t
     absent = iter(["birds-1", "flowers-1", ""])
     find = lspt_serve.runtime.catalog._find_bundles
 
-    def find_all_but_one(folder: Path) -> Iterator[Any]:
+    def find_all_but_one(folder: Path, *, signed: bool) -> Iterator[Any]:
         gone = next(absent)
-        return (found for found in find(folder) if found[0] != gone)
+        return (found for found in find(folder, signed=signed) if found[0] != gone)
 
     monkeypatch.setattr(lspt_serve.runtime.catalog, "_find_bundles", find_all_but_one)
     store.refresh()
@@ -574,13 +574,13 @@ def test_unchanged_folder_costs_a_look_at_two_files(
     add: Callable[..., None], tmp_path: Path, graph: GraphSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add("flowers", folder="flowers")
-    store, sign, looked = PromptStore(tmp_path, graph), lspt_serve.runtime.catalog._sign, []
+    store, stamp, looked = PromptStore(tmp_path, graph), lspt_serve.runtime.catalog._stamp, []
 
     def look(path: str) -> tuple[int, int, int]:
         looked.append(path)
-        return sign(path)
+        return stamp(path)
 
-    monkeypatch.setattr(lspt_serve.runtime.catalog, "_sign", look)
+    monkeypatch.setattr(lspt_serve.runtime.catalog, "_stamp", look)
     store.refresh()
 
     assert looked == [f"{tmp_path}/flowers/{file}" for file in (MANIFEST, TENSORS)]

@@ -224,6 +224,32 @@ def test_hidden_folders_and_folders_without_a_manifest_are_no_bundles(
     assert store.refused == {}
 
 
+def test_link_to_a_bundle_elsewhere_is_followed(
+    folder: Path,
+    graph: GraphSpec,
+    make_bundle: MakeBundle,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "bundle"
+    save_bundle(make_bundle("vpt-shallow", name="linked"), elsewhere)
+    (folder / "link").symlink_to(elsewhere)
+
+    assert PromptStore(folder, graph)["linked"].name == "linked"
+
+
+def test_name_of_a_folder_is_no_line_of_the_log(
+    folder: Path, graph: GraphSpec, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "birds").rename(folder / "birds\n2026 all is well\x1b[2K")
+    not_json(folder / "birds\n2026 all is well\x1b[2K")
+
+    with caplog.at_level(logging.WARNING):
+        store = PromptStore(folder, graph)
+
+    assert [*store.refused] == [r"birds\n2026 all is well\x1b[2K"]
+    assert not {"\n", "\x1b"} & {*"".join(caplog.messages), *"".join(store.refused.values())}
+
+
 def test_empty_folder_is_an_empty_store(tmp_path: Path, graph: GraphSpec) -> None:
     assert list(PromptStore(tmp_path, graph)) == []
 

@@ -16,6 +16,7 @@ __all__ = ["InferRequest", "InputTensor", "OutputTensor", "Tensor", "parse_reque
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 WBITS = {"gzip": 31, "deflate": 15}  # deflate is zlib's own format, in HTTP
+MAX_TENSORS = 16  # of a request; more than one are refused, but by what is wrong with them
 Size = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 Name = Annotated[str, Field(max_length=64)]
 Tensor = tuple[dict[str, Any], bytes | None]  # what JSON says of it, and its binary data
@@ -30,7 +31,7 @@ class InputTensor(BaseModel):
     """A tensor of a request; its data are here or, where they have a size, after the JSON."""
 
     name: Name
-    shape: Annotated[list[Size], Field(max_length=8)]
+    shape: Annotated[list[Size], Field(max_length=8, fail_fast=True)]
     datatype: Name
     parameters: _InputParameters = _InputParameters()
     data: Any = None
@@ -57,8 +58,8 @@ class InferRequest(BaseModel):
     """What is asked of a model; parameters of the protocol that are not here change nothing."""
 
     id: str = ""
-    inputs: list[InputTensor]
-    outputs: list[OutputTensor] = []
+    inputs: Annotated[list[InputTensor], Field(max_length=MAX_TENSORS, fail_fast=True)]
+    outputs: Annotated[list[OutputTensor], Field(max_length=MAX_TENSORS, fail_fast=True)] = []
     parameters: _RequestParameters = _RequestParameters()
 
 
