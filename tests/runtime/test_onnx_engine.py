@@ -1,4 +1,7 @@
 import ctypes
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import NoReturn
 
@@ -85,3 +88,19 @@ def test_features_on_a_gpu_are_those_of_torch(
 
     assert engine.provider == OnnxEngine(graph).provider == CUDA
     assert np.abs(features - wanted).max() <= 2e-3 * np.abs(wanted).max()  # TF32
+
+
+def files_of(code: str, home: Path) -> list[Path]:
+    """What a new process that runs the code leaves in its home."""
+    home.mkdir()
+    own = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    environment = {**own, "HOME": str(home)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60)
+    return [path for path in home.rglob("*") if path.is_file()]
+
+
+def test_onnx_runtime_keeps_no_record_for_its_makers(tmp_path: Path) -> None:
+    if not files_of("import onnxruntime", tmp_path / "alone"):
+        pytest.skip("this ONNX Runtime keeps none of itself")
+
+    assert files_of("import lspt_serve.runtime", tmp_path / "ours") == []
