@@ -11,7 +11,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .DELETE_ON_ERROR:
-.PHONY: help serve quickstart test check format bench-quick clean
+.PHONY: help serve quickstart test check format bench-quick prove-quick clean
 .SUFFIXES:
 
 help: ## list the targets
@@ -38,6 +38,12 @@ bench-quick: $(VENV)/train ## the benchmarks of serving, rough and small: minute
 	$(BIN)/python benchmarks/bench_engines.py --quick
 	$(BIN)/python benchmarks/bench_tasks.py --quick
 	$(BIN)/python benchmarks/bench_gpu.py --quick
+
+prove-quick: $(VENV)/train ## the proofs of reliability, rough and small: minutes; nothing is written
+	$(BIN)/python benchmarks/prove_load.py --quick
+	$(BIN)/python benchmarks/prove_peers.py --quick
+	$(BIN)/python benchmarks/prove_faults.py --quick
+	$(BIN)/python benchmarks/prove_attack.py --quick
 
 clean: ## delete what the quickstart wrote; the environment stays
 	rm -rf build bundles graph

@@ -167,5 +167,8 @@ def _take(lock: Path, path: Path, until: float) -> int | None:
         ) from None
     except FileNotFoundError:
         pass
+    except OSError:  # a full disk, say: the lock is not to be ours for ever
+        os.close(handle)
+        raise
     os.close(handle)
     return None

@@ -257,3 +257,19 @@ def test_device_is_not_read(tmp_path: Path) -> None:
 
     with pytest.raises(OSError, match="not a regular file"):
         read_file(tmp_path / "link", max_bytes=5)
+
+
+def test_a_lock_that_there_is_no_room_to_write_is_free_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(handle: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    target = tmp_path / "target"
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", full)
+        with pytest.raises(OutputError, match="No space left"):
+            locked(target).__enter__()
+
+    with locked(target):
+        assert (tmp_path / ".target.lock").read_text() == str(os.getpid())
