@@ -60,7 +60,9 @@ def test_table_shows_what_is_served(page: Page, url: str) -> None:
         expect(row.get_by_role("rowheader")).to_have_text(known["name"])
         expect(row).to_contain_text(known["method"])
         expect(row.locator("summary")).to_contain_text(f"{len(known['labels'])} labels")
-        expect(row.get_by_role("cell").last).to_have_text("not measured")
+        expect(row.get_by_role("cell").nth(-2)).to_have_text("not measured")
+        in_memory = "yes" if known["resident"] else "no"
+        expect(row.get_by_role("cell").last).to_have_text(in_memory)
     row = page.get_by_role("row", name="colour")
     row.locator("summary").click()
     expect(row.locator("details p")).to_have_text(", ".join(LABELS["colour"]))
