@@ -1,4 +1,4 @@
-"""docs/page.png: the page of the quickstart's server, with a digit that all its tasks answered.
+"""docs/page.png: the page of the quickstart's server, with a digit that all its tasks answered and what one looked at.
 
 make serve                              # in another terminal
 python examples/digits/page.py --url http://127.0.0.1:3000 --out docs/page.png
@@ -18,7 +18,7 @@ COLOURS = 128  # a small file, and none can tell
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--url", default="http://127.0.0.1:3000", help="where the server is")
-    parser.add_argument("--image", type=Path, default=Path("build/digits/samples/7.png"))
+    parser.add_argument("--image", type=Path, default=Path("build/digits/samples/9.png"))
     parser.add_argument("--out", type=Path, default=Path("docs/page.png"))
     given = parser.parse_args()
     with sync_playwright() as playwright:
@@ -30,6 +30,7 @@ def main() -> None:
             page.locator("#file").set_input_files(given.image)
             page.locator(".card").first.wait_for()
             expect(page.locator("[aria-busy]")).to_have_count(0)
+        page.get_by_role("button", name="Attention of digit").click()
         page.mouse.move(0, 0)
         page.screenshot(path=given.out, full_page=True)
         browser.close()

@@ -31,7 +31,7 @@ def wait_until_ready(url: str, server: subprocess.Popen[bytes]) -> bool:
 def print_what_to_try(url: str) -> None:
     lines = [
         f"curl -F image=@{SAMPLES}/{digit}.png -F task={task} {url}/classify"
-        for digit, task in ((7, "digit"), (4, "parity"), (8, "loop"))
+        for digit, task in ((9, "digit"), (4, "parity"), (8, "loop"))
     ]
     print("\nReady. Try, in another terminal:\n")
     print("\n".join(f"  {line}" for line in [*lines, f"curl {url}/tasks"]))
