@@ -1,15 +1,23 @@
 """The real HTTP app, in process, over a real graph of a tiny backbone."""
 
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import wait
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import anyio
 import httpx
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 from starlette.types import Message
-from toys import export_once, random_bundle
+from toys import export_once, noise, random_bundle
 
 from lspt_serve.api import create_app
 from lspt_serve.bundle import save_bundle
+from lspt_serve.errors import OverloadedError
+from lspt_serve.feed import TaskTensors
 from lspt_serve.models import Backbone
 from lspt_serve.runtime import SILENT, Classifier, Events, OnnxEngine, PromptStore
 
@@ -81,6 +89,30 @@ class Api:
         anyio.run(self.app, scope, receive, send)
         (status,) = statuses
         return status
+
+
+@contextmanager
+def overloaded(classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """While its engine is busy with a first batch and its queue is full; then all is answered."""
+    run, go, busy = classifier.engine.features, threading.Event(), threading.Event()
+
+    def features(images: NDArray[np.float32], tasks: Sequence[TaskTensors]) -> NDArray[np.float32]:
+        busy.set()
+        assert go.wait(timeout=30)
+        return run(images, tasks)
+
+    monkeypatch.setattr(classifier.engine, "features", features)
+    bundle = classifier.store["colour"]
+    waiting = [classifier.submit(noise(1)[0], bundle)]
+    assert busy.wait(timeout=10)  # it takes no more from the queue
+    with suppress(OverloadedError):
+        while True:
+            waiting.append(classifier.submit(noise(1)[0], bundle))
+    try:
+        yield
+    finally:
+        go.set()
+        wait(waiting, timeout=30)
 
 
 def check_refused(

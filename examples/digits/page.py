@@ -1,4 +1,4 @@
-"""docs/page.png: the page of the quickstart's server, with a digit that all its tasks answered and what one looked at.
+"""docs/page.png: the page of the quickstart's server, a digit on it and what one task looked at.
 
 make serve                              # in another terminal
 python examples/digits/page.py --url http://127.0.0.1:3000 --out docs/page.png

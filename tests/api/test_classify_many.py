@@ -2,8 +2,6 @@ import base64
 import threading
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import wait
-from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -11,10 +9,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from toys import coloured, encoded, noise
-from toys_api import Api, check_refused, create_classifier
+from toys_api import Api, check_refused, create_classifier, overloaded
 
 from lspt_serve.bundle import Bundle
-from lspt_serve.errors import OverloadedError
 from lspt_serve.feed import TaskTensors
 from lspt_serve.models import Backbone
 
@@ -153,22 +150,8 @@ def test_bug_is_an_error_of_its_items_without_details(
 def test_overload_of_all_is_answered_with_when_to_come_again(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    classifier = api.app.state.classifier
-    run, go = classifier.engine.features, threading.Event()
-
-    def features(images: NDArray[np.float32], tasks: Sequence[TaskTensors]) -> NDArray[np.float32]:
-        assert go.wait(timeout=10)
-        return run(images, tasks)  # type: ignore[no-any-return]
-
-    monkeypatch.setattr(classifier.engine, "features", features)
-    waiting = []
-    with suppress(OverloadedError):
-        while True:
-            waiting.append(classifier.submit(noise(1)[0], classifier.store["colour"]))
-
-    refused = post(api, IMAGES, tasks=["colour"])
-    go.set()
-    wait(waiting, timeout=30)
+    with overloaded(api.app.state.classifier, monkeypatch):
+        refused = post(api, IMAGES, tasks=["colour"])
 
     check_refused(refused, 503, "overloaded")
     assert refused.headers["Retry-After"] == "1"

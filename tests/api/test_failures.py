@@ -3,11 +3,9 @@ import io
 import socket
 import struct
 import tarfile
-import threading
 import zlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import wait
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,11 +14,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
-from toys import coloured, encoded, noise
-from toys_api import Api, check_refused, create_classifier
+from toys import coloured, encoded
+from toys_api import Api, check_refused, create_classifier, overloaded
 
-from lspt_serve.errors import OverloadedError, UnavailableError
+from lspt_serve.errors import UnavailableError
 from lspt_serve.models import Backbone
 from lspt_serve.preprocess import FORMATS
 
@@ -204,22 +201,8 @@ def test_bug_is_answered_without_its_details_and_the_next_request_works(
 def test_overload_is_answered_with_when_to_come_again(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    classifier = api.app.state.classifier
-    run, go = classifier.engine.features, threading.Event()
-
-    def features(images: NDArray[np.float32], slots: Sequence[int]) -> NDArray[np.float32]:
-        assert go.wait(timeout=10)
-        return run(images, slots)  # type: ignore[no-any-return]
-
-    monkeypatch.setattr(classifier.engine, "features", features)
-    waiting = []
-    with suppress(OverloadedError):
-        while True:
-            waiting.append(classifier.submit(noise(1)[0], classifier.store["colour"]))
-
-    refused = api.classify(PNG)
-    go.set()
-    wait(waiting, timeout=30)
+    with overloaded(api.app.state.classifier, monkeypatch):
+        refused = api.classify(PNG)
 
     message = check_refused(refused, 503, "overloaded")
     assert message == "256 images wait already; try again later"
