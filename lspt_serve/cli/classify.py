@@ -1,6 +1,7 @@
 """lspt classify: image files to labels, here or by a running server."""
 
 import asyncio
+import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import aclosing, closing, contextmanager
@@ -14,7 +15,14 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lspt_serve.cli.answers import Write, check_suffix, print_list, print_tables, writing
-from lspt_serve.cli.console import Json, Overwrite, console, print_note, stoppable
+from lspt_serve.cli.console import (
+    Json,
+    Overwrite,
+    Terminated,
+    console,
+    print_note,
+    stoppable,
+)
 from lspt_serve.errors import LSPTError, OptionError
 from lspt_serve.files import atomic_file, check_output
 from lspt_serve.preprocess import FORMATS
@@ -102,7 +110,10 @@ def classify(
             tally.add(items)
             bar.update(row, completed=tally.images, status=tally.speed)
 
-        asyncio.run(_run(answering, sources, list(dict.fromkeys(tasks)), asked, done))
+        try:
+            asyncio.run(_run(answering, sources, list(dict.fromkeys(tasks)), asked, done))
+        except asyncio.CancelledError:
+            raise Terminated from None
     console.print(escape(tally.summary), highlight=False, soft_wrap=True)
     if tally.failed == tally.answers:
         raise typer.Exit(1)
@@ -188,6 +199,10 @@ async def _run(
 ) -> None:
     from lspt_serve.cli.classifying import classify_files
 
+    # by the loop, as with Ctrl-C: an exception between any two lines would leave half a task
+    this = asyncio.current_task()
+    assert this is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
     async with answering.client as client:
         for task in tasks:
             await client.task(task)  # one that there is not is no matter of the images

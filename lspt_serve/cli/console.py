@@ -23,6 +23,7 @@ __all__ = [
     "NormaliseBy",
     "Overwrite",
     "PrecisionOption",
+    "Terminated",
     "console",
     "explain_rounding",
     "parse_options",
@@ -89,7 +90,7 @@ def print_note(note: str) -> None:
     console.print(f"[yellow]note:[/] {escape(note)}", highlight=False)
 
 
-class _Terminated(KeyboardInterrupt):
+class Terminated(KeyboardInterrupt):
     """SIGTERM: what `kill` and batch systems send."""
 
 
@@ -101,7 +102,7 @@ def stoppable(what_is_left: Callable[[], str] = lambda: "nothing was written") -
     """
 
     def terminate(number: int, frame: FrameType | None) -> None:
-        raise _Terminated
+        raise Terminated
 
     before = signal.getsignal(signal.SIGTERM)
     if "TORCHELASTIC_RUN_ID" not in os.environ:
@@ -110,6 +111,6 @@ def stoppable(what_is_left: Callable[[], str] = lambda: "nothing was written") -
         yield
     except KeyboardInterrupt as stop:
         console.print(f"stopped; {what_is_left()}", soft_wrap=True, highlight=False)
-        raise typer.Exit(143 if isinstance(stop, _Terminated) else 130) from None
+        raise typer.Exit(143 if isinstance(stop, Terminated) else 130) from None
     finally:
         signal.signal(signal.SIGTERM, before)
