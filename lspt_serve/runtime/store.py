@@ -242,8 +242,6 @@ class PromptStore:
             BundleError: unloaded.json is broken.
             OutputError: the folder cannot be written.
         """
-        self.refresh()
-        self._catalog.check_held(task)
         self._set_unloaded(task, unloaded=False)
 
     def unload(self, task: str) -> None:
@@ -254,11 +252,11 @@ class PromptStore:
             BundleError: unloaded.json is broken.
             OutputError: the folder cannot be written.
         """
-        self.refresh()
-        self._catalog.check_held(task)
         self._set_unloaded(task, unloaded=True)
 
     def _set_unloaded(self, task: str, *, unloaded: bool) -> None:
+        self.refresh()  # another server may have changed what there is
+        self._catalog.check_held(task)
         with locked(self.folder / UNLOADED_FILE, wait_s=LOCK_WAIT_S):
             before = load_unloaded(self.folder)
             after = before | {task} if unloaded else before - {task}
