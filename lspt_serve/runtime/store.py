@@ -122,14 +122,6 @@ class PromptStore:
         resident = versions.get(manifest.version) in self._memory
         return About([*versions], dict(catalog.aliases.get(name, {})), resident)
 
-    def is_ready(self, reference: str) -> bool:
-        """Whether an image of the task would be answered: it was read, checked and is served."""
-        try:
-            self._catalog.find(reference)
-        except UnknownTaskError:
-            return False
-        return True
-
     def listed(self) -> list[Listed]:
         """All that is in the folder, served or not, by name and version."""
         catalog = self._catalog

@@ -148,11 +148,3 @@ def test_a_classifier_tells_of_every_answer_and_refusal(classifier: Classifier, 
         ("colour", OverloadedError),
         ("colour", OverloadedError),
     ]
-
-
-def test_a_store_is_ready_for_what_it_serves(classifier: Classifier) -> None:
-    ready = {
-        name: classifier.store.is_ready(name) for name in ("colour", "colour@1", "colour@2", "x")
-    }
-
-    assert ready == {"colour": True, "colour@1": True, "colour@2": False, "x": False}
