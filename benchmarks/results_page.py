@@ -61,9 +61,9 @@ def to_page(
         "## What LSPT is without its parts",
         *to_ablation(ablation, latencies),
         "*bytes a task* are fp32. *ms* is one image in ONNX Runtime, fp32, one thread, the median, "
-        f"all entries in turn. *ms* and *train s* are rough: the {len(runs)} runs ({hours:.1f} "
-        "hours beside the searches) shared the cores with one another, and all of it with other "
-        "work.",
+        "all entries in turn, on a machine with nothing else to do. *train s* is rough: the "
+        f"{len(runs)} runs ({hours:.1f} hours beside the searches) shared the cores with one "
+        "another and with other work.",
         "## Published",
         "Beside figures that others published, of another backbone and other tasks:",
         "    lspt results docs/results.json --published mae\n"
