@@ -8,7 +8,8 @@ from toys import export_once, noise, random_bundle
 
 from lspt_serve.errors import GraphError
 from lspt_serve.models import Backbone
-from lspt_serve.runtime import OpenVINOEngine
+from lspt_serve.reference import Reference, row_errors
+from lspt_serve.runtime import OnnxEngine, OpenVINOEngine
 
 
 @pytest.fixture(scope="module")
@@ -18,6 +19,20 @@ def graph(tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def has_bf16() -> bool:
     return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def test_numbers_of_prompts_that_the_graph_was_made_with_and_others_answer_alike(
+    tiny_backbone: Backbone, graph: Path
+) -> None:
+    usual = Reference.load(graph).tasks[0]["method.prompts"].shape[-2]
+    engine, wanted = OpenVINOEngine(graph), OnnxEngine(graph, device="cpu")
+    for counts in ([usual] * 4, [usual - 1] * 4, [usual - 1, usual] * 2, [usual, usual + 2] * 2):
+        tasks = [
+            random_bundle(tiny_backbone, num_prompts=count, seed=seed).method_tensors
+            for seed, count in enumerate(counts)
+        ]
+        got = engine.features(noise(4), tasks)
+        assert row_errors(got, wanted.features(noise(4), tasks)).max() < 1e-5
 
 
 @pytest.mark.skipif(not has_bf16(), reason="the CPU has no bf16 instructions")
