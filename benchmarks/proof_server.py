@@ -94,6 +94,7 @@ def serve(
     workers: int = 1,
     bundles: Path | None = None,
     engine: str = "auto",
+    precision: str = "fp32",
     environment: Mapping[str, object] | None = None,
 ) -> Iterator[Server]:
     """`lspt serve` of FOLDER/graph and FOLDER/bundles on the CPU, until the block ends."""
@@ -103,6 +104,8 @@ def serve(
     command += [
         "--engine",
         engine,
+        "--precision",
+        precision,
         "--graph",
         str(folder / "graph"),
         "--bundles",

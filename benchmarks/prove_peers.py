@@ -2,23 +2,25 @@
 
     python benchmarks/prove_peers.py
 
-A ViT-Ti and a ViT-B with a linear head, 224 px JPEG files, one server process each: `lspt serve`; a
-BentoML service with a timm model in torch and adaptive batches; LitServe with the same model. All
-run at once and are asked in turn, by 1, 8 and 32 callers that each wait for their answer; those
-that are not asked are idle. Before, their answers are held to each other. The peers' code is in
-benchmarks/peers. LitServe comes from PyPI, into an environment of its own.
+A ViT-Ti and a ViT-B with a linear head, 224 px JPEG files, one server process each: `lspt serve`,
+in fp32 and, where the CPU can, in bf16; a BentoML service with a timm model in torch and adaptive
+batches; LitServe with the same model, both in fp32 as torch has it. All run at once and are asked
+in turn, by 1, 8 and 32 callers that each wait for their answer; those that are not asked are idle.
+Before, their answers are held to each other. The peers' code is in benchmarks/peers. LitServe comes
+from PyPI, into an environment of its own.
 """
 
 import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from common import Target, clean_up_when_stopped, paired_ratio, percentile, progress
-from peers_arms import BENTO, LIT, OURS, TASK, Arm, Material, create_material, run_arms
+from peers_arms import BENTO, LIT, OURS, OURS_BF16, TASK, Arm, Material, create_material, run_arms
 from proof_page import finish, parse_proof
 from proof_tasks import create_images
 from proof_traffic import Run, Start, generator, poisson
@@ -117,31 +119,34 @@ def to_targets(
     vit: str, rounds: dict[int, Rounds], bare: Sequence[float], half: Run, found: str
 ) -> Targets:
     targets: Targets = []
-    for peer in (BENTO, LIT):
-        ratio = to_ratio(rounds[CLIENTS[-1]], peer)
-        notes = [describe(clients, own, peer) for clients, own in rounds.items() if peer in own]
-        name = f"{vit}: over {peer}, {CLIENTS[-1]} clients"
-        targets.append((Target(name, "at least", AT_LEAST, ratio, "; ".join(notes) or found), "x"))
+    most = rounds[CLIENTS[-1]]
+    for ours, peer in product((OURS, OURS_BF16), (BENTO, LIT)):
+        if ours in most:
+            notes = [describe(clients, own, ours, peer) for clients, own in rounds.items()]
+            note = "; ".join(notes) if peer in most else found
+            name = f"{vit}: {ours} over {peer}, {CLIENTS[-1]} clients"
+            ratio = to_ratio(most, ours, peer)
+            targets.append((Target(name, "at least", AT_LEAST, ratio, note), "x"))
     alone, engine = percentile(latencies_ms(rounds[1][OURS]), 0.5), percentile(bare, 0.5)
     note = f"p50 of {alone:.1f} ms, of the engine alone {engine:.1f} ms"
     over = Target(f"{vit}: p50 over the engine, 1 client", "at most", MOST_MS, alone - engine, note)
-    middle, most = (percentile(latencies_ms([half]), share) for share in (0.5, 0.99))
-    note = f"p50 {middle:.1f}, p99 {most:.1f} ms at {half.per_s:.1f}/s"
-    tail = Target(f"{vit}: p99 over p50, half load", "at most", MOST_SPREAD, most / middle, note)
+    middle, slow = (percentile(latencies_ms([half]), share) for share in (0.5, 0.99))
+    note = f"p50 {middle:.1f}, p99 {slow:.1f} ms at {half.per_s:.1f}/s"
+    tail = Target(f"{vit}: p99 over p50, half load", "at most", MOST_SPREAD, slow / middle, note)
     return [*targets, (over, "ms"), (tail, "x")]
 
 
-def to_ratio(rounds: Rounds, peer: str) -> float | None:
+def to_ratio(rounds: Rounds, ours: str, peer: str) -> float | None:
     if peer not in rounds:
         return None
-    ours, theirs = ([run.whole_per_s for run in rounds[name]] for name in (OURS, peer))
-    return paired_ratio(ours, theirs)
+    own, theirs = ([run.whole_per_s for run in rounds[name]] for name in (ours, peer))
+    return paired_ratio(own, theirs)
 
 
-def describe(clients: int, rounds: Rounds, peer: str) -> str:
-    """Both arms in words."""
+def describe(clients: int, rounds: Rounds, *arms: str) -> str:
+    """Arms in words, of those that there are."""
     parts = []
-    for name in (OURS, peer):
+    for name in filter(rounds.__contains__, arms):
         own = summarise(rounds[name])
         rate = median(own["per_s"])
         parts.append(f"{name} {rate:.1f}/s, p50 {own['p50_ms']:.0f}, p99 {own['p99_ms']:.0f} ms")

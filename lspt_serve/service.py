@@ -15,11 +15,13 @@ from lspt_serve.api import configure_logging, create_app, ignore_warnings_of_dec
 from lspt_serve.api.auth import load_access
 from lspt_serve.runtime import Watch
 from lspt_serve.settings import ServiceSettings, load_classifier
+from lspt_serve.supervisor import configure_supervisor
 
 __all__ = ["LSPTService"]
 
 logger = logging.getLogger(__name__)
 app = create_app()
+configure_supervisor()
 
 
 @bentoml.service(

@@ -3,7 +3,6 @@
 import asyncio
 import time
 
-import anyio.to_thread
 import numpy as np
 from fastapi import APIRouter, Request, Response
 from numpy.typing import NDArray
@@ -12,6 +11,7 @@ from lspt_serve.api.auth import CallersClassifier
 from lspt_serve.api.disconnect import unless_gone
 from lspt_serve.api.failures import REQUEST_ID, RESPONSES, request_id
 from lspt_serve.api.openapi import body
+from lspt_serve.api.threads import in_thread
 from lspt_serve.api.uploads import malformed, read_request
 from lspt_serve.bundle import Bundle
 from lspt_serve.runtime import activate, top_labels
@@ -45,7 +45,7 @@ async def classify(request: Request, response: Response, classifier: CallersClas
         request.state.task = f"{bundle.name}@{bundle.manifest.version}"
         return bundle, classifier.decode(uploads[0].data, bundle)
 
-    bundle, pixels = await anyio.to_thread.run_sync(prepare)
+    bundle, pixels = await in_thread(prepare)
     decoded = time.perf_counter()
     deadline, grid = time.monotonic() + DEADLINE_S, classifier.engine.graph.grid
     rows = [classifier.submit(pixels, bundle, deadline=deadline)]

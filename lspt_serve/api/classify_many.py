@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import Sequence
 
-import anyio.to_thread
 import numpy as np
 from fastapi import APIRouter, Request, Response
 from numpy.typing import NDArray
@@ -14,6 +13,7 @@ from lspt_serve.api.classify import DEADLINE_S, predict, to_ms
 from lspt_serve.api.disconnect import unless_gone
 from lspt_serve.api.failures import REQUEST_ID, RESPONSES, explain, request_id
 from lspt_serve.api.openapi import body
+from lspt_serve.api.threads import in_thread
 from lspt_serve.api.uploads import Upload, malformed, read_request
 from lspt_serve.bundle import Bundle
 from lspt_serve.errors import LSPTError, OverloadedError, UnavailableError
@@ -84,7 +84,7 @@ class _Job:
 
     async def run(self, uploads: Sequence[Upload]) -> list[Outcome]:
         """The tasks of the first image first."""
-        bundles = await anyio.to_thread.run_sync(lambda: [self._find(task) for task in self.tasks])
+        bundles = await in_thread(lambda: [self._find(task) for task in self.tasks])
         answered = await asyncio.gather(*(self._image(upload, bundles) for upload in uploads))
         return [outcome for outcomes in answered for outcome in outcomes]
 
@@ -114,7 +114,7 @@ class _Job:
     async def _decode(self, data: bytes, bundle: Bundle) -> NDArray[np.float32]:
         started = time.perf_counter()
         try:
-            return await anyio.to_thread.run_sync(self.classifier.decode, data, bundle)
+            return await in_thread(self.classifier.decode, data, bundle)
         finally:
             self.decode_s += time.perf_counter() - started
 

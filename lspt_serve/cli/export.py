@@ -158,10 +158,19 @@ def _check(options: _Options) -> None:
 
 
 def _targets(options: _Options, task: Bundle | None) -> list[Path]:
-    """What is written; who writes the first holds all."""
+    """What is written; who writes the first holds all.
+
+    Raises OptionError for a task that would take the place of the model of all tasks.
+    """
     own = task if options.bundle else None
     if (repository := options.triton_repository) is not None:
-        return [repository / name for name in ([own.name] if own else [TRITON_MODEL, TRITON_GRAPH])]
+        shared = [TRITON_MODEL, TRITON_GRAPH]
+        if own and own.name in shared:
+            raise OptionError(
+                f"the bundle's name, {own.name}, is that of a model of all tasks in a repository; "
+                "rename the task, or give --like in place of --bundle"
+            )
+        return [repository / name for name in ([own.name] if own else shared)]
     assert options.out is not None
     if own and options.onnx_adapter:
         return [options.out / f"{own.name}.onnx_adapter"]

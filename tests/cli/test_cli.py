@@ -458,6 +458,20 @@ def test_a_graph_without_a_bundle_is_exported_for_the_size_that_is_said(
     assert spec.backbone.sha256 == tiny_backbone.sha256
 
 
+def test_a_task_does_not_take_the_place_of_tritons_model_of_all_tasks(
+    run: Run, bundle: Path, tiny_backbone: Backbone, tmp_path: Path
+) -> None:
+    repository, renamed = tmp_path / "models", tmp_path / "renamed"
+    save_bundle(random_bundle(tiny_backbone, name="lspt"), renamed)
+    assert run("export", "--like", bundle, "--triton-repository", repository).code == 0
+    config = (repository / "lspt" / "config.pbtxt").read_bytes()
+
+    words = ["--bundle", renamed, "--triton-repository", repository, "--overwrite"]
+    check_error(run("export", *words), "the bundle's name, lspt, is that of a model of all tasks")
+
+    assert (repository / "lspt" / "config.pbtxt").read_bytes() == config
+
+
 @pytest.mark.parametrize("of", ["--like", "--bundle"])
 def test_triton_backend_is_of_the_shared_graph_in_a_repository(
     run: Run, bundle: Path, tmp_path: Path, of: str

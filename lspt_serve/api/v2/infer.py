@@ -5,7 +5,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import anyio.to_thread
 import numpy as np
 from fastapi import APIRouter, Request, Response
 from numpy.typing import NDArray
@@ -15,6 +14,7 @@ from lspt_serve.api.bodies import read_body
 from lspt_serve.api.classify import DEADLINE_S
 from lspt_serve.api.disconnect import unless_gone
 from lspt_serve.api.failures import REQUEST_ID, request_id
+from lspt_serve.api.threads import in_thread
 from lspt_serve.api.v2.models import MODEL, VERSION, refer
 from lspt_serve.api.v2.tensors import Row, check_outputs, read_rows, to_outputs
 from lspt_serve.api.v2.wire import InferRequest, parse_request, to_response
@@ -45,7 +45,7 @@ async def infer(
         check_outputs(asked)
         return bundle, asked, read_rows(asked, binary, bundle.manifest.preprocess)
 
-    bundle, asked, rows = await anyio.to_thread.run_sync(prepare)
+    bundle, asked, rows = await in_thread(prepare)
     answer = asyncio.ensure_future(_classify(rows, classifier, bundle, deadline=deadline))
     scores = await unless_gone(request, answer)
     record: dict[str, Any] = {"model_name": bundle.name}
@@ -66,7 +66,7 @@ async def _classify(
     async def classify(index: int, row: Row) -> Array:
         async with window:
             try:
-                image = await anyio.to_thread.run_sync(_to_image, row, bundle, classifier)
+                image = await in_thread(_to_image, row, bundle, classifier)
             except ImageError as error:
                 raise type(error)(f"row {index}: {error}") from error
             row_logits = classifier.submit(image, bundle, deadline=deadline)

@@ -1,0 +1,45 @@
+"""What BentoML has no setting for, in the process that starts the workers and looks after them.
+
+`bentoml serve` imports the service there too, before it starts any.
+"""
+
+import atexit
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bentoml import serving
+from bentoml._internal.utils import circus
+
+__all__ = ["configure_supervisor"]
+
+CHECK_S = 1.0  # from one look for dead workers to the next; BentoML's is 10
+MEMORY = Path("/dev/shm")  # a file system in memory, where there is one
+_create_arbiter = circus.create_standalone_arbiter
+
+
+def configure_supervisor() -> None:
+    """A worker that died is back within seconds, and a full disk ends none.
+
+    Workers count for Prometheus in files that they map into memory: to write there ends the process
+    where the disk is full. BentoML has the files in its home, and of two servers with one home the
+    second deletes those of the first. Here each server has its own, in memory.
+    """
+    circus.create_standalone_arbiter = _create_attentive_arbiter
+    serving.ensure_prometheus_dir = _create_metrics_folder  # type: ignore[assignment]
+
+
+def _create_attentive_arbiter(watchers: Sequence[Any], **options: Any) -> Any:
+    """One that starts dead workers again, in containers too, where BentoML leaves it at that."""
+    for watcher in watchers:
+        watcher.respawn = True
+    return _create_arbiter(watchers, check_delay=CHECK_S, **options)  # type: ignore[arg-type]
+
+
+def _create_metrics_folder() -> str:
+    """BentoML asks for it when the server starts; it is gone when the server ends."""
+    folder = tempfile.mkdtemp(prefix="lspt-metrics-", dir=MEMORY if MEMORY.is_dir() else None)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder

@@ -1,0 +1,69 @@
+"""The process that looks after BentoML's workers."""
+
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from toys import export_once, random_bundle
+from toys_server import Server, serving
+
+from lspt_serve.bundle import save_bundle
+from lspt_serve.models import Backbone
+from lspt_serve.supervisor import MEMORY
+
+pytestmark = pytest.mark.slow
+
+WORKER = "_bentoml_impl.worker.service"
+METRICS = "PROMETHEUS_MULTIPROC_DIR"
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("served")
+    (folder / "graph").symlink_to(export_once(tiny_backbone, tmp_path_factory))
+    save_bundle(random_bundle(tiny_backbone, name="colour"), folder / "bundles" / "colour")
+    return folder
+
+
+def worker_of(server: Server) -> psutil.Process | None:
+    for child in psutil.Process(server.process.pid).children(recursive=True):
+        with suppress(psutil.Error):  # it ended meanwhile
+            if WORKER in child.cmdline():
+                return child
+    return None
+
+
+def test_worker_that_was_killed_is_started_again_in_a_container_too(folder: Path) -> None:
+    environment = {"LSPT_ENGINE": "onnxruntime", "BENTOML_CONTAINERIZED": "true"}
+    with serving(folder=folder, environment=environment) as server:
+        killed = worker_of(server)
+        assert killed
+        killed.send_signal(signal.SIGKILL)
+        end = time.monotonic() + 60
+        while worker_of(server) in (None, killed):
+            assert time.monotonic() < end, server.log.read_text()
+            time.sleep(0.05)
+        server.wait_until_ready()
+
+        assert httpx.get(f"{server.url}/tasks").json()["tasks"][0]["name"] == "colour"
+
+
+@pytest.mark.skipif(not MEMORY.is_dir(), reason=f"there is no {MEMORY}")
+def test_metrics_are_in_memory_apart_for_each_server_and_gone_with_it(folder: Path) -> None:
+    with serving(folder=folder, environment={"LSPT_ENGINE": "onnxruntime"}) as server:
+        worker = worker_of(server)
+        assert worker
+        metrics = Path(worker.environ()[METRICS])
+        assert metrics.parent == MEMORY
+        assert any(metrics.glob(f"*_{worker.pid}.db"))
+        with serving(folder=folder, environment={"LSPT_ENGINE": "onnxruntime"}) as second:
+            other = worker_of(second)
+            assert other
+            assert Path(other.environ()[METRICS]) != metrics
+            assert any(metrics.glob(f"*_{worker.pid}.db"))
+
+    assert not metrics.exists()
