@@ -5,7 +5,7 @@ import anyio
 import httpx
 import numpy as np
 import pytest
-from anyio.to_thread import current_default_thread_limiter
+from anyio import CapacityLimiter
 from toys import coloured, encoded
 from toys_api import Api, check_refused, create_classifier
 
@@ -28,13 +28,13 @@ def test_more_images_than_may_wait_to_be_decoded_are_refused_at_once(
         return decode(*args)
 
     monkeypatch.setattr(classifier, "decode", decode_later)
+    threads = CapacityLimiter(1)
+    monkeypatch.setattr("lspt_serve.api.threads._limiter", threads)
     monkeypatch.setattr("lspt_serve.api.threads.MAX_WAITING", 2)
 
     async def send() -> list[httpx.Response]:
         """Three, of which two wait; one that is too many; and none of them any more."""
         answers: list[httpx.Response] = []
-        threads = current_default_thread_limiter()
-        threads.total_tokens = 1
 
         def waits() -> int:
             return threads.statistics().tasks_waiting
