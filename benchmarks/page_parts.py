@@ -1,5 +1,6 @@
-"""What the sections of docs/benchmarks.md are made of: tables and pictures."""
+"""What docs/benchmarks.md and docs/reliability.md are made of: tables, pictures, and reasons."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from lspt_serve.files import atomic_file
 from lspt_serve.pictures import BLUE, GREY, INK, PALE, RED, drawing, save_figure
 from lspt_serve.results.table import Grid, Text
 
-__all__ = ["COLOURS", "draw_panels", "to_ratio", "to_spread", "to_table"]
+__all__ = ["COLOURS", "draw_panels", "load_limits", "to_ratio", "to_spread", "to_table"]
 
 COLOURS = (BLUE, RED, INK, PALE, GREY)
 PANEL = (3.6, 3.4)  # inches
@@ -46,3 +47,16 @@ def draw_panels(path: Path, titles: Sequence[str], draw: Callable[[Any, int], ob
             axes.set_ylim(bottom=0)
             axes.legend(fontsize=7)
         save_figure(figure, temporary)
+
+
+def load_limits(path: Path, known: Mapping[str, Any]) -> dict[str, str]:
+    """Target -> what limits it; a heading that names no target ends the script."""
+    if not path.exists():
+        return {}
+    _, *parts = re.split(r"^## (.+)$", path.read_text("utf-8"), flags=re.M)
+    limits = {
+        name.strip(): text.strip() for name, text in zip(parts[::2], parts[1::2], strict=True)
+    }
+    if unknown := limits.keys() - known.keys():
+        raise SystemExit(f"{path}: no such target: {', '.join(sorted(unknown))}")
+    return {name: text for name, text in limits.items() if text}

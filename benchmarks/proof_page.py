@@ -3,7 +3,8 @@
     python benchmarks/proof_page.py
 
 Each proof puts its own results into the JSON, in the place of those that it had there, and ends
-with it; alone it makes the page again.
+with it; alone it makes the page again, after a change of a SCRIPT_limits.md, which says by hand
+what limits a target: `## TARGET` and a text.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from common import HERE, Target, create_parser, describe_machine
+from page_parts import load_limits
 
 __all__ = ["Proof", "finish", "parse_proof", "to_page", "write_page"]
 
@@ -92,8 +94,20 @@ def to_page(records: Sequence[Mapping[str, Any]]) -> str:
     for title, reached in (("Missed, or not measured", False), ("Reached", True)):
         own = [each for each in records if each["reached"] == reached]
         parts += [f"## {title}", "\n".join(map(_to_line, own)) or "None."]
+        parts += [] if reached else _to_limits(records)
     parts += ["## How", *_to_commands(records)]
     return "\n\n".join(parts) + "\n"
+
+
+def _to_limits(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is known of why a full run missed a target."""
+    parts = []
+    for command in dict.fromkeys(each["command"] for each in records if not each["quick"]):
+        own = {each["name"]: each for each in records if each["command"] == command}
+        limits = load_limits(HERE / f"{Path(command).stem}_limits.md", own)
+        missed = {name: text for name, text in limits.items() if not own[name]["reached"]}
+        parts += [f"*What limits {name}:* {text}" for name, text in missed.items()]
+    return parts
 
 
 def _to_line(record: Mapping[str, Any]) -> str:

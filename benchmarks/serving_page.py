@@ -8,7 +8,6 @@ which says by hand what limits a target: `## TARGET` and a text.
 
 import argparse
 import json
-import re
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,8 +18,9 @@ import engines_page
 import gpu_page
 import tasks_page
 from common import HERE, Target
+from page_parts import load_limits
 
-__all__ = ["finish", "load_limits", "to_page", "to_verdict", "write_page"]
+__all__ = ["finish", "to_page", "to_verdict", "write_page"]
 
 SECTIONS: Mapping[str, Any] = {  # by name of the raw figures
     "engines": engines_page,
@@ -128,19 +128,6 @@ def to_verdict(name: str, record: Mapping[str, Any], units: Mapping[str, str]) -
     return (
         f"- **{name}**: wanted {wanted}, measured {record['measured']:.3g} {unit}: {verdict}{note}."
     )
-
-
-def load_limits(path: Path, known: Mapping[str, Any]) -> dict[str, str]:
-    """Target -> what limits it; a heading that names no target ends the script."""
-    if not path.exists():
-        return {}
-    _, *parts = re.split(r"^## (.+)$", path.read_text("utf-8"), flags=re.M)
-    limits = {
-        name.strip(): text.strip() for name, text in zip(parts[::2], parts[1::2], strict=True)
-    }
-    if unknown := limits.keys() - known.keys():
-        raise SystemExit(f"{path}: no such target: {', '.join(sorted(unknown))}")
-    return {name: text for name, text in limits.items() if text}
 
 
 def main() -> None:

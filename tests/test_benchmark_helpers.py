@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from common import Target, check_equal, paired_ratio, percentile, take_turns
-from serving_page import load_limits, to_page, to_verdict
+from page_parts import load_limits
+from serving_page import to_page, to_verdict
 from traffic import cyclic, draw_batches, zipf_shares
 from vits import count_flops, random_bundles
 

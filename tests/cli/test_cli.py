@@ -8,8 +8,7 @@ import socket
 import subprocess
 import sys
 import weakref
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from inspect import signature
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -17,11 +16,12 @@ from typing import Any, get_type_hints
 import pytest
 from safetensors.torch import save_file
 from toys import export_once, random_bundle, write_coloured
+from toys_cli import Command, Ended, check_error
 from typer.testing import CliRunner
 
 from lspt_serve import __version__
 from lspt_serve.bundle import BASELINE, MANIFEST, load_bundle, save_bundle
-from lspt_serve.cli import app, main
+from lspt_serve.cli import app
 from lspt_serve.cli.train import train
 from lspt_serve.files import locked
 from lspt_serve.graph import check_fits, load_graph_spec
@@ -42,32 +42,6 @@ COMMANDS = (
     "results",
 )
 LABELS = ("blue", "red")
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended and what it printed."""
-
-    code: object
-    out: str
-    err: str
-
-
-Run = Callable[..., Ended]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """The command line's own front door, in process."""
-
-    def run(*words: object) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["lspt", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        printed = capsys.readouterr()
-        return Ended(ended.value.code or 0, printed.out, printed.err)
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -97,16 +71,6 @@ def bundle(tiny_backbone: Backbone, tmp_path: Path) -> Path:
     return tmp_path / "colour"
 
 
-def check_error(ended: Ended, message: str) -> None:
-    """Exit code 2, nothing on stdout, and one line of error after those of progress."""
-    assert ended.code == 2
-    assert ended.out == ""
-    *progress, error = ended.err.splitlines()
-    assert error.startswith("error: ")
-    assert re.search(message, error), error
-    assert all("━" in line for line in progress), ended.err
-
-
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_shows_an_example(command: str) -> None:
     result = CliRunner().invoke(app, [command, "--help"])
@@ -115,15 +79,15 @@ def test_help_shows_an_example(command: str) -> None:
     assert f"Example:  lspt {command} " in result.output
 
 
-def test_help_names_every_command(run: Run) -> None:
-    ended = run("--help")
+def test_help_names_every_command(lspt: Command) -> None:
+    ended = lspt("--help")
 
     assert ended.code == 0
     assert all(f" {command} " in ended.out for command in COMMANDS)
 
 
-def test_version_is_printed(run: Run) -> None:
-    assert run("--version") == Ended(0, f"{__version__}\n", "")
+def test_version_is_printed(lspt: Command) -> None:
+    assert lspt("--version") == Ended(0, f"{__version__}\n", "")
 
 
 def test_package_is_run_as_a_module_too(
@@ -150,10 +114,10 @@ def test_training_defaults_are_those_of_the_settings(field: Any) -> None:
     assert signature(train).parameters[field.name].default == field.default
 
 
-def test_train_writes_a_bundle_and_says_so(run: Run, quick: list[str], tmp_path: Path) -> None:
+def test_train_writes_a_bundle_and_says_so(lspt: Command, quick: list[str], tmp_path: Path) -> None:
     out = tmp_path / "bundles" / "colour"
 
-    ended = run(*quick, "--out", out, "--option", "num_prompts=3", "--license", "CC0-1.0")
+    ended = lspt(*quick, "--out", out, "--option", "num_prompts=3", "--license", "CC0-1.0")
 
     assert ended.code == 0
     assert ended.out.startswith(f"{out}: lspt, 2 labels, val accuracy ")
@@ -164,42 +128,46 @@ def test_train_writes_a_bundle_and_says_so(run: Run, quick: list[str], tmp_path:
     assert ended.out.splitlines()[1:] == [f"report: {out}.run/report/index.html"]
 
 
-def test_train_json_is_one_object_on_stdout(run: Run, quick: list[str], tmp_path: Path) -> None:
+def test_train_json_is_one_object_on_stdout(
+    lspt: Command, quick: list[str], tmp_path: Path
+) -> None:
     out = tmp_path / "colour"
 
-    ended = run(*quick, "--out", out, "--method", "linear", "--json")
+    ended = lspt(*quick, "--out", out, "--method", "linear", "--json")
 
     manifest = load_bundle(out).manifest.model_dump(mode="json")
     assert json.loads(ended.out) == {"bundle": str(out), **manifest}
 
 
-def test_train_in_float16_says_what_that_costs(run: Run, quick: list[str], tmp_path: Path) -> None:
+def test_train_in_float16_says_what_that_costs(
+    lspt: Command, quick: list[str], tmp_path: Path
+) -> None:
     out, exact = tmp_path / "colour", tmp_path / "exact"
 
-    printed = run(*quick, "--out", out, "--dtype", "float16").out
+    printed = lspt(*quick, "--out", out, "--dtype", "float16").out
     answer = json.loads(
-        run(*quick, "--out", out, "--dtype", "float16", "--overwrite", "--json").out
+        lspt(*quick, "--out", out, "--dtype", "float16", "--overwrite", "--json").out
     )
-    plain = run(*quick, "--out", exact).out
+    plain = lspt(*quick, "--out", exact).out
 
     said = r"^float16 loses (-?\d+\.\d\d) points of test accuracy and changes (\d+) of 2 answers$"
     (found,) = re.findall(said, printed, re.M)
     rounding = answer["metrics"]["rounding"]
     assert found == (f"{rounding['points_lost']:.2f}", str(rounding["answers_changed"]))
     assert "float16 loses" not in plain
-    inspected = run("inspect", out).out
+    inspected = lspt("inspect", out).out
     assert re.search(r"^ *dtype +float16", inspected, re.M)
     assert f"{load_bundle(exact).num_bytes // 2:,}" in inspected
     assert "float16 loses" in inspected
-    assert re.search(r"^ *dtype +float32", run("inspect", exact).out, re.M)
+    assert re.search(r"^ *dtype +float32", lspt("inspect", exact).out, re.M)
 
 
 def test_full_fine_tuning_writes_a_baseline_that_is_no_bundle(
-    run: Run, quick: list[str], tmp_path: Path
+    lspt: Command, quick: list[str], tmp_path: Path
 ) -> None:
     out, words = tmp_path / "colour", [*quick, "--method", "full", "--lr", "1e-3"]
 
-    ended = run(*words, "--out", out)
+    ended = lspt(*words, "--out", out)
 
     assert ended.code == 0
     assert ended.out.startswith(f"{out}: full, 2 labels, val accuracy ")
@@ -207,28 +175,30 @@ def test_full_fine_tuning_writes_a_baseline_that_is_no_bundle(
     size = f"{record['num_bytes']:,} bytes of weights"
     assert f"ECE {record['metrics']['test_ece']:.3f} on test, {size}" in ended.out
     assert ended.out.endswith(f"report: {out}.run/report/index.html\n")
-    check_error(run(*words, "--out", out), "exists already; .*--overwrite")
-    again = json.loads(run(*words, "--out", out, "--overwrite", "--json").out)
+    check_error(lspt(*words, "--out", out), "exists already; .*--overwrite")
+    again = json.loads(lspt(*words, "--out", out, "--overwrite", "--json").out)
     assert again == {"baseline": str(out), **json.loads((out / BASELINE).read_text())}
-    check_error(run("inspect", out), "colour: a baseline .*, no bundle")
-    check_error(run("export", "--bundle", out, "--out", tmp_path / "x.onnx"), "a baseline .*, no")
-    probe = run(*quick, "--backbone", out / record["weights"], "--out", tmp_path / "probe")
+    check_error(lspt("inspect", out), "colour: a baseline .*, no bundle")
+    check_error(lspt("export", "--bundle", out, "--out", tmp_path / "x.onnx"), "a baseline .*, no")
+    probe = lspt(*quick, "--backbone", out / record["weights"], "--out", tmp_path / "probe")
     assert probe.code == 0
 
 
 def test_serve_refuses_a_baseline(
-    run: Run, tiny_backbone: Backbone, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    lspt: Command, tiny_backbone: Backbone, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     (tmp_path / BASELINE).write_text("{}")
     graph = export_once(tiny_backbone, tmp_path_factory)
 
-    check_error(run("serve", "--graph", graph, "--bundles", tmp_path), "a baseline .*, no bundle")
+    check_error(lspt("serve", "--graph", graph, "--bundles", tmp_path), "a baseline .*, no bundle")
 
 
-def test_weights_that_are_not_kept_are_noted(run: Run, quick: list[str], tmp_path: Path) -> None:
+def test_weights_that_are_not_kept_are_noted(
+    lspt: Command, quick: list[str], tmp_path: Path
+) -> None:
     out = tmp_path / "colour"
 
-    ended = run(*quick, "--method", "full", "--pool", "cls+patch_mean", "--out", out, "--json")
+    ended = lspt(*quick, "--method", "full", "--pool", "cls+patch_mean", "--out", out, "--json")
 
     assert "note: weights are not kept" in ended.err
     assert json.loads(ended.out)["weights"] is None
@@ -238,9 +208,9 @@ def test_weights_that_are_not_kept_are_noted(run: Run, quick: list[str], tmp_pat
     "words", [("--dtype", "float16"), ("--version", "2"), ("--license", "CC0-1.0")], ids=str
 )
 def test_a_baseline_takes_nothing_that_is_a_bundles(
-    run: Run, quick: list[str], tmp_path: Path, words: tuple[str, str]
+    lspt: Command, quick: list[str], tmp_path: Path, words: tuple[str, str]
 ) -> None:
-    ended = run(*quick, "--method", "full", "--out", tmp_path / "colour", *words)
+    ended = lspt(*quick, "--method", "full", "--out", tmp_path / "colour", *words)
 
     check_error(ended, "are those of a bundle; leave them out with full$")
     assert list(tmp_path.iterdir()) == []
@@ -248,19 +218,19 @@ def test_a_baseline_takes_nothing_that_is_a_bundles(
 
 @pytest.mark.parametrize("overwritten", ["bundle", "baseline"])
 def test_baselines_and_bundles_do_not_replace_each_other(
-    run: Run, quick: list[str], bundle: Path, tmp_path: Path, overwritten: str
+    lspt: Command, quick: list[str], bundle: Path, tmp_path: Path, overwritten: str
 ) -> None:
     (tmp_path / "baseline").mkdir()
     (tmp_path / "baseline" / BASELINE).write_text("{}")
     out, method = (bundle, "full") if overwritten == "bundle" else (tmp_path / "baseline", "linear")
 
-    ended = run(*quick, "--method", method, "--out", out, "--overwrite")
+    ended = lspt(*quick, "--method", method, "--out", out, "--overwrite")
 
     check_error(ended, "it is not replaced")
 
 
 def test_train_saves_its_bundle_before_a_report_that_fails(
-    run: Run, quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lspt: Command, quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "colour"
 
@@ -269,7 +239,7 @@ def test_train_saves_its_bundle_before_a_report_that_fails(
         raise OSError("No space left on device")
 
     monkeypatch.setattr("lspt_serve.training.task.write_report", fail)
-    ended = run(*quick, "--out", out, "--method", "linear")
+    ended = lspt(*quick, "--out", out, "--method", "linear")
 
     assert ended.code == 0
     assert len(ended.out.splitlines()) == 1
@@ -278,45 +248,45 @@ def test_train_saves_its_bundle_before_a_report_that_fails(
 
 @pytest.mark.parametrize("init", ["tokens", "kmeans"])
 def test_train_starts_from_the_tasks_own_tokens(
-    run: Run, quick: list[str], tmp_path: Path, init: str
+    lspt: Command, quick: list[str], tmp_path: Path, init: str
 ) -> None:
     plain, own = tmp_path / "plain", tmp_path / "own"
 
-    assert run(*quick, "--out", plain, "--init", "uniform").code == 0
-    assert run(*quick, "--out", own, "--init", init).code == 0
+    assert lspt(*quick, "--out", plain, "--init", "uniform").code == 0
+    assert lspt(*quick, "--out", own, "--init", init).code == 0
 
     prompts = [load_bundle(path).tensors["method.prompts"] for path in (plain, own)]
     assert abs(prompts[0]).mean() < 0.5 * abs(prompts[1]).mean()
 
 
 def test_init_without_prompts_is_refused_before_any_image_is_read(
-    run: Run, quick: list[str], tmp_path: Path
+    lspt: Command, quick: list[str], tmp_path: Path
 ) -> None:
     words = [*quick, "--data", tmp_path / "none", "--out", tmp_path / "colour"]
 
-    ended = run(*words, "--method", "linear", "--init", "tokens")
+    ended = lspt(*words, "--method", "linear", "--init", "tokens")
 
     check_error(ended, "init 'tokens' needs prompts, and method 'linear' has none")
 
 
-def test_inspect_says_what_was_folded(run: Run, quick: list[str], tmp_path: Path) -> None:
+def test_inspect_says_what_was_folded(lspt: Command, quick: list[str], tmp_path: Path) -> None:
     out = tmp_path / "colour"
 
-    assert run(*quick, "--out", out, "--method", "vfpt").code == 0
+    assert lspt(*quick, "--out", out, "--method", "vfpt").code == 0
 
-    printed = run("inspect", out).out
+    printed = lspt("inspect", out).out
     assert re.search(r"^ *method +vpt-deep", printed, re.M)
     assert re.search(r"^ *trained as +vfpt: .*fourier_share=0\.5", printed, re.M)
 
 
-def test_inspect_json_is_the_manifest(run: Run, bundle: Path) -> None:
-    assert json.loads(run("inspect", bundle, "--json").out) == json.loads(
+def test_inspect_json_is_the_manifest(lspt: Command, bundle: Path) -> None:
+    assert json.loads(lspt("inspect", bundle, "--json").out) == json.loads(
         (bundle / MANIFEST).read_text()
     )
 
 
-def test_inspect_prints_what_a_bundle_is(run: Run, bundle: Path) -> None:
-    ended = run("inspect", bundle)
+def test_inspect_prints_what_a_bundle_is(lspt: Command, bundle: Path) -> None:
+    ended = lspt("inspect", bundle)
 
     assert ended.code == 0
     for wanted in ("colour, version 1", "2: blue, red", "lspt", "method.prompts [3, 16, 24]"):
@@ -325,19 +295,19 @@ def test_inspect_prints_what_a_bundle_is(run: Run, bundle: Path) -> None:
 
 @pytest.mark.parametrize("label", ["[red]", "[/red]", "[bold]x"])
 def test_inspect_prints_labels_as_they_are(
-    run: Run, tiny_backbone: Backbone, tmp_path: Path, label: str
+    lspt: Command, tiny_backbone: Backbone, tmp_path: Path, label: str
 ) -> None:
     save_bundle(random_bundle(tiny_backbone, labels=["blue", label]), tmp_path / "colour")
 
-    assert f"2: blue, {label}" in run("inspect", tmp_path / "colour").out
+    assert f"2: blue, {label}" in lspt("inspect", tmp_path / "colour").out
 
 
 def test_export_of_a_bundle_with_json_is_one_object_on_stdout(
-    run: Run, bundle: Path, tmp_path: Path
+    lspt: Command, bundle: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "colour.onnx"
 
-    ended = run("export", "--bundle", bundle, "--out", out, "--json")
+    ended = lspt("export", "--bundle", bundle, "--out", out, "--json")
 
     assert ended.code == 0
     answer = json.loads(ended.out)
@@ -348,12 +318,12 @@ def test_export_of_a_bundle_with_json_is_one_object_on_stdout(
 
 @pytest.mark.parametrize("option", ["--like", "--bundle"])
 def test_export_is_refused_while_another_writes_there(
-    run: Run, bundle: Path, tmp_path: Path, option: str
+    lspt: Command, bundle: Path, tmp_path: Path, option: str
 ) -> None:
     out = tmp_path / "out"
 
     with locked(out):
-        ended = run("export", option, bundle, "--out", out)
+        ended = lspt("export", option, bundle, "--out", out)
 
     check_error(ended, f"out is being written by process {os.getpid()}; wait for its end")
     assert not out.exists()
@@ -375,12 +345,12 @@ def test_of_two_exports_to_one_place_the_second_replaces_nothing(
 
 
 def test_bundles_are_exported_as_adapters_of_one_model(
-    run: Run, bundle: Path, tmp_path: Path
+    lspt: Command, bundle: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "adapters"
     words = ["export", "--bundle", bundle, "--onnx-adapter", "--out", out]
 
-    ended, again = run(*words, "--json"), run(*words)
+    ended, again = lspt(*words, "--json"), lspt(*words)
 
     target = out / "colour.onnx_adapter"
     assert ended.code == 0
@@ -391,16 +361,16 @@ def test_bundles_are_exported_as_adapters_of_one_model(
         "colour.onnx_adapter",
     }
     check_error(again, f"{target} exists already")
-    assert run(*words, "--overwrite").code == 0
+    assert lspt(*words, "--overwrite").code == 0
 
 
 def test_a_triton_repository_is_exported_for_all_tasks_and_for_one(
-    run: Run, bundle: Path, tmp_path: Path
+    lspt: Command, bundle: Path, tmp_path: Path
 ) -> None:
     repository = tmp_path / "models"
 
-    shared = run("export", "--like", bundle, "--triton-repository", repository)
-    one = run("export", "--bundle", bundle, "--triton-repository", repository)
+    shared = lspt("export", "--like", bundle, "--triton-repository", repository)
+    one = lspt("export", "--bundle", bundle, "--triton-repository", repository)
 
     assert (shared.code, one.code) == (0, 0)
     assert {path.name for path in repository.iterdir() if path.name[0] != "."} == {
@@ -410,10 +380,10 @@ def test_a_triton_repository_is_exported_for_all_tasks_and_for_one(
     }
     for model in ("colour", "lspt", "lspt-graph"):
         assert (repository / model / "config.pbtxt").is_file()
-    again = run("export", "--bundle", bundle, "--triton-repository", repository)
+    again = lspt("export", "--bundle", bundle, "--triton-repository", repository)
     check_error(again, "models/colour exists already")
     shutil.rmtree(repository / "lspt")
-    again = run("export", "--like", bundle, "--triton-repository", repository)
+    again = lspt("export", "--like", bundle, "--triton-repository", repository)
     check_error(again, "models/lspt-graph exists already")
 
 
@@ -426,20 +396,20 @@ def test_a_triton_repository_is_exported_for_all_tasks_and_for_one(
     ],
 )
 def test_exports_that_contradict_themselves_are_refused(
-    run: Run, words: list[str], message: str
+    lspt: Command, words: list[str], message: str
 ) -> None:
-    check_error(run("export", *words), message)
+    check_error(lspt("export", *words), message)
 
 
 def test_a_task_keeps_its_image_size_and_normalisation_from_training_to_export(
-    run: Run, quick: list[str], tmp_path: Path
+    lspt: Command, quick: list[str], tmp_path: Path
 ) -> None:
     bundle, graph = tmp_path / "colour", tmp_path / "graph"
     words = ["--img-size", "48", "--normalisation", "imagenet", "--method", "linear"]
 
-    assert run(*quick, "--out", bundle, *words).code == 0
-    assert run("export", "--like", bundle, "--out", graph).code == 0
-    assert run("export", "--bundle", bundle, "--out", tmp_path / "colour.onnx").code == 0
+    assert lspt(*quick, "--out", bundle, *words).code == 0
+    assert lspt("export", "--like", bundle, "--out", graph).code == 0
+    assert lspt("export", "--bundle", bundle, "--out", tmp_path / "colour.onnx").code == 0
 
     trained = load_bundle(bundle)
     assert trained.manifest.preprocess == Preprocess(48, *NORMALISATIONS["imagenet"])
@@ -447,11 +417,11 @@ def test_a_task_keeps_its_image_size_and_normalisation_from_training_to_export(
 
 
 def test_a_graph_without_a_bundle_is_exported_for_the_size_that_is_said(
-    run: Run, tiny_backbone: Backbone, tmp_path: Path
+    lspt: Command, tiny_backbone: Backbone, tmp_path: Path
 ) -> None:
     words = ["export", "--backbone", tiny_backbone.source, "--out", tmp_path / "graph"]
 
-    assert run(*words, "--img-size", "16", "--normalisation", "imagenet").code == 0
+    assert lspt(*words, "--img-size", "16", "--normalisation", "imagenet").code == 0
 
     spec = load_graph_spec(tmp_path / "graph")
     assert spec.preprocess == Preprocess(16, *NORMALISATIONS["imagenet"])
@@ -459,37 +429,37 @@ def test_a_graph_without_a_bundle_is_exported_for_the_size_that_is_said(
 
 
 def test_a_task_does_not_take_the_place_of_tritons_model_of_all_tasks(
-    run: Run, bundle: Path, tiny_backbone: Backbone, tmp_path: Path
+    lspt: Command, bundle: Path, tiny_backbone: Backbone, tmp_path: Path
 ) -> None:
     repository, renamed = tmp_path / "models", tmp_path / "renamed"
     save_bundle(random_bundle(tiny_backbone, name="lspt"), renamed)
-    assert run("export", "--like", bundle, "--triton-repository", repository).code == 0
+    assert lspt("export", "--like", bundle, "--triton-repository", repository).code == 0
     config = (repository / "lspt" / "config.pbtxt").read_bytes()
 
     words = ["--bundle", renamed, "--triton-repository", repository, "--overwrite"]
-    check_error(run("export", *words), "the bundle's name, lspt, is that of a model of all tasks")
+    check_error(lspt("export", *words), "the bundle's name, lspt, is that of a model of all tasks")
 
     assert (repository / "lspt" / "config.pbtxt").read_bytes() == config
 
 
 @pytest.mark.parametrize("of", ["--like", "--bundle"])
 def test_triton_backend_is_of_the_shared_graph_in_a_repository(
-    run: Run, bundle: Path, tmp_path: Path, of: str
+    lspt: Command, bundle: Path, tmp_path: Path, of: str
 ) -> None:
     where = "--out" if of == "--like" else "--triton-repository"
 
-    ended = run("export", of, bundle, where, tmp_path / "out", "--triton-backend", "python")
+    ended = lspt("export", of, bundle, where, tmp_path / "out", "--triton-backend", "python")
 
     check_error(ended, "--triton-backend is of --triton-repository without --bundle$")
     assert not (tmp_path / "out").exists()
 
 
 def test_tensorrt_that_is_not_there_is_one_line_and_nothing_is_written(
-    run: Run, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lspt: Command, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
 
-    ended = run("export", "--like", bundle, "--tensorrt", "fp16", "--out", tmp_path / "out")
+    ended = lspt("export", "--like", bundle, "--tensorrt", "fp16", "--out", tmp_path / "out")
 
     check_error(ended, "needs TensorRT's Python libraries: pip install tensorrt$")
     assert not (tmp_path / "out").exists()
@@ -499,11 +469,11 @@ def test_tensorrt_that_is_not_there_is_one_line_and_nothing_is_written(
     "words", [("--like", "--triton-repository"), ("--bundle", "--out")], ids=str
 )
 def test_tensorrt_is_of_the_shared_graph(
-    run: Run, bundle: Path, tmp_path: Path, words: tuple[str, str]
+    lspt: Command, bundle: Path, tmp_path: Path, words: tuple[str, str]
 ) -> None:
     of, where = words
 
-    ended = run("export", of, bundle, where, tmp_path / "out", "--tensorrt", "fp16")
+    ended = lspt("export", of, bundle, where, tmp_path / "out", "--tensorrt", "fp16")
 
     check_error(ended, "--tensorrt is of the shared graph; give --out, and no --bundle$")
 
@@ -511,20 +481,20 @@ def test_tensorrt_is_of_the_shared_graph(
 @pytest.mark.parametrize("hint", [("--img-size", "48"), ("--normalisation", "half")], ids=str)
 @pytest.mark.parametrize("of", ["--like", "--bundle"])
 def test_export_takes_no_hint_where_the_bundle_says_it(
-    run: Run, bundle: Path, tmp_path: Path, of: str, hint: tuple[str, str]
+    lspt: Command, bundle: Path, tmp_path: Path, of: str, hint: tuple[str, str]
 ) -> None:
-    ended = run("export", of, bundle, "--out", tmp_path / "out", *hint)
+    ended = lspt("export", of, bundle, "--out", tmp_path / "out", *hint)
 
     check_error(ended, "are those of the bundle; leave them out$")
     assert not (tmp_path / "out").exists()
 
 
 def test_engines_that_can_run_a_graph_are_shown(
-    run: Run, tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory
+    lspt: Command, tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     graph = export_once(tiny_backbone, tmp_path_factory)
 
-    shown, record = run("engines", "--graph", graph), run("engines", "--graph", graph, "--json")
+    shown, record = lspt("engines", "--graph", graph), lspt("engines", "--graph", graph, "--json")
 
     assert (shown.code, record.code) == (0, 0)
     assert "ONNX Runtime runs the graph in fp32 only" in " ".join(shown.out.split())
@@ -538,7 +508,7 @@ def test_engines_that_can_run_a_graph_are_shown(
 
 
 def test_engines_have_the_machine_one_at_a_time(
-    run: Run,
+    lspt: Command,
     tiny_backbone: Backbone,
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
@@ -554,13 +524,13 @@ def test_engines_have_the_machine_one_at_a_time(
         return engine
 
     monkeypatch.setattr(choose, "create_engine", look)
-    run("engines", "--graph", export_once(tiny_backbone, tmp_path_factory), "--device", "cpu")
+    lspt("engines", "--graph", export_once(tiny_backbone, tmp_path_factory), "--device", "cpu")
 
     assert len(seen) > 3
     assert set(seen) == {0}
 
 
-def test_notes_go_to_stderr_as_they_are(run: Run, quick: list[str], tmp_path: Path) -> None:
+def test_notes_go_to_stderr_as_they_are(lspt: Command, quick: list[str], tmp_path: Path) -> None:
     data = tmp_path / "data"
     for split in ("train", "val", "test"):
         write_coloured(data / split, LABELS, count=2)
@@ -569,7 +539,7 @@ def test_notes_go_to_stderr_as_they_are(run: Run, quick: list[str], tmp_path: Pa
     (data / "test" / "red").rename(data / "test" / "[red]")
     (data / "val" / "red").rename(tmp_path / "gone")
 
-    ended = run(*quick, "--data", data, "--out", tmp_path / "colour", "--json")
+    ended = lspt(*quick, "--data", data, "--out", tmp_path / "colour", "--json")
 
     assert ended.code == 0
     assert "note: val has no image of 1 label(s): [red]" in ended.err.splitlines()
@@ -587,7 +557,7 @@ def test_notes_go_to_stderr_as_they_are(run: Run, quick: list[str], tmp_path: Pa
     ids=["train", "sweep", "export", "export of a bundle"],
 )
 def test_what_is_assumed_of_a_bare_backbone_is_noted(
-    run: Run,
+    lspt: Command,
     tiny_backbone: Backbone,
     bundle: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -600,7 +570,7 @@ def test_what_is_assumed_of_a_bare_backbone_is_noted(
     Path("sweep.toml").write_text('trials = 1\nseeds = [0]\n[[entry]]\nmethod = "linear"\n')
     save_file(tiny_backbone.vit.state_dict(), "vit.safetensors")
 
-    ended = run(*words, "--backbone", "vit.safetensors")
+    ended = lspt(*words, "--backbone", "vit.safetensors")
 
     note = "note: assumed of vit.safetensors, which does not say: normalisation half"
     assert (note in " ".join(ended.err.split())) == noted
@@ -608,26 +578,26 @@ def test_what_is_assumed_of_a_bare_backbone_is_noted(
 
 
 def test_unreadable_images_are_skipped_when_asked(
-    run: Run, quick: list[str], tmp_path: Path
+    lspt: Command, quick: list[str], tmp_path: Path
 ) -> None:
     write_coloured(tmp_path / "data", LABELS, count=4)
     (tmp_path / "data" / "red" / "broken.png").write_bytes(b"no image")
     words = [*quick, "--data", tmp_path / "data", "--out", tmp_path / "colour"]
 
-    check_error(run(*words), "1 of 9 images cannot be read")
-    ended = run(*words, "--on-bad-image", "skip")
+    check_error(lspt(*words), "1 of 9 images cannot be read")
+    ended = lspt(*words, "--on-bad-image", "skip")
 
     assert ended.code == 0
     assert "note: skipped 1 unreadable image(s)" in ended.err
 
 
 def test_images_are_cropped_augmented_and_cached_when_asked(
-    run: Run, quick: list[str], tmp_path: Path
+    lspt: Command, quick: list[str], tmp_path: Path
 ) -> None:
     words = [*quick, "--crop-pct", "0.8", "--augment", "crop+flip", "--cache", tmp_path / "cache"]
 
     for name in ("first", "second"):
-        ended = run(*words, "--out", tmp_path / name)
+        ended = lspt(*words, "--out", tmp_path / name)
         assert ended.code == 0
         assert re.search(r"inputs \d+%", ended.err)
         assert ("12/12" in ended.err) == (name == "first")  # images decoded
@@ -635,7 +605,7 @@ def test_images_are_cropped_augmented_and_cached_when_asked(
     manifests = [load_bundle(tmp_path / name).manifest for name in ("first", "second")]
     assert [manifest.preprocess.crop_pct for manifest in manifests] == [0.8, 0.8]
     assert manifests[0].tensors_sha256 == manifests[1].tensors_sha256
-    assert "crop_pct 0.8" in run("inspect", tmp_path / "first").out
+    assert "crop_pct 0.8" in lspt("inspect", tmp_path / "first").out
 
 
 @pytest.mark.parametrize(
@@ -661,9 +631,9 @@ def test_images_are_cropped_augmented_and_cached_when_asked(
     ],
 )
 def test_mistake_in_train_is_one_line_and_exit_code_2(
-    run: Run, quick: list[str], tmp_path: Path, words: list[str], message: str
+    lspt: Command, quick: list[str], tmp_path: Path, words: list[str], message: str
 ) -> None:
-    check_error(run(*quick, "--out", tmp_path / "colour", *words), message)
+    check_error(lspt(*quick, "--out", tmp_path / "colour", *words), message)
 
     assert list(tmp_path.iterdir()) == []
 
@@ -678,7 +648,7 @@ def test_mistake_in_train_is_one_line_and_exit_code_2(
     ],
 )
 def test_mistake_in_another_command_is_one_line_and_exit_code_2(
-    run: Run,
+    lspt: Command,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     words: list[str],
@@ -686,7 +656,7 @@ def test_mistake_in_another_command_is_one_line_and_exit_code_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
 
-    check_error(run(*words), message)
+    check_error(lspt(*words), message)
 
     assert list(tmp_path.iterdir()) == []
 
@@ -698,31 +668,31 @@ def test_mistake_in_another_command_is_one_line_and_exit_code_2(
         (["--like", "a", "--bundle", "b"], "both --like and --bundle; give one of them$"),
     ],
 )
-def test_export_wants_to_know_what_to_export(run: Run, words: list[str], message: str) -> None:
-    check_error(run("export", "--out", "graph", *words), message)
+def test_export_wants_to_know_what_to_export(lspt: Command, words: list[str], message: str) -> None:
+    check_error(lspt("export", "--out", "graph", *words), message)
 
 
 def test_name_that_no_bundle_may_have_is_refused_before_training(
-    run: Run, quick: list[str], tmp_path: Path
+    lspt: Command, quick: list[str], tmp_path: Path
 ) -> None:
-    ended = run(*quick, "--out", tmp_path / "My Colours")
+    ended = lspt(*quick, "--out", tmp_path / "My Colours")
 
     check_error(ended, "cannot name a task")
     assert "val accuracy" not in ended.err
 
 
-def test_existing_output_is_kept(run: Run, quick: list[str], bundle: Path) -> None:
+def test_existing_output_is_kept(lspt: Command, quick: list[str], bundle: Path) -> None:
     before = (bundle / MANIFEST).read_bytes()
 
-    check_error(run(*quick, "--out", bundle), "exists already; .*--overwrite")
+    check_error(lspt(*quick, "--out", bundle), "exists already; .*--overwrite")
 
     assert (bundle / MANIFEST).read_bytes() == before
 
 
 def test_existing_bundle_is_replaced_with_overwrite(
-    run: Run, quick: list[str], bundle: Path
+    lspt: Command, quick: list[str], bundle: Path
 ) -> None:
-    ended = run(*quick, "--out", bundle, "--method", "linear", "--overwrite")
+    ended = lspt(*quick, "--out", bundle, "--method", "linear", "--overwrite")
 
     assert ended.code == 0
     assert load_bundle(bundle).manifest.method.name == "linear"
@@ -730,22 +700,22 @@ def test_existing_bundle_is_replaced_with_overwrite(
 
 
 def test_folder_that_is_no_bundle_is_kept_even_with_overwrite(
-    run: Run, quick: list[str], tmp_path: Path
+    lspt: Command, quick: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "me.jpg").write_bytes(b"precious")
 
-    check_error(run(*quick, "--out", tmp_path / "photos", "--overwrite"), "it is not replaced")
+    check_error(lspt(*quick, "--out", tmp_path / "photos", "--overwrite"), "it is not replaced")
 
     assert (tmp_path / "photos" / "me.jpg").read_bytes() == b"precious"
 
 
 def test_file_is_not_replaced_by_a_bundle_even_with_overwrite(
-    run: Run, quick: list[str], tmp_path: Path
+    lspt: Command, quick: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "thesis").write_text("precious")
 
-    check_error(run(*quick, "--out", tmp_path / "thesis", "--overwrite"), "thesis")
+    check_error(lspt(*quick, "--out", tmp_path / "thesis", "--overwrite"), "thesis")
 
     assert (tmp_path / "thesis").read_text() == "precious"
 
@@ -776,7 +746,7 @@ def test_real_process_gives_its_error_to_the_shell() -> None:
 
 @pytest.mark.parametrize("words", [(), ("--engine", "openvino", "--device", "cpu")])
 def test_serve_says_which_engine_and_hands_it_to_the_service(
-    run: Run,
+    lspt: Command,
     tiny_backbone: Backbone,
     tmp_path_factory: pytest.TempPathFactory,
     bundle: Path,
@@ -792,7 +762,7 @@ def test_serve_says_which_engine_and_hands_it_to_the_service(
 
     monkeypatch.setattr(os, "execv", become)
 
-    ended = run("serve", "--graph", graph, "--bundles", bundle.parent, "--port", 3999, *words)
+    ended = lspt("serve", "--graph", graph, "--bundles", bundle.parent, "--port", 3999, *words)
 
     (taken,) = re.findall(r"(\w+) is the fastest here and serves", ended.err)
     assert f"{taken} in fp32 on CPU" in ended.err
@@ -803,7 +773,7 @@ def test_serve_says_which_engine_and_hands_it_to_the_service(
 
 
 def test_serve_whose_engine_cannot_be_had_says_so_before_it_starts(
-    run: Run,
+    lspt: Command,
     tiny_backbone: Backbone,
     tmp_path_factory: pytest.TempPathFactory,
     bundle: Path,
@@ -811,7 +781,7 @@ def test_serve_whose_engine_cannot_be_had_says_so_before_it_starts(
     graph = export_once(tiny_backbone, tmp_path_factory)
     words = ["serve", "--graph", graph, "--bundles", bundle.parent, "--port", 3999]
 
-    ended = run(*words, "--engine", "onnxruntime", "--precision", "bf16")
+    ended = lspt(*words, "--engine", "onnxruntime", "--precision", "bf16")
 
     assert (ended.code, ended.out) == (2, "")
     error = "error: ONNX Runtime runs the graph in fp32 only, not in bf16"
@@ -830,7 +800,7 @@ def test_serve_whose_engine_cannot_be_had_says_so_before_it_starts(
     ],
 )
 def test_serve_says_what_is_wrong_with_triton_before_it_starts(
-    run: Run,
+    lspt: Command,
     tiny_backbone: Backbone,
     tmp_path_factory: pytest.TempPathFactory,
     bundle: Path,
@@ -839,19 +809,19 @@ def test_serve_says_what_is_wrong_with_triton_before_it_starts(
 ) -> None:
     graph = export_once(tiny_backbone, tmp_path_factory)
 
-    ended = run("serve", "--graph", graph, "--bundles", bundle.parent, "--port", 3999, *words)
+    ended = lspt("serve", "--graph", graph, "--bundles", bundle.parent, "--port", 3999, *words)
 
     assert (ended.code, ended.out) == (2, "")
     assert message in ended.err.splitlines()[-1]
 
 
 def test_serve_refuses_a_port_that_is_taken(
-    run: Run, bundle: Path, tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory
+    lspt: Command, bundle: Path, tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     graph = export_once(tiny_backbone, tmp_path_factory)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        ended = run("serve", "--graph", graph, "--bundles", bundle.parent, "--port", port)
+        ended = lspt("serve", "--graph", graph, "--bundles", bundle.parent, "--port", port)
 
     check_error(ended, f"port {port} cannot be listened at: Address already in use")
 

@@ -4,16 +4,14 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from toys import export_once, random_bundle, write_coloured
+from toys_cli import Command, check_error
 
 from lspt_serve.bundle import load_bundle, save_bundle
-from lspt_serve.cli import main
 from lspt_serve.graph import GRAPH_FILE
 from lspt_serve.models import Backbone
 from lspt_serve.quantised import INT8, INT8_SPEC, Quantised, hash_graph
@@ -21,30 +19,6 @@ from lspt_serve.runtime import OpenVINOEngine
 from lspt_serve.training import load_dataset
 
 LABELS = ("blue", "red")
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended and what it printed."""
-
-    code: object
-    out: str
-    err: str
-
-
-Run = Callable[..., Ended]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def run(*words: object) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["lspt", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        printed = capsys.readouterr()
-        return Ended(ended.value.code or 0, printed.out, printed.err)
-
-    return run
 
 
 @pytest.fixture
@@ -60,15 +34,10 @@ def words(
     return ["quantise", *given, "--images", 8]
 
 
-def check_refused(ended: Ended, message: str) -> None:
-    assert (ended.code, ended.out) == (2, "")
-    error = ended.err.splitlines()[-1]
-    assert error.startswith("error: ")
-    assert re.search(message, error), error
-
-
-def test_figures_are_those_of_the_engines(run: Run, words: list[object], tmp_path: Path) -> None:
-    ended = run(*words, "--json")
+def test_figures_are_those_of_the_engines(
+    lspt: Command, words: list[object], tmp_path: Path
+) -> None:
+    ended = lspt(*words, "--json")
 
     assert ended.code == 0, ended.err
     record = json.loads(ended.out)
@@ -95,45 +64,47 @@ def test_figures_are_those_of_the_engines(run: Run, words: list[object], tmp_pat
 
 
 def test_twin_is_shown_kept_and_refused_when_its_graph_changes(
-    run: Run, words: list[object], tmp_path: Path
+    lspt: Command, words: list[object], tmp_path: Path
 ) -> None:
-    first = run(*words)
-    kept = run(*words)
-    again = run(*words, "--overwrite")
+    first = lspt(*words)
+    kept = lspt(*words)
+    again = lspt(*words, "--overwrite")
     engines = ("engines", "--graph", tmp_path / "graph", "--json")
-    fresh = json.loads(run(*engines).out)
+    fresh = json.loads(lspt(*engines).out)
     graph = tmp_path / "graph" / GRAPH_FILE
     graph.write_bytes(graph.read_bytes() + b"\x72\x00")  # an empty field more: the same graph
-    stale = json.loads(run(*engines).out)
+    stale = json.loads(lspt(*engines).out)
 
     assert (first.code, again.code) == (0, 0), first.err + again.err
     assert re.search(r"test +4 +[\d.]+% +[\d.]+% +[\d.]+%", first.out)
-    check_refused(kept, "exists already")
+    check_error(kept, "exists already")
     for found, is_stale in ((fresh, False), (stale, True)):
         (twin,) = (e for e in found if (e["engine"], e["precision"]) == ("openvino", "int8"))
         assert ("images_per_s" in twin) == (not is_stale), twin
     assert "made from another graph.onnx" in twin["refused"]
 
 
-def test_data_of_other_labels_is_refused(run: Run, words: list[object], tmp_path: Path) -> None:
+def test_data_of_other_labels_is_refused(
+    lspt: Command, words: list[object], tmp_path: Path
+) -> None:
     write_coloured(tmp_path / "other", ("blue", "green"), count=3)
 
-    ended = run(*words, "--data", tmp_path / "other")
+    ended = lspt(*words, "--data", tmp_path / "other")
 
-    check_refused(ended, "'blue' to 'green', and bundle 'colour' has .* 'blue' to 'red'; give the")
+    check_error(ended, "'blue' to 'green', and bundle 'colour' has .* 'blue' to 'red'; give the")
     assert not (tmp_path / "graph" / INT8).exists()
 
 
 @pytest.mark.parametrize("option", ["graph", "bundle", "data"])
 def test_what_is_not_there_is_refused(
-    run: Run, words: list[object], tmp_path: Path, option: str
+    lspt: Command, words: list[object], tmp_path: Path, option: str
 ) -> None:
-    check_refused(run(*words, f"--{option}", tmp_path / "nowhere"), "nowhere")
+    check_error(lspt(*words, f"--{option}", tmp_path / "nowhere"), "nowhere")
     assert not (tmp_path / "graph" / INT8).exists()
 
 
-def test_one_image_is_too_few(run: Run, words: list[object], tmp_path: Path) -> None:
-    ended = run(*words, "--images", 1)
+def test_one_image_is_too_few(lspt: Command, words: list[object], tmp_path: Path) -> None:
+    ended = lspt(*words, "--images", 1)
 
     assert ended.code == 2
     assert "greater than or equal to 2" in " ".join(ended.err.split())
@@ -141,8 +112,8 @@ def test_one_image_is_too_few(run: Run, words: list[object], tmp_path: Path) -> 
 
 
 def test_without_its_package_is_told_how_to_get_it(
-    run: Run, words: list[object], monkeypatch: pytest.MonkeyPatch
+    lspt: Command, words: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "nncf", None)
 
-    check_refused(run(*words), r"needs nncf, .* pip install '\.\[int8\]' in a clone")
+    check_error(lspt(*words), r"needs nncf, .* pip install '\.\[int8\]' in a clone")

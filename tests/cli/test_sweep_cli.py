@@ -16,11 +16,11 @@ from typing import Any
 import optuna
 import pytest
 from optuna.trial import TrialState
-from test_cli import Ended, check_error, start
+from test_cli import start
 from toys import random_bundle, write_coloured
+from toys_cli import Command, check_error
 
 from lspt_serve.bundle import Bundle, Metrics, save_bundle
-from lspt_serve.cli import main
 from lspt_serve.models import Backbone
 from lspt_serve.results import Run, load_runs, save_runs
 
@@ -44,21 +44,6 @@ method = "lspt"
 options = { coder_hidden = 6 }
 like = "vpt-deep"
 """
-Command = Callable[..., Ended]
-
-
-@pytest.fixture
-def lspt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """The command line's own front door, in process."""
-
-    def lspt(*words: object) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["lspt", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        printed = capsys.readouterr()
-        return Ended(ended.value.code or 0, printed.out, printed.err)
-
-    return lspt
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import base64
 import io
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,7 @@ from toys_browser import (
     NEEDS_CHROMIUM,
     last_images,
     opened,
-    page_server,
-    started_browser,
 )
-
-from lspt_serve.models import Backbone
 
 pytestmark = [pytest.mark.slow, NEEDS_CHROMIUM]
 
@@ -42,23 +37,10 @@ COPY = """async (bytes) => {
 }"""
 
 
-@pytest.fixture(scope="module")
-def url(tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with page_server(tiny_backbone, tmp_path_factory) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with started_browser() as browser:
-        yield browser
-
-
 @pytest.fixture
-def page(browser: Browser, url: str) -> Iterator[Page]:
-    with opened(browser, url) as page:
-        page.goto("/")
-        yield page
+def page(page: Page) -> Page:
+    page.goto("/")
+    return page
 
 
 def choose(page: Page, *tasks: str) -> None:

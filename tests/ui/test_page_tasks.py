@@ -2,7 +2,6 @@
 
 import itertools
 import shutil
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 from toys import coloured, encoded, random_bundle
-from toys_browser import BROKEN, LABELS, NEEDS_CHROMIUM, opened, page_server, started_browser
+from toys_browser import BROKEN, LABELS, NEEDS_CHROMIUM, opened
 
 from lspt_serve.bundle import save_bundle
 from lspt_serve.models import Backbone
@@ -19,24 +18,6 @@ pytestmark = [pytest.mark.slow, NEEDS_CHROMIUM]
 
 CONTROLS = {"button", "checkbox", "DisclosureTriangle", "image", "link", "searchbox", "spinbutton"}
 LANDMARKS = {"banner", "contentinfo", "main", "navigation"}
-
-
-@pytest.fixture(scope="module")
-def url(tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with page_server(tiny_backbone, tmp_path_factory) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with started_browser() as browser:
-        yield browser
-
-
-@pytest.fixture
-def page(browser: Browser, url: str) -> Iterator[Page]:
-    with opened(browser, url) as page:
-        yield page
 
 
 def mock_tasks(page: Page, *tasks: dict[str, Any], refused: dict[str, str] | None = None) -> None:

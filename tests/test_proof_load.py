@@ -1,36 +1,20 @@
-"""The proofs of reliability on toys: what they find in servers that are well, and in broken."""
+"""The proofs under load on toys: what they find in answers, traffic, memory and peers."""
 
-import asyncio
 import json
 import math
 import random
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import attack_fuzz
-import faults_clock
-import faults_disk
 import numpy as np
 import peers_arms
 import proof_page
-import prove_faults
 import prove_load
 import pytest
-from attack_images import create_bombs, png
-from attack_inputs import FEEDS, bundle_seeds, feed_image, image_seeds
-from attack_opens import HOOK, find_strays, read_opened
-from attack_requests import Attack, all_attacks, build, send_all
-from attack_tampered import COUNT, rename, tamper
 from common import Target
-from faults_worker import longest_gap
 from peers_arms import Arm, read_scores
 from proof_changes import (
     Change,
@@ -43,72 +27,17 @@ from proof_changes import (
     tasks_at,
 )
 from proof_memory import growth
-from proof_scene import Scene, with_hook
 from proof_server import Server
-from proof_tasks import Answers, answer_all, check_apart, create_images, create_versions
-from proof_traffic import Load, Run, Seen, Shot, poisson, run_load
+from proof_tasks import answer_all, check_apart, create_images, create_versions
+from proof_traffic import Load, Run, Shot, poisson, run_load
 from toys import export_once, random_bundle
+from toys_proofs import ANSWERS, run_quick, seen, to_body, toy_server
 
-from lspt_serve.bundle import MANIFEST, Bundle, load_bundle, save_bundle
-from lspt_serve.errors import LSPTError
+from lspt_serve.bundle import Bundle, load_bundle
 from lspt_serve.models import Backbone
-from lspt_serve.runtime import OnnxEngine, PromptStore
+from lspt_serve.runtime import OnnxEngine
 
-ANSWERS: Answers = {
-    (0, "a", 1): np.array([1, 2], np.float32),
-    (0, "a", 2): np.array([3, 1], np.float32),
-    (0, "b", 1): np.array([5, 7], np.float32),
-}
 LIVES: Lives = {("a", 1): (0, 100), ("a", 2): (100, math.inf), ("b", 1): (0, 50)}
-Respond = Callable[[str, bytes], tuple[int, dict[str, str], bytes]]
-
-
-@contextmanager
-def toy_server(respond: Respond) -> Iterator[int]:
-    """Answers each request with status, headers and body; gives its port."""
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            status, headers, answer = respond(self.path, body)
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            if "Transfer-Encoding" not in headers:
-                self.send_header("Content-Length", str(len(answer)))
-            self.end_headers()
-            self.wfile.write(answer)
-
-        do_GET = do_POST  # noqa: N815
-
-        def log_message(self, format: str, *words: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield server.server_port
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-def to_body(task: str, version: int, logits: Any) -> bytes:
-    """As the service answers, best first."""
-    order = np.argsort(-np.array(logits))
-    predictions = [{"label": f"l{i}", "score": float(logits[i]), "index": int(i)} for i in order]
-    return json.dumps({"task": task, "version": version, "predictions": predictions}).encode()
-
-
-def seen(
-    task: str, body: bytes, *, sent: float = 10.0, received: float = 10.1, status: int = 200
-) -> Seen:
-    return Seen(0, task, sent, sent, received, status, body)
 
 
 def test_a_right_answer_has_no_fault() -> None:
@@ -337,147 +266,6 @@ def test_a_peer_that_answers_otherwise_ends_the_script(
         arm.check(start, material)
 
 
-def test_the_longest_gap_is_between_answers() -> None:
-    answers = [seen("a", b"", received=received) for received in (9.0, 11.0, 15.5, 16.0)]
-    assert longest_gap(Run(answers, 5.0, 12.0, 0.0), since=10.0) == 4.5
-    assert longest_gap(Run(answers[:1], 5.0, 12.0, 0.0), since=10.0) == 7.0
-
-
-def test_a_small_disk_gets_full(tmp_path: Path) -> None:
-    with faults_disk.small_disk(tmp_path / "disk") as reason:
-        if reason:
-            pytest.skip(f"no file system can be mounted here: {reason}")
-        faults_disk.fill(tmp_path / "disk")
-        assert (tmp_path / "disk" / "filler").stat().st_size > 10 * 2**20
-        with pytest.raises(OSError, match="No space left"):
-            (tmp_path / "disk" / "more").write_bytes(bytes(8192))
-    assert not [*(tmp_path / "disk").iterdir()]
-
-
-def run_hooked(folder: Path, hook: str, code: str) -> str:
-    """What another Python prints that began with the hook."""
-    variables = {"PATH": "/usr/bin:/bin", **with_hook(folder, hook)}
-    return subprocess.run(
-        [sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True
-    ).stdout
-
-
-def test_a_file_outside_of_the_store_is_seen(tmp_path: Path) -> None:
-    log, store = tmp_path / "opened", tmp_path / "store"
-    store.mkdir()
-    (store / "own").write_text("x")
-    (tmp_path / "store-secret").write_text("x")
-    code = (
-        f"import json, os; os.chdir({str(store)!r}); open('own').close(); "
-        "open('../store-secret').close()"
-    )
-    run_hooked(tmp_path / "hook", HOOK.format(path=str(log)), code)
-
-    opened = read_opened(log)
-    assert str(store / "own") in opened
-    assert find_strays(opened, [store, tmp_path / "hook"]) == [str(tmp_path / "store-secret")]
-
-
-def test_the_clock_of_a_process_jumps(tmp_path: Path) -> None:
-    jump = tmp_path / "jump"
-    code = f"import time, pathlib; a = time.time(); pathlib.Path({str(jump)!r}).write_text('86400')"
-    printed = run_hooked(
-        tmp_path / "hook",
-        faults_clock.HOOK.format(path=str(jump)),
-        f"{code}; print(time.time() - a)",
-    )
-    assert float(printed) == pytest.approx(86400, abs=5)
-
-
-def test_a_server_that_fails_or_tells_secrets_is_found_out() -> None:
-    def respond(path: str, body: bytes) -> tuple[int, dict[str, str], bytes]:
-        if "fail" in path:
-            return 500, {}, b"oh"
-        return (200, {}, b"root:x:0") if "leak" in path else (404, {}, b"root:x:0")
-
-    attacks = [Attack(name, build("POST", f"/{name}")) for name in ("fail", "leak", "fine")]
-    with toy_server(respond) as port:
-        answered = asyncio.run(send_all("127.0.0.1", port, attacks, secrets=[b"root:x:"]))
-    assert answered.statuses == {500: 1, 200: 1, 404: 1}
-    assert answered.failed == ["fail: 500"]
-    assert answered.leaked == ["leak"]
-
-
-def test_attacks_go_to_every_route() -> None:
-    document: dict[str, Any] = {"paths": {"/tasks/{name}": {}, "/classify": {}}}
-    attacks = all_attacks(document, b"image", "token")
-    lines = [attack.request.split(b"\r\n", 1)[0] for attack in attacks]
-    assert b"GET /tasks/../secret HTTP/1.1" in lines
-    assert b"GET /tasks/..%2Fsecret HTTP/1.1" in lines
-    for line in (b"PUT /tasks/task00 HTTP/1.1", b"DELETE /classify HTTP/1.1"):
-        assert line in lines
-    assert any(b"[" * 1000 in attack.request for attack in attacks)
-    assert len({attack.name for attack in attacks}) > 200
-
-
-def test_bombs_are_refused_or_decoded(tmp_path: Path) -> None:
-    taken = []
-    for name, data in create_bombs().items():
-        try:
-            feed_image(data, tmp_path)
-            taken.append(name)
-        except LSPTError:
-            continue
-    assert taken == ["PNG with 100 MB of comment"] or taken == []
-    assert feed_image(png(9, 9, rows=9), tmp_path) is not None
-
-
-@pytest.mark.parametrize("kind", ["bundles", "images"])
-def test_seeds_of_fuzzers_are_taken(
-    kind: str, make_bundle: Callable[..., Bundle], tmp_path: Path
-) -> None:
-    save_bundle(make_bundle(), tmp_path / "bundles" / "tiny")
-    seeds = {"bundles": bundle_seeds(tmp_path / "bundles"), "images": image_seeds()}[kind]
-    for data in seeds:
-        FEEDS[kind](data, tmp_path)
-
-
-def test_a_fuzzer_finds_what_is_no_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    corpus = tmp_path / "corpus"
-    corpus.mkdir()
-    for number, seed in enumerate(image_seeds()):
-        (corpus / str(number)).write_bytes(seed)
-    report = attack_fuzz.search("images", corpus, 0.5)
-    assert report["crashes"] == {}
-    assert report["reasons"] > 3
-
-    def broken(data: bytes, scratch: Path) -> object:
-        return 1 / (len(data) % 7)
-
-    monkeypatch.setattr(attack_fuzz, "FEEDS", {"images": broken})
-    assert [*attack_fuzz.search("images", corpus, 0.2)["crashes"]] == [
-        "ZeroDivisionError: division by zero"
-    ]
-
-
-def test_tampered_bundles_are_refused_by_a_store(
-    tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
-) -> None:
-    for number in range(COUNT):
-        folder = tmp_path / f"tampered{number:02}"
-        save_bundle(random_bundle(tiny_backbone, name="good"), folder)
-        rename(folder / MANIFEST, folder.name)
-        assert tamper(folder, number)
-    save_bundle(random_bundle(tiny_backbone, name="good"), tmp_path / "good")
-    graph = OnnxEngine(export_once(tiny_backbone, tmp_path_factory), device="cpu").graph
-    store = PromptStore(tmp_path, graph)
-    assert [task.name for task in store] == ["good"]
-    assert len(store.refused) == COUNT
-    assert not any(str(tmp_path) in reason for reason in store.refused.values())
-
-
-def run_quick(script: Any, folder: Path, *words: object) -> dict[str, Any]:
-    """A quick run against a real server; the records of its page."""
-    script.main(["--quick", "--docs", str(folder), *map(str, words)])
-    records: list[dict[str, Any]] = json.loads((folder / "reliability.json").read_text())
-    return {record["name"]: record for record in records}
-
-
 @pytest.mark.slow
 def test_load_is_proved_on_a_small_model(tiny_backbone: Backbone, tmp_path: Path) -> None:
     words = ("--vit", tiny_backbone.source, "--minutes", 0.1)
@@ -485,22 +273,3 @@ def test_load_is_proved_on_a_small_model(tiny_backbone: Backbone, tmp_path: Path
     assert records["1 worker(s): mixed up"]["reached"]
     assert records["1 worker(s): changes under traffic"]["measured"] == 12
     assert records["1 worker(s): failed"]["note"].startswith("of ")
-
-
-@pytest.mark.slow
-def test_a_deleted_folder_is_survived(tiny_backbone: Backbone, tmp_path: Path) -> None:
-    words = ("--vit", tiny_backbone.source, "--fault", "store")
-    records = run_quick(prove_faults, tmp_path, *words)
-    assert [*records] == [
-        "folder of bundles deleted: failed",
-        "folder of bundles deleted: wrong answers",
-    ]
-    assert all(record["reached"] for record in records.values())
-
-
-def test_a_scene_judges_wrong_answers(tmp_path: Path) -> None:
-    scene = Scene(tmp_path, ["a"], [b"image"], ANSWERS)
-    run = Run([seen("a", to_body("a", 1, [5, 7])), seen("a", b"", status=500)], 0.0, 1.0, 0.0)
-    failed, wrong = scene.judge(run)
-    assert failed == {500: 1}
-    assert wrong.total() == 1
