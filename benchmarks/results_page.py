@@ -204,9 +204,9 @@ def to_ablation(runs: Sequence[Run], latencies: Mapping[str, float]) -> list[str
         f"`{first}` is `lspt` of the table above, searched and trained anew; the others are "
         "trained with what was tuned for it, without a search of their own. `without coder` is "
         "`vpt-deep`; `without LPC` has no prompts of the blocks' own either: what leaves a block, "
-        "with the mean patch added, enters the next. By this table the default cell is one of D/8, "
-        "which did no worse than wider ones in fewer bytes, and 16 prompts are the default: more "
-        "did better, and each is a token to serve.",
+        "with the mean patch added, enters the next. By this table the default cell is now one of "
+        "D/8 (`lspt` above still has D/4), which did no worse than wider ones in fewer bytes, and "
+        "16 prompts are the default: more did better, and each is a token to serve.",
         to_table(runs, latencies),
         "\n".join(to_differences(runs, first)),
     ]

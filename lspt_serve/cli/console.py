@@ -44,13 +44,15 @@ NormaliseBy = Annotated[
     typer.Option(help="Pixels that the backbone was trained on; as its file says unless given."),
 ]
 DeviceOption = Annotated[
-    Literal["auto", "cpu", "cuda"], typer.Option(help="auto: a CUDA GPU where there is one.")
+    Literal["auto", "cpu", "cuda"],
+    typer.Option(envvar="LSPT_DEVICE", help="auto: a CUDA GPU where there is one."),
 ]
 PrecisionOption = Annotated[
     Literal["fp32", "fp16", "bf16", "int8"],
     typer.Option(
+        envvar="LSPT_PRECISION",
         help="Of the matrix products; bf16 is faster, less exact; fp16 is TensorRT's, int8 needs "
-        "lspt quantise."
+        "lspt quantise.",
     ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that lspt wrote.")]

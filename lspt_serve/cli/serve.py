@@ -16,13 +16,17 @@ __all__ = ["serve"]
 
 
 def serve(
-    graph: Annotated[Path, typer.Option(help="What lspt export wrote.")] = Path("graph"),
-    bundles: Annotated[Path, typer.Option(help="Folder of bundles.")] = Path("bundles"),
+    graph: Annotated[
+        Path, typer.Option(envvar="LSPT_GRAPH", help="What lspt export wrote.")
+    ] = Path("graph"),
+    bundles: Annotated[Path, typer.Option(envvar="LSPT_BUNDLES", help="Folder of bundles.")] = Path(
+        "bundles"
+    ),
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen at.", min=1, max=65535)] = 3000,
     engine: Annotated[
         Literal["auto", "onnxruntime", "openvino", "torch", "tensorrt", "triton"],
-        typer.Option(help="auto: the fastest here; lspt engines shows them."),
+        typer.Option(envvar="LSPT_ENGINE", help="auto: the fastest here; lspt engines shows them."),
     ] = "auto",
     triton_url: Annotated[
         str | None,
@@ -38,18 +42,19 @@ def serve(
     Then:  curl -F image=@photo.jpg -F task=flowers http://127.0.0.1:3000/classify
     """
     from lspt_serve.graph import load_graph_spec
-    from lspt_serve.runtime import TRITON_URL, PromptStore, fastest, try_engines
+    from lspt_serve.runtime import PromptStore, fastest, try_engines
     from lspt_serve.settings import ServiceSettings
     from lspt_serve.signatures import load_trusted_keys
 
     if triton_url is not None and engine != "triton":
         raise OptionError("--triton-url is of --engine triton; give both or neither")
     # say what is wrong before BentoML starts
-    trusted = load_trusted_keys(ServiceSettings.from_env().trusted_keys)
+    settings = ServiceSettings.from_env()
+    trusted = load_trusted_keys(settings.trusted_keys)
     store = PromptStore(bundles, load_graph_spec(graph), trusted=trusted)
     _check_address(host, port)
     names = None if engine == "auto" else [engine]
-    url = triton_url or TRITON_URL
+    url = triton_url or settings.triton_url
     with console.status(escape(f"trying the engines on {graph}")):
         found = try_engines(
             graph, names=names, precisions=[precision], device=device, triton_url=url

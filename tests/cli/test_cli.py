@@ -364,6 +364,15 @@ def test_bundles_are_exported_as_adapters_of_one_model(
     assert lspt(*words, "--overwrite").code == 0
 
 
+def test_serve_takes_what_it_is_not_given_from_the_environment(
+    lspt: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LSPT_GRAPH", str(tmp_path / "elsewhere"))
+
+    check_error(lspt("serve", "--bundles", tmp_path), "elsewhere/graph.json: cannot be read")
+    check_error(lspt("serve", "--graph", tmp_path / "given"), "given/graph.json: cannot be read")
+
+
 def test_a_triton_repository_is_exported_for_all_tasks_and_for_one(
     lspt: Command, bundle: Path, tmp_path: Path
 ) -> None:

@@ -24,7 +24,7 @@ EPS = 1e-6  # of a ViT's own norms
 
 @dataclass(frozen=True, kw_only=True)
 class LSPTSettings(VPTSettings):
-    """Options of LSPT. The defaults are what did best, see docs/results.md.
+    """Options of LSPT. The defaults did better than the paper's, see docs/results.md.
 
     The paper's LSPT, as far as it tells, is coder_hidden=D, input_norm=False, deep=False.
 
