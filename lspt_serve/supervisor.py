@@ -4,6 +4,7 @@
 """
 
 import atexit
+import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ from typing import Any
 from bentoml import serving
 from bentoml._internal.utils import circus
 
+from lspt_serve.cores import THREADS, usable_cores
+
 __all__ = ["configure_supervisor"]
 
 CHECK_S = 1.0  # from one look for dead workers to the next; BentoML's is 10
@@ -21,7 +24,7 @@ _create_arbiter = circus.create_standalone_arbiter
 
 
 def configure_supervisor() -> None:
-    """A worker that died is back within seconds, and a full disk ends none.
+    """A worker that died is back within seconds, several share the cores, a full disk ends none.
 
     Workers count for Prometheus in files that they map into memory: to write there ends the process
     where the disk is full. BentoML has the files in its home, and of two servers with one home the
@@ -32,9 +35,11 @@ def configure_supervisor() -> None:
 
 
 def _create_attentive_arbiter(watchers: Sequence[Any], **options: Any) -> Any:
-    """One that starts dead workers again, in containers too, where BentoML leaves it at that."""
+    """One that looks often; its workers have their share of the cores, unless told otherwise."""
     for watcher in watchers:
-        watcher.respawn = True
+        if watcher.numprocesses > 1 and THREADS not in os.environ:
+            share = max(1, usable_cores() // watcher.numprocesses)
+            watcher.env = {**(watcher.env or {}), THREADS: str(share)}
     return _create_arbiter(watchers, check_delay=CHECK_S, **options)  # type: ignore[arg-type]
 
 

@@ -138,7 +138,7 @@ def _collect(request: Any, rows: "list[Future[Answer]]") -> Any:
     answers = [(bundle, activate(logits.result())) for bundle, logits in submitted]
     given = pb_utils.get_input_tensor_by_name(request, "top_k")
     k = TOP_K if given is None else max(1, int(given.as_numpy().max()))
-    best = [top_labels(own, bundle, k) for bundle, own in answers]
+    best = [top_labels(own, bundle.labels, k) for bundle, own in answers]
     shape = len(best), max(map(len, best))
     labels, scores = np.full(shape, b"", object), np.zeros(shape, np.float32)
     for row, predictions in enumerate(best):

@@ -118,7 +118,7 @@ def test_a_bento_answers_where_nothing_else_is_installed(bento: Path, tmp_path: 
     bundle = classifier.find("colour")
     logits = classifier.submit(classifier.decode(PNG, bundle), bundle).result(timeout=30)
     classifier.close()
-    wanted = top_labels(activate(logits), bundle, 5)
+    wanted = top_labels(activate(logits), bundle.labels, 5)
     assert [best["label"] for best in answer["predictions"]] == [best.label for best in wanted]
     assert [best["score"] for best in answer["predictions"]] == pytest.approx(
         [best.score for best in wanted], abs=1e-5

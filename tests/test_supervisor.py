@@ -4,6 +4,8 @@ import signal
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import psutil
@@ -11,9 +13,11 @@ import pytest
 from toys import export_once, random_bundle
 from toys_server import Server, serving
 
+from lspt_serve import supervisor
 from lspt_serve.bundle import save_bundle
+from lspt_serve.cores import THREADS
 from lspt_serve.models import Backbone
-from lspt_serve.supervisor import MEMORY
+from lspt_serve.supervisor import CHECK_S, MEMORY
 
 pytestmark = pytest.mark.slow
 
@@ -37,9 +41,8 @@ def worker_of(server: Server) -> psutil.Process | None:
     return None
 
 
-def test_worker_that_was_killed_is_started_again_in_a_container_too(folder: Path) -> None:
-    environment = {"LSPT_ENGINE": "onnxruntime", "BENTOML_CONTAINERIZED": "true"}
-    with serving(folder=folder, environment=environment) as server:
+def test_worker_that_was_killed_is_started_again(folder: Path) -> None:
+    with serving(folder=folder, environment={"LSPT_ENGINE": "onnxruntime"}) as server:
         killed = worker_of(server)
         assert killed
         killed.send_signal(signal.SIGKILL)
@@ -50,6 +53,32 @@ def test_worker_that_was_killed_is_started_again_in_a_container_too(folder: Path
         server.wait_until_ready()
 
         assert httpx.get(f"{server.url}/tasks").json()["tasks"][0]["name"] == "colour"
+
+
+def test_container_ends_with_its_only_worker(folder: Path) -> None:
+    environment = {"LSPT_ENGINE": "onnxruntime", "BENTOML_CONTAINERIZED": "true"}
+    with serving(folder=folder, environment=environment) as server:
+        killed = worker_of(server)
+        assert killed
+        killed.send_signal(signal.SIGKILL)
+
+        server.process.wait(timeout=60)
+
+
+def test_workers_share_the_cores_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    def create(workers: int) -> Any:
+        watcher = SimpleNamespace(numprocesses=workers, env={"A": "1"})
+        return supervisor._create_attentive_arbiter([watcher]), watcher.env
+
+    made: dict[str, Any] = {}
+    monkeypatch.setattr(supervisor, "_create_arbiter", lambda watchers, **known: made | known)
+    monkeypatch.setattr(supervisor, "usable_cores", lambda: 9)
+    monkeypatch.delenv(THREADS, raising=False)
+    assert create(1) == ({"check_delay": CHECK_S}, {"A": "1"})
+    assert create(4)[1] == {"A": "1", THREADS: "2"}
+    assert create(16)[1] == {"A": "1", THREADS: "1"}
+    monkeypatch.setenv(THREADS, "5")
+    assert create(4)[1] == {"A": "1"}
 
 
 @pytest.mark.skipif(not MEMORY.is_dir(), reason=f"there is no {MEMORY}")

@@ -131,7 +131,7 @@ def test_triton_answers_as_the_local_engine_does(
     for row, (image, task) in enumerate(rows):
         bundle = classifier.store[task]
         pixels = preprocess_image(image, bundle.manifest.preprocess)
-        wanted = top_labels(activate(classifier.submit(pixels, bundle).result()), bundle, 2)
+        wanted = top_labels(activate(classifier.submit(pixels, bundle).result()), bundle.labels, 2)
         assert [label.decode() for label in labels[row]] == [best.label for best in wanted]
         np.testing.assert_allclose(scores[row], [best.score for best in wanted], atol=1e-5)
 

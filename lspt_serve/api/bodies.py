@@ -18,9 +18,9 @@ M = TypeVar("M", bound=BaseModel)
 
 
 async def read_body(request: Request) -> bytes:
-    """Raises HTTPException(499) if the caller leaves meanwhile."""
+    """The request does not keep it. Raises HTTPException(499) if the caller leaves meanwhile."""
     try:
-        return await request.body()
+        return b"".join([chunk async for chunk in request.stream()])
     except ClientDisconnect:
         raise HTTPException(CLIENT_GONE, "the caller left before all was read") from None
 

@@ -11,9 +11,10 @@ from lspt_serve.api.auth import CallersClassifier
 from lspt_serve.api.disconnect import unless_gone
 from lspt_serve.api.failures import REQUEST_ID, RESPONSES, request_id
 from lspt_serve.api.openapi import body
-from lspt_serve.api.threads import in_thread
+from lspt_serve.api.threads import DECODING, READING
 from lspt_serve.api.uploads import malformed, read_request
-from lspt_serve.bundle import Bundle
+from lspt_serve.bundle import Bundle, Manifest
+from lspt_serve.errors import OverloadedError
 from lspt_serve.runtime import activate, top_labels
 from lspt_serve.schemas import (
     Answer,
@@ -40,17 +41,18 @@ async def classify(request: Request, response: Response, classifier: CallersClas
     if len(uploads) > 1:
         raise malformed("image", "given twice; POST /classify_many takes several")
 
-    def prepare() -> tuple[Bundle, NDArray[np.float32]]:
-        bundle = classifier.find(asked.task)
-        request.state.task = f"{bundle.name}@{bundle.manifest.version}"
-        return bundle, classifier.decode(uploads[0].data, bundle)
-
-    bundle, pixels = await in_thread(prepare)
+    bundle = await READING.run(classifier.find, asked.task)
+    request.state.task = f"{bundle.name}@{bundle.manifest.version}"
+    pixels = await DECODING.run(classifier.decode, uploads.pop().data, bundle)
     decoded = time.perf_counter()
     deadline, grid = time.monotonic() + DEADLINE_S, classifier.engine.graph.grid
     rows = [classifier.submit(pixels, bundle, deadline=deadline)]
     if asked.attention and grid:
-        rows.append(classifier.attend(pixels, bundle, deadline=deadline))
+        try:
+            rows.append(classifier.attend(pixels, bundle, deadline=deadline))
+        except OverloadedError:
+            rows[0].cancel()
+            raise
     logits, *attention = await unless_gone(request, asyncio.gather(*map(asyncio.wrap_future, rows)))
     answered = time.perf_counter()
     response.headers[REQUEST_ID] = request_id(request)
@@ -63,7 +65,7 @@ async def classify(request: Request, response: Response, classifier: CallersClas
     return Answer(
         task=bundle.name,
         version=bundle.manifest.version,
-        predictions=predict(logits, bundle, asked),
+        predictions=predict(logits, bundle.manifest, asked),
         attention=_arrange(attention[0], grid, bundle) if attention and grid else None,
         request_id=request_id(request),
         timings_ms=timings,
@@ -71,11 +73,11 @@ async def classify(request: Request, response: Response, classifier: CallersClas
 
 
 def predict(
-    logits: NDArray[np.float32], bundle: Bundle, asked: ClassifyFields | ClassifyManyFields
+    logits: NDArray[np.float32], manifest: Manifest, asked: ClassifyFields | ClassifyManyFields
 ) -> list[LabelScore]:
     """Of logits (K), the labels that were asked for."""
     best = top_labels(
-        activate(logits, asked.activation), bundle, asked.top_k, threshold=asked.threshold
+        activate(logits, asked.activation), manifest.labels, asked.top_k, threshold=asked.threshold
     )
     return [LabelScore.model_validate(prediction) for prediction in best]
 

@@ -13,9 +13,9 @@ from lspt_serve.api.classify import DEADLINE_S, predict, to_ms
 from lspt_serve.api.disconnect import unless_gone
 from lspt_serve.api.failures import REQUEST_ID, RESPONSES, explain, request_id
 from lspt_serve.api.openapi import body
-from lspt_serve.api.threads import in_thread
+from lspt_serve.api.threads import DECODING, READING
 from lspt_serve.api.uploads import Upload, malformed, read_request
-from lspt_serve.bundle import Bundle
+from lspt_serve.bundle import Bundle, Manifest
 from lspt_serve.errors import LSPTError, OverloadedError, UnavailableError
 from lspt_serve.preprocess import Preprocess
 from lspt_serve.runtime import Classifier
@@ -25,7 +25,7 @@ __all__ = ["router"]
 
 MAX_PAIRS = 1000  # of an image and a task, in a request
 WINDOW = 64  # pairs of a request that are under way, of the 256 that may wait for the engine
-Outcome = tuple[Bundle, NDArray[np.float32]] | Exception  # logits (K)
+Outcome = tuple[Manifest, NDArray[np.float32]] | Exception  # logits (K)
 router = APIRouter()
 
 
@@ -52,17 +52,8 @@ async def classify_many(
     if all(isinstance(outcome, (OverloadedError, UnavailableError)) for outcome in outcomes):
         raise outcomes[0]  # type: ignore[misc]
     response.headers[REQUEST_ID] = request_id(request)
-    pairs = [(image, task) for image in range(len(uploads)) for task in asked.tasks]
-    items = []
-    for (image, task), outcome in zip(pairs, outcomes, strict=True):
-        item = Item(image=image, file=uploads[image].file, task=task)
-        if isinstance(outcome, Exception):
-            item.error = explain(outcome, request)[1]
-        else:
-            bundle, logits = outcome
-            item.task, item.version = bundle.name, bundle.manifest.version
-            item.predictions = predict(logits, bundle, asked)
-        items.append(item)
+    files = [upload.file for upload in uploads]
+    items = await DECODING.run(_to_items, outcomes, files, asked, request)
     timings = Timings(
         decode=to_ms(job.decode_s),
         engine=to_ms(job.engine_s),
@@ -70,6 +61,27 @@ async def classify_many(
     )
     request.state.timings = timings.model_dump()
     return ManyAnswer(items=items, request_id=request_id(request), timings_ms=timings)
+
+
+def _to_items(
+    outcomes: Sequence[Outcome],
+    files: Sequence[str | None],
+    asked: ClassifyManyFields,
+    request: Request,
+) -> list[Item]:
+    """In the order of the pairs, those of the first image first."""
+    pairs = [(image, task) for image in range(len(files)) for task in asked.tasks]
+    items = []
+    for (image, task), outcome in zip(pairs, outcomes, strict=True):
+        item = Item(image=image, file=files[image], task=task)
+        if isinstance(outcome, Exception):
+            item.error = explain(outcome, request)[1]
+        else:
+            manifest, logits = outcome
+            item.task, item.version = manifest.name, manifest.version
+            item.predictions = predict(logits, manifest, asked)
+        items.append(item)
+    return items
 
 
 class _Job:
@@ -84,37 +96,40 @@ class _Job:
 
     async def run(self, uploads: Sequence[Upload]) -> list[Outcome]:
         """The tasks of the first image first."""
-        bundles = await in_thread(lambda: [self._find(task) for task in self.tasks])
-        answered = await asyncio.gather(*(self._image(upload, bundles) for upload in uploads))
+        versions = await READING.run(lambda: [self._version_of(task) for task in self.tasks])
+        answered = await asyncio.gather(*(self._image(upload, versions) for upload in uploads))
         return [outcome for outcomes in answered for outcome in outcomes]
 
-    def _find(self, task: str) -> Bundle | LSPTError:
+    def _version_of(self, task: str) -> str | LSPTError:
+        """NAME@VERSION: one answers all images, whatever becomes of the folder meanwhile."""
         try:
-            return self.classifier.find(task)
+            manifest = self.classifier.manifest(task)
         except LSPTError as error:
             return error
+        return f"{manifest.name}@{manifest.version}"
 
     async def _image(
-        self, upload: Upload, bundles: Sequence[Bundle | LSPTError]
+        self, upload: Upload, versions: Sequence[str | LSPTError]
     ) -> Sequence[Outcome]:
         decoded: dict[Preprocess, asyncio.Task[NDArray[np.float32]]] = {}
 
-        async def answer(bundle: Bundle | LSPTError) -> Outcome:
-            if isinstance(bundle, LSPTError):
-                return bundle
-            async with self.window:
+        async def answer(version: str | LSPTError) -> Outcome:
+            if isinstance(version, LSPTError):
+                return version
+            async with self.window:  # no more bundles than that are held in memory for it
+                bundle = await READING.run(self.classifier.find, version)
                 way = bundle.manifest.preprocess
                 if way not in decoded:
                     decoded[way] = asyncio.ensure_future(self._decode(upload.data, bundle))
                 pixels = await decoded[way]
-                return bundle, await self._run(pixels, bundle)
+                return bundle.manifest, await self._run(pixels, bundle)
 
-        return await asyncio.gather(*map(answer, bundles), return_exceptions=True)  # type: ignore[return-value]
+        return await asyncio.gather(*map(answer, versions), return_exceptions=True)  # type: ignore[return-value]
 
     async def _decode(self, data: bytes, bundle: Bundle) -> NDArray[np.float32]:
         started = time.perf_counter()
         try:
-            return await in_thread(self.classifier.decode, data, bundle)
+            return await DECODING.run(self.classifier.decode, data, bundle)
         finally:
             self.decode_s += time.perf_counter() - started
 

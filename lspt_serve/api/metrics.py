@@ -8,6 +8,7 @@ folder of bundles has.
 
 import os
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from pathlib import Path
 
 from fastapi import Request, Response
@@ -137,4 +138,5 @@ def _forget_dead_workers() -> None:
         try:
             os.kill(pid, 0)
         except OSError:  # there is none, or it is another user's
-            mark_process_dead(pid)  # type: ignore[no-untyped-call]
+            with suppress(FileNotFoundError):  # another worker forgets it, too
+                mark_process_dead(pid)  # type: ignore[no-untyped-call]

@@ -1,26 +1,46 @@
-"""What would hold up the event loop runs in threads, as many as cores can run, and few wait."""
+"""What would hold up the event loop runs in threads, of which there are few, as may few wait."""
 
-import os
+import asyncio
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from typing import TypeVar, TypeVarTuple
 
-from anyio import CapacityLimiter
-from anyio.to_thread import run_sync
-
+from lspt_serve.cores import usable_cores
 from lspt_serve.errors import OverloadedError
 
-__all__ = ["in_thread"]
+__all__ = ["DECODING", "READING", "Threads"]
 
-MAX_THREADS = (os.cpu_count() or 1) + 1  # they decode, and more would only take turns
 MAX_WAITING = 256  # as many as may wait for the engine
-_limiter = CapacityLimiter(MAX_THREADS)
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 
-async def in_thread(work: Callable[[*Ts], T], *args: *Ts) -> T:
-    """Raises OverloadedError if too much waits already: better said now than a minute later."""
-    waiting = _limiter.statistics().tasks_waiting
-    if waiting >= MAX_WAITING:
-        raise OverloadedError(f"{waiting} images wait to be decoded already; try again later")
-    return await run_sync(work, *args, limiter=_limiter)
+class Threads:
+    """A thread that somebody waits for no longer has its place until it is done."""
+
+    def __init__(self, name: str, count: int, *, max_waiting: int = MAX_WAITING) -> None:
+        self._pool = ThreadPoolExecutor(count, name)
+        self._limit = count + max_waiting
+        self._taken = 0
+        self._lock = threading.Lock()
+
+    async def run(self, work: Callable[[*Ts], T], *args: *Ts) -> T:
+        """Raises OverloadedError if too much waits: better said now than a minute later."""
+        with self._lock:
+            if self._taken >= self._limit:
+                raise OverloadedError(f"{self._taken} images wait already; try again later")
+            self._taken += 1
+        context = copy_context()
+        future = self._pool.submit(lambda: context.run(work, *args))
+        future.add_done_callback(self._leave)
+        return await asyncio.wrap_future(future)
+
+    def _leave(self, future: "Future[T]") -> None:
+        with self._lock:
+            self._taken -= 1
+
+
+DECODING = Threads("decoding", usable_cores() + 1)  # more would only take turns with the engine
+READING = Threads("reading", 8)  # bundles that are not in memory, from whatever disk

@@ -52,7 +52,7 @@ def serve(
     settings = ServiceSettings.from_env()
     trusted = load_trusted_keys(settings.trusted_keys)
     store = PromptStore(bundles, load_graph_spec(graph), trusted=trusted)
-    _check_address(host, port)
+    address = _find_address(host, port)
     names = None if engine == "auto" else [engine]
     url = triton_url or settings.triton_url
     with console.status(escape(f"trying the engines on {graph}")):
@@ -73,7 +73,7 @@ def serve(
         BENTOML_DO_NOT_TRACK=os.environ.get("BENTOML_DO_NOT_TRACK", "True"),
     )
     service = "lspt_serve.service:LSPTService"
-    command = ["bentoml", "serve", service, "--host", host, "--port", str(port)]
+    command = ["bentoml", "serve", service, "--host", address, "--port", str(port)]
     os.execv(sys.executable, [sys.executable, "-m", *command])
 
 
@@ -81,11 +81,13 @@ def _say(line: str) -> None:
     console.print(escape(line), highlight=False, soft_wrap=True)
 
 
-def _check_address(host: str, port: int) -> None:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+def _find_address(host: str, port: int) -> str:
+    """The number of an address that can be listened at; BentoML takes no names."""
     try:
-        socket.create_server((host, port), family=family).close()
+        (family, *_, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        socket.create_server(address[:2], family=family).close()
     except OSError as error:
         raise AddressError(
             f"{host} port {port} cannot be listened at: {error.strerror}; give another --port"
         ) from error
+    return str(address[0])

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from lspt_serve.bundle import Bundle
 from lspt_serve.errors import GraphError, first_line
 from lspt_serve.export.parity import create_session
-from lspt_serve.feed import Feed, create_feed
+from lspt_serve.feed import Feed, create_feed, prompts_axes
 from lspt_serve.files import atomic_folder
 from lspt_serve.graph import FEATURES, GRAPH_FILE, IMAGES, GraphSpec, check_fits, load_graph_spec
 from lspt_serve.preprocess import crop_middle, normalise
@@ -100,11 +100,19 @@ def quantise_graph(
 
 
 def _refer(graph: Path, spec: GraphSpec, bundle: Bundle, images: NDArray[np.uint8]) -> Reference:
-    """What the graph answers in fp32."""
-    own, tasks = _normalised(images, spec), [bundle.method_tensors] * len(images)
-    feed = {IMAGES: own, **create_feed(spec.inputs, tasks)}
+    """What the graph answers in fp32, for the task and for one of another number of prompts."""
+    tasks = [bundle.method_tensors]
+    if axes := prompts_axes(spec.inputs):
+        longer = {name: _repeat_last(tasks[0][name], axis) for name, axis in axes.items()}
+        tasks.append({**tasks[0], **longer})
+    own, whose = _normalised(images, spec), np.arange(len(images)) % len(tasks)
+    feed = {IMAGES: own, **create_feed(spec.inputs, [tasks[task] for task in whose])}
     (features,) = create_session(graph / GRAPH_FILE).run([FEATURES], feed)
-    return Reference([bundle.method_tensors], np.zeros(len(images), np.int64), features, own)
+    return Reference(tasks[: whose.max() + 1], whose, features, own)
+
+
+def _repeat_last(prompts: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
+    return np.concatenate([prompts, np.take(prompts, [-1], axis)], axis)
 
 
 def _normalised(images: NDArray[np.uint8], spec: GraphSpec) -> NDArray[np.float32]:

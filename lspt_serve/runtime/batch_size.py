@@ -7,7 +7,6 @@ from collections.abc import Callable
 import numpy as np
 
 from lspt_serve.runtime.engine import Engine
-from lspt_serve.sizes import USUAL_PROMPTS
 
 __all__ = ["grow_while_it_pays", "measure_batch_size"]
 
@@ -25,24 +24,26 @@ def measure_batch_size(engine: Engine, *, limit: int) -> int:
     Where larger batches are no faster (a CPU has its caches full early) they would only make
     everybody wait for everybody.
     """
-    graph = engine.graph
-    blank = {
-        name: np.zeros([USUAL_PROMPTS if isinstance(n, str) else n for n in shape], np.float32)
-        for name, shape in graph.inputs.items()
-    }
+    graph, usual = engine.graph, engine.num_prompts
 
-    def seconds(batch_size: int, *, repeats: int = REPEATS) -> float:
+    def seconds(batch_size: int, *, repeats: int = REPEATS, num_prompts: int = usual) -> float:
+        task = {
+            name: np.zeros([num_prompts if isinstance(n, str) else n for n in shape], np.float32)
+            for name, shape in graph.inputs.items()
+        }
         images = np.zeros((batch_size, 3, *[graph.preprocess.img_size] * 2), np.float32)
         times = []
         for _ in range(repeats):
             started = time.perf_counter()
-            engine.features(images, [blank] * batch_size)
+            engine.features(images, [task] * batch_size)
             times.append(time.perf_counter() - started)
         return min(times)
 
     best = grow_while_it_pays(seconds, limit=limit)
     for batch_size in range(1, best):
         seconds(batch_size, repeats=1)  # engines prepare for the size of a batch when it comes
+    for batch_size in {1, best}:
+        seconds(batch_size, repeats=1, num_prompts=usual + 1)  # and for other numbers of prompts
     logger.info("batches of up to %d images pay here", best)
     return best
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from lspt_serve.cores import core_limit
 from lspt_serve.errors import GraphError, LSPTError, first_line
 from lspt_serve.graph import load_graph_spec
 from lspt_serve.quantised import INT8
@@ -183,10 +184,16 @@ def create_engine(
     if name == "openvino":
         if device == "cuda":
             raise GraphError("OpenVINO runs on the CPU, and device 'cuda' was asked for")
-        return OpenVINOEngine(folder, precision=precision)
+        return OpenVINOEngine(folder, precision=precision, num_threads=core_limit() or 0)
     if name == "torch":
         return _create_torch_engine(folder, precision, device)
-    return OnnxEngine(folder, device=device, tensorrt=name == "tensorrt", precision=precision)
+    return OnnxEngine(
+        folder,
+        device=device,
+        tensorrt=name == "tensorrt",
+        precision=precision,
+        num_threads=core_limit() or 0,
+    )
 
 
 def _create_torch_engine(folder: Path, precision: Precision, device: Device) -> Engine:
@@ -197,7 +204,7 @@ def _create_torch_engine(folder: Path, precision: Precision, device: Device) -> 
         raise GraphError(
             "engine 'torch' needs torch and timm: pip install '.[train]' in a clone"
         ) from error
-    return TorchEngine(folder, device=device, precision=precision)
+    return TorchEngine(folder, device=device, precision=precision, num_threads=core_limit() or 0)
 
 
 def _try(engine: Engine, reference: Reference) -> Candidate:

@@ -92,6 +92,14 @@ class Classifier:
         limited.tasks = AllowedTasks(self.store, may_use)
         return limited
 
+    def manifest(self, reference: str) -> Manifest:
+        """Of the task; raises UnknownTaskError, and counts it."""
+        try:
+            return self.tasks.manifest(reference)
+        except UnknownTaskError as error:
+            self._events.answered(None, error)
+            raise
+
     def find(self, reference: str) -> Bundle:
         """The task, if an image of it may be submitted now; the engine fetches its tensors.
 
@@ -101,11 +109,7 @@ class Classifier:
             UnknownTaskError: there is no such task.
             OverloadedError: an image of it would be refused now.
         """
-        try:
-            manifest = self.tasks.manifest(reference)
-        except UnknownTaskError as error:
-            self._events.answered(None, error)
-            raise
+        manifest = self.manifest(reference)
         with self._telling(manifest):
             self._batcher.check_room(manifest.name)
             bundle = self.tasks[reference]
@@ -198,7 +202,7 @@ def activate(logits: Array, activation: Activation = "softmax") -> Array:
 
 
 def top_labels(
-    scores: Array, bundle: Bundle, k: int, *, threshold: float | None = None
+    scores: Array, labels: Sequence[str], k: int, *, threshold: float | None = None
 ) -> list[Prediction]:
     """The k best labels, best first; all if there are fewer, equal ones in order.
 
@@ -208,4 +212,4 @@ def top_labels(
     best = np.argsort(-scores, kind="stable")[:k]
     if threshold is not None:
         best = best[scores[best] >= threshold]
-    return [Prediction(bundle.labels[i], float(scores[i]), int(i)) for i in best]
+    return [Prediction(labels[i], float(scores[i]), int(i)) for i in best]

@@ -20,6 +20,7 @@ class Engine(Protocol):
     """Runs one shared graph; `name` is its kind, `provider` says what it really runs on."""
 
     name: str
+    num_prompts: int  # of the tasks that it is fastest for
     provider: str
     precision: Precision
     graph: GraphSpec

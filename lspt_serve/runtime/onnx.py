@@ -23,6 +23,7 @@ from lspt_serve.graph import (
 )
 from lspt_serve.runtime.engine import Precision
 from lspt_serve.runtime.tensorrt import TENSORRT, tensorrt_options
+from lspt_serve.sizes import USUAL_PROMPTS
 
 __all__ = ["Device", "OnnxEngine", "has_cuda_gpu"]
 
@@ -46,6 +47,8 @@ class OnnxEngine:
     Raises:
         GraphError: no such graph, or CUDA, TensorRT or the precision cannot be had.
     """
+
+    num_prompts = USUAL_PROMPTS
 
     def __init__(
         self,

@@ -61,12 +61,12 @@ class OpenVINOEngine:
             "INFERENCE_NUM_THREADS": num_threads,
         }
         self._axes = {name: axis + 1 for name, axis in prompts_axes(self.graph.inputs).items()}
-        self._usual = _usual_prompts(folder, self._axes)
+        self.num_prompts = _usual_prompts(folder, self._axes)
         try:
             model = core.read_model(path)
             self._any = core.compile_model(model, "CPU", config).create_infer_request()
             if self._axes:
-                model.reshape(_fix(model, self._axes, self._usual))
+                model.reshape(_fix(model, self._axes, self.num_prompts))
                 self._own = core.compile_model(model, "CPU", config).create_infer_request()
         except RuntimeError as error:
             raise GraphError(f"{path}: OpenVINO cannot load it: {first_line(error)}") from error
@@ -85,7 +85,7 @@ class OpenVINOEngine:
         self, images: NDArray[np.float32], tasks: Sequence[TaskTensors], output: str
     ) -> NDArray[np.float32]:
         feed = create_feed(self.graph.inputs, tasks)
-        usual = any(feed[name].shape[axis] == self._usual for name, axis in self._axes.items())
+        usual = any(feed[name].shape[axis] == self.num_prompts for name, axis in self._axes.items())
         request = self._own if usual else self._any
         answer = request.infer({IMAGES: images, **feed}, share_inputs=True)
         return np.array(answer[output])  # a copy: the next run writes into the request's own

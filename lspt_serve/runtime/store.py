@@ -89,12 +89,15 @@ class PromptStore:
 
     def __getitem__(self, reference: str) -> Bundle:
         """Raises UnknownTaskError, which names the nearest tasks or the versions there are."""
+        failed: Entry | None = None
         for _ in range(ATTEMPTS):
             entry = self._catalog.find(reference)
+            if entry == failed:  # the folder is as it was
+                break
             try:
                 return self._bundle(entry)
             except BundleError as error:  # deleted or replaced since the folder was read
-                reason = error
+                reason, failed = error, entry
                 self.refresh()
         logger.warning("task %s can no longer be read: %s", reference, reason)
         raise UnknownTaskError(f"task {reference!r} can no longer be read") from reason

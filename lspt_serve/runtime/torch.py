@@ -18,6 +18,7 @@ from lspt_serve.models import PromptedViT, SharedGraph, create_prompted_vit, loa
 from lspt_serve.runtime.bank import DeviceBank, Gathered
 from lspt_serve.runtime.engine import Precision
 from lspt_serve.runtime.onnx import Device
+from lspt_serve.sizes import USUAL_PROMPTS
 
 __all__ = ["TorchEngine"]
 
@@ -45,6 +46,7 @@ class TorchEngine:
     """
 
     name = "torch"
+    num_prompts = USUAL_PROMPTS
 
     def __init__(
         self,

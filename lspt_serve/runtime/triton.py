@@ -22,6 +22,7 @@ from lspt_serve.graph import (
 from lspt_serve.runtime.engine import Precision
 from lspt_serve.runtime.regions import Regions
 from lspt_serve.runtime.triton_client import Place, TritonClient
+from lspt_serve.sizes import USUAL_PROMPTS
 
 __all__ = ["TRITON_URL", "TritonEngine"]
 
@@ -51,6 +52,7 @@ class TritonEngine:
     """
 
     name = "triton"
+    num_prompts = USUAL_PROMPTS
     precision: Precision = "fp32"
 
     def __init__(

@@ -1,3 +1,4 @@
+import asyncio
 import threading
 from typing import Any
 
@@ -5,10 +6,11 @@ import anyio
 import httpx
 import numpy as np
 import pytest
-from anyio import CapacityLimiter
 from toys import coloured, encoded
 from toys_api import Api, check_refused, create_classifier
 
+from lspt_serve.api.threads import Threads
+from lspt_serve.errors import OverloadedError
 from lspt_serve.models import Backbone
 
 PNG = encoded(coloured("red", np.random.default_rng(0)))
@@ -20,25 +22,20 @@ def test_more_images_than_may_wait_to_be_decoded_are_refused_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     api = Api(create_classifier(tiny_backbone, tmp_path_factory))
-    classifier, go_on = api.app.state.classifier, threading.Event()
+    classifier, go_on, begun = api.app.state.classifier, threading.Event(), []
     decode = classifier.decode
 
     def decode_later(*args: Any) -> Any:
+        begun.append(args)
         assert go_on.wait(timeout=30)
         return decode(*args)
 
     monkeypatch.setattr(classifier, "decode", decode_later)
-    threads = CapacityLimiter(1)
-    monkeypatch.setattr("lspt_serve.api.threads._limiter", threads)
-    monkeypatch.setattr("lspt_serve.api.threads.MAX_WAITING", 2)
+    monkeypatch.setattr("lspt_serve.api.classify.DECODING", Threads("one", 1, max_waiting=2))
 
     async def send() -> list[httpx.Response]:
-        """Three, of which two wait; one that is too many; and none of them any more."""
+        """Three at once, of which two wait, and a fourth: who is answered first comes first."""
         answers: list[httpx.Response] = []
-
-        def waits() -> int:
-            return threads.statistics().tasks_waiting
-
         transport = httpx.ASGITransport(api.app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
 
@@ -47,16 +44,41 @@ def test_more_images_than_may_wait_to_be_decoded_are_refused_at_once(
                 answers.append(await client.post("/classify", **form))
 
             async with anyio.create_task_group() as group:
-                for waiting in (0, 1, 2):
+                for _ in range(4):
                     group.start_soon(classify)
-                    while (threads.borrowed_tokens, waits()) != (1, waiting):
-                        await anyio.sleep(0.001)
-                await classify()
+                while not answers:
+                    await anyio.sleep(0.001)
+                assert len(begun) == 1
                 go_on.set()
         return answers
 
     refused, *answered = anyio.run(send)
 
-    assert "2 images wait to be decoded" in check_refused(refused, 503, "overloaded")
+    assert "3 images wait already" in check_refused(refused, 503, "overloaded")
     assert refused.headers["Retry-After"] == "1"
     assert [answer.status_code for answer in answered] == [200] * 3
+
+
+def test_a_thread_has_its_place_until_it_is_done_and_work_that_nobody_waits_for_has_none() -> None:
+    threads, go_on, done = Threads("two", 1, max_waiting=1), threading.Event(), []
+
+    def work(number: int) -> None:
+        assert go_on.wait(timeout=30)
+        done.append(number)
+
+    async def run() -> None:
+        running = asyncio.ensure_future(threads.run(work, 1))
+        waiting = asyncio.ensure_future(threads.run(work, 2))
+        await asyncio.sleep(0.05)
+        for left in (running, waiting):
+            left.cancel()
+        await asyncio.gather(running, waiting, return_exceptions=True)
+        last = asyncio.ensure_future(threads.run(work, 3))  # in the place of the one that waited
+        await asyncio.sleep(0)
+        with pytest.raises(OverloadedError):
+            await threads.run(work, 4)
+        go_on.set()
+        await last
+
+    asyncio.run(run())
+    assert done == [1, 3]

@@ -35,6 +35,7 @@ class Echo:
     """An engine that gives the first pixels back as features and remembers what it was asked."""
 
     name = provider = "Echo"
+    num_prompts = 16
     precision: Precision = "fp32"
 
     def __init__(self, graph: GraphSpec) -> None:
@@ -84,7 +85,7 @@ def classify(
     bundle = classifier.store[task]
     futures = [classifier.submit(image, bundle) for image in images]
     scores = [activate(future.result(timeout=5)) for future in futures]
-    return [top_labels(each, bundle, top_k) for each in scores]
+    return [top_labels(each, bundle.labels, top_k) for each in scores]
 
 
 def images_of(*logits: list[float]) -> Array:
@@ -135,7 +136,7 @@ def test_equal_scores_keep_the_order_of_the_labels(tmp_path: Path, echo: Classif
 
     answer = echo.submit(images_of([0.0] * 4)[0], many).result(timeout=5)
 
-    best = top_labels(answer, many, 99)
+    best = top_labels(answer, many.labels, 99)
 
     rest = [index for index in range(99) if index not in {7, 70}]
     assert [prediction.index for prediction in best] == [7, 70, *rest]
@@ -163,11 +164,11 @@ def test_scores_are_as_the_activation_says_and_do_not_overflow(
 def test_labels_below_the_threshold_are_left_out(echo: Classifier) -> None:
     scores, bundle = np.array([0.1, 0.5, 0.3, 0.1], np.float32), echo.store["animals"]
 
-    best = top_labels(scores, bundle, 4, threshold=0.3)
+    best = top_labels(scores, bundle.labels, 4, threshold=0.3)
 
     assert [prediction.index for prediction in best] == [1, 2]
-    assert top_labels(scores, bundle, 1, threshold=0.3) == best[:1]
-    assert top_labels(scores, bundle, 4, threshold=0.6) == []
+    assert top_labels(scores, bundle.labels, 1, threshold=0.3) == best[:1]
+    assert top_labels(scores, bundle.labels, 4, threshold=0.6) == []
 
 
 def test_answer_that_is_not_finite_is_an_error_of_its_row_alone(echo: Classifier) -> None:

@@ -26,19 +26,22 @@ def graph(tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> 
 class OffBy:
     """An engine that knows the reference's answers, and is off by a share of one of its rows."""
 
-    name, provider = "off", "nowhere"
+    name, provider, num_prompts = "off", "nowhere", 16
 
     def __init__(
         self, graph: GraphSpec, answers: Array, *, share: float, row: int, precision: Precision
     ) -> None:
         self.graph, self.precision = graph, precision
+        self._images = reference_images(len(answers), graph.preprocess.img_size)
         self._answers = answers.copy()
         step = np.random.default_rng(0).standard_normal(answers.shape[1:], np.float32)
         length = np.linalg.norm(answers[row])
         self._answers[row] += share * length * step / np.linalg.norm(step)
 
     def features(self, images: Array, tasks: Sequence[TaskTensors]) -> Array:
-        return self._answers[: len(images)]
+        same = (images[:, None] == self._images[None]).all(axis=(2, 3, 4))
+        answers: Array = self._answers[same.argmax(axis=1)]
+        return answers
 
     def attention(self, images: Array, tasks: Sequence[TaskTensors]) -> Array:
         raise NotImplementedError
@@ -109,6 +112,22 @@ def test_batches_of_one_size_that_are_not_finite_do_not_pass(graph: Path, batch_
     engine.features = mostly_right  # type: ignore[method-assign]
 
     with pytest.raises(GraphError, match="it differs from torch by nan of a row"):
+        check_engine(engine, reference)
+
+
+@pytest.mark.parametrize("task", [0, 1])
+def test_batch_of_one_task_alone_that_is_wrong_does_not_pass(graph: Path, task: int) -> None:
+    reference = Reference.load(graph)
+    engine = OffBy(load_graph_spec(graph), reference.features, share=0, row=0, precision="fp32")
+    right = engine.features
+
+    def mostly_right(images: Array, tasks: Sequence[TaskTensors]) -> Array:
+        alone = len(tasks) > 1 and all(each is reference.tasks[task] for each in tasks)
+        return right(images, tasks) * np.float32(1.01 if alone else 1)
+
+    engine.features = mostly_right  # type: ignore[method-assign]
+
+    with pytest.raises(GraphError, match=r"it differs from torch by 1\.0e-02 of a row"):
         check_engine(engine, reference)
 
 

@@ -608,15 +608,20 @@ def test_bundle_that_is_replaced_on_disk_and_not_in_memory_is_the_new_one_at_onc
 
 
 def test_manifest_that_loses_its_tensors_is_unknown_and_the_rest_is_served(
-    add: Callable[..., None], tmp_path: Path, graph: GraphSpec
+    add: Callable[..., None], tmp_path: Path, graph: GraphSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add("flowers")
     add("birds", number=2)
     store = PromptStore(tmp_path, graph, host_bytes=0)
     (tmp_path / "flowers-1" / TENSORS).unlink()
+    looks: list[None] = []
+    refresh = store.refresh
+    monkeypatch.setattr(store, "refresh", lambda: looks.append(refresh()))
 
-    with pytest.raises(UnknownTaskError, match="'flowers' can no longer be read"):
-        store["flowers"]
+    for requests in (1, 2):
+        with pytest.raises(UnknownTaskError, match="'flowers' can no longer be read"):
+            store["flowers"]
+        assert len(looks) <= 2 * requests  # at a folder that stays as it is
     assert number_of(store["birds"]) == 2
 
 

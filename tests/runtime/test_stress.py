@@ -45,6 +45,7 @@ class Pairs:
     """An engine whose features are the image's own number and that of the row's task."""
 
     name = provider = "pairs"
+    num_prompts = 16
     precision: Precision = "fp32"
 
     def __init__(self, graph: GraphSpec) -> None:

@@ -14,7 +14,7 @@ from lspt_serve.api.bodies import read_body
 from lspt_serve.api.classify import DEADLINE_S
 from lspt_serve.api.disconnect import unless_gone
 from lspt_serve.api.failures import REQUEST_ID, request_id
-from lspt_serve.api.threads import in_thread
+from lspt_serve.api.threads import DECODING, READING
 from lspt_serve.api.v2.models import MODEL, VERSION, refer
 from lspt_serve.api.v2.tensors import Row, check_outputs, read_rows, to_outputs
 from lspt_serve.api.v2.wire import InferRequest, parse_request, to_response
@@ -39,20 +39,20 @@ async def infer(
     deadline = time.monotonic() + DEADLINE_S
     body = await read_body(request)
 
-    def prepare() -> tuple[Bundle, InferRequest, list[Row]]:
-        bundle = classifier.find(refer(name, version))
+    def parse(body: bytes) -> tuple[InferRequest, list[Row]]:
         asked, binary = parse_request(body, request.headers, max_bytes=request.app.state.max_bytes)
         check_outputs(asked)
-        return bundle, asked, read_rows(asked, binary, bundle.manifest.preprocess)
+        return asked, read_rows(asked, binary, bundle.manifest.preprocess)
 
-    bundle, asked, rows = await in_thread(prepare)
+    bundle = await READING.run(classifier.find, refer(name, version))
+    asked, rows = await DECODING.run(parse, body)
     answer = asyncio.ensure_future(_classify(rows, classifier, bundle, deadline=deadline))
     scores = await unless_gone(request, answer)
     record: dict[str, Any] = {"model_name": bundle.name}
     record["model_version"] = str(bundle.manifest.version)
     if asked.id:
         record["id"] = asked.id
-    response = to_response(record, to_outputs(asked, scores, bundle))
+    response = await DECODING.run(lambda: to_response(record, to_outputs(asked, scores, bundle)))
     response.headers[REQUEST_ID] = request_id(request)
     return response
 
@@ -66,7 +66,7 @@ async def _classify(
     async def classify(index: int, row: Row) -> Array:
         async with window:
             try:
-                image = await in_thread(_to_image, row, bundle, classifier)
+                image = await DECODING.run(_to_image, row, bundle, classifier)
             except ImageError as error:
                 raise type(error)(f"row {index}: {error}") from error
             row_logits = classifier.submit(image, bundle, deadline=deadline)

@@ -79,7 +79,7 @@ def _classes(scores: NDArray[np.float32], bundle: Bundle, count: int, *, as_bina
     texts = [
         f"{best.score:f}:{best.index}:{best.label}"
         for row in scores
-        for best in top_labels(row, bundle, count)
+        for best in top_labels(row, bundle.labels, count)
     ]
     tensor = {
         "name": SCORES,

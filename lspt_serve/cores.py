@@ -1,0 +1,40 @@
+"""How many cores this process may use."""
+
+import math
+import os
+from pathlib import Path
+
+__all__ = ["THREADS", "core_limit", "usable_cores"]
+
+THREADS = "OMP_NUM_THREADS"
+QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of each period, or "max"
+
+
+def usable_cores() -> int:
+    """At least 1."""
+    return core_limit() or _cores()
+
+
+def core_limit() -> int | None:
+    """OMP_NUM_THREADS, or else a container's quota of CPUs, rounded up.
+
+    None if there is neither, or it is no less than what the system lets this process run on.
+    """
+    told = os.environ.get(THREADS, "")
+    limit = int(told) if told.isdecimal() and int(told) > 0 else _quota()
+    return limit if limit is not None and limit < _cores() else None
+
+
+def _cores() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # a system that has none
+        return os.cpu_count() or 1
+
+
+def _quota() -> int | None:
+    try:
+        quota, period = QUOTA.read_text().split()
+        return math.ceil(int(quota) / int(period))
+    except (OSError, ValueError):  # no cgroups, or no quota
+        return None

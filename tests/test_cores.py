@@ -1,0 +1,39 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from lspt_serve import cores
+
+
+@pytest.fixture(autouse=True)
+def eight_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv(cores.THREADS, raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    monkeypatch.setattr(cores, "QUOTA", tmp_path / "cpu.max")
+
+
+@pytest.mark.parametrize(
+    ("quota", "told", "limit"),
+    [
+        (None, None, None),
+        ("max 100000", None, None),
+        ("200000 100000", None, 2),
+        ("150000 100000", None, 2),  # rounded up
+        ("1600000 100000", None, None),  # more than there are
+        ("200000 100000", "4", 4),  # who says it knows
+        (None, "0", None),
+        (None, "many", None),
+        (None, "16", None),
+    ],
+)
+def test_cores_are_those_of_the_variable_or_the_quota(
+    quota: str | None, told: str | None, limit: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if quota:
+        cores.QUOTA.write_text(quota + "\n")
+    if told:
+        monkeypatch.setenv(cores.THREADS, told)
+
+    assert cores.core_limit() == limit
+    assert cores.usable_cores() == (limit or 8)
