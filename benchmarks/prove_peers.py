@@ -159,11 +159,11 @@ def main(words: Sequence[str] | None = None) -> None:
         words,
         vit={"action": "append", "help": "timm models"},
         seconds={"type": float, "help": "of a turn; 5"},
-        rounds={"type": int, "help": "5"},
+        rounds={"type": int, "help": "3"},
     )
     args.vit = args.vit or (VITS[:1] if args.quick else VITS)
     args.seconds = args.seconds or (1.0 if args.quick else 5.0)
-    args.rounds = args.rounds or (1 if args.quick else 5)
+    args.rounds = args.rounds or (1 if args.quick else 3)
     clean_up_when_stopped()
     targets: Targets = []
     details = []
