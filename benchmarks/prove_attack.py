@@ -48,6 +48,7 @@ def attack_server(scene: Scene, args: Namespace) -> tuple[Targets, Any]:
     with serve(scene.folder, environment=environment) as server:
         ask_once(scene, server)
         first, workers = len(read_opened(log)), {each.pid for each in server.workers()}
+        metrics = Path(server.workers()[0].environ()["PROMETHEUS_MULTIPROC_DIR"])
         with urlopen(f"{server.url}/docs.json", timeout=20) as answer:
             document = json.load(answer)
         progress(f"attacking {len(document['paths'])} routes")
@@ -67,6 +68,7 @@ def attack_server(scene: Scene, args: Namespace) -> tuple[Targets, Any]:
     allowed = [
         scene.folder / "bundles",
         scene.folder / "bentoml",
+        metrics,
         spool,
         HERE.parent / "lspt_serve",
     ]
