@@ -60,6 +60,8 @@ class OpenVINOEngine:
             "INFERENCE_PRECISION_HINT": _floats(precision, has),
             "INFERENCE_NUM_THREADS": num_threads,
         }
+        if num_threads:  # other processes have their share, and all would begin at the same core
+            config["ENABLE_CPU_PINNING"] = False
         self._axes = {name: axis + 1 for name, axis in prompts_axes(self.graph.inputs).items()}
         self.num_prompts = _usual_prompts(folder, self._axes)
         try:
