@@ -37,6 +37,7 @@ from lspt_serve.bundle import Bundle, load_bundle
 from lspt_serve.models import Backbone
 from lspt_serve.runtime import OnnxEngine
 
+DOCS = Path(__file__).resolve().parents[1] / "docs"
 LIVES: Lives = {("a", 1): (0, 100), ("a", 2): (100, math.inf), ("b", 1): (0, 50)}
 
 
@@ -225,6 +226,19 @@ def test_results_take_the_place_of_those_of_the_same_script(
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["targets"].keys() == {
         *("slow", "whole")
     }
+
+
+def test_the_page_is_made_of_full_runs() -> None:
+    records = proof_page.load_records(DOCS)
+
+    assert (DOCS / "reliability.md").read_text("utf-8") == proof_page.to_page(records)
+    assert {Path(record["command"]).name for record in records} == {
+        "prove_attack.py",
+        "prove_faults.py",
+        "prove_load.py",
+        "prove_peers.py",
+    }
+    assert not any(record["quick"] for record in records)
 
 
 def test_scores_are_read_whichever_server_gave_them() -> None:
