@@ -1,6 +1,8 @@
 """What tasks take of memory, and what it costs when one is not there; see bench_tasks.py."""
 
+import ctypes
 import gc
+import mmap
 import multiprocessing
 import os
 import resource
@@ -200,12 +202,11 @@ def drop_from_cache(folder: Path) -> bool:
 
 
 def is_cached(path: Path) -> bool:
-    """Whether a file's first bytes can be had without the disk; True where nothing tells."""
-    with path.open("rb") as file:
-        try:
-            os.preadv(file.fileno(), [bytearray(1)], 0, os.RWF_NOWAIT)
-        except BlockingIOError:
-            return False
-        except OSError:  # a file system that has no such question
-            return True
-    return True
+    """Whether a page of a file is in memory; to look brings none there, as to read would."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
+        pages = (ctypes.c_ubyte * -(-len(mapped) // mmap.PAGESIZE))()
+        start = ctypes.c_char.from_buffer(mapped)
+        length = ctypes.c_size_t(len(mapped))
+        failed = ctypes.CDLL(None).mincore(ctypes.byref(start), length, pages)
+        del start  # or the file cannot be unmapped
+    return bool(failed) or any(page & 1 for page in pages)
