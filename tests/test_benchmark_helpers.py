@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from common import Target, check_equal, paired_ratio, percentile, take_turns
 from page_parts import load_limits
+from random_queue import simulate
 from serving_page import to_page, to_verdict
 from traffic import cyclic, draw_batches, zipf_shares
 from vits import count_flops, random_bundles
@@ -133,3 +134,10 @@ def test_flops_are_those_of_the_products(tiny_backbone: Backbone) -> None:
 
     assert count_flops(tiny_backbone, None) == patches + of_blocks(1 + n)
     assert count_flops(tiny_backbone, bundle) == patches + of_blocks(1 + p + n) + coder
+
+
+def test_a_random_queue_waits_as_pollaczek_and_khinchine_have_it() -> None:
+    taken = simulate(5.0, 0.1)  # half of the time at work: S + rho S / (2 (1 - rho))
+
+    assert sum(taken) / len(taken) == pytest.approx(0.15, rel=0.02)
+    assert min(taken) == pytest.approx(0.1)

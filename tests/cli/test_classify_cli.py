@@ -11,7 +11,6 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 from toys import coloured, encoded, export_once, random_bundle
 from toys_api import TASKS, Api
+from toys_cli import Command, Ended
 from toys_server import served
 
 from lspt_serve.bundle import save_bundle
@@ -36,18 +36,6 @@ RNG = np.random.default_rng(0)
 PNG = encoded(coloured("red", RNG, side=40))
 JPEG = encoded(coloured("blue", RNG, side=40), "JPEG")
 BUSY = {"error": {"code": "overloaded", "message": "busy", "request_id": "a", "item": None}}
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended and what it printed."""
-
-    code: object
-    out: str
-    err: str
-
-
-Run = Callable[..., Ended]
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +67,7 @@ def api(work: Path) -> Api:
 
 
 @pytest.fixture
-def run(work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def run(work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """The command in the folder of the graph, the bundles and the images."""
     monkeypatch.chdir(work)
     monkeypatch.setenv("LSPT_ENGINE", "onnxruntime")
@@ -124,7 +112,7 @@ def wanted(api: Api, work: Path, tasks: list[str], **asked: Any) -> list[dict[st
     "asked", [{}, {"top_k": 1}, {"activation": "sigmoid", "threshold": 0.5}, {"activation": "none"}]
 )
 def test_answers_are_those_of_the_api(
-    run: Run, api: Api, work: Path, asked: dict[str, Any]
+    run: Command, api: Api, work: Path, asked: dict[str, Any]
 ) -> None:
     options = [w for k, v in asked.items() for w in (f"--{k.replace('_', '-')}", v)]
 
@@ -169,7 +157,7 @@ def read(path: Path) -> Any:
 
 @pytest.mark.parametrize("suffix", [".csv", ".json", ".jsonl", ".parquet"])
 def test_a_file_holds_every_answer(
-    run: Run, api: Api, work: Path, tmp_path: Path, suffix: str
+    run: Command, api: Api, work: Path, tmp_path: Path, suffix: str
 ) -> None:
     out = tmp_path / f"answers{suffix}"
     asked = {"activation": "sigmoid", "threshold": 0.55}
@@ -184,7 +172,7 @@ def test_a_file_holds_every_answer(
 
 
 def test_parquet_of_many_rows_is_written_bit_by_bit(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lspt_serve.cli.answers.PARQUET_ROWS", 5)
     words = ["photos", "--task", "colour", "--out"]
@@ -197,7 +185,7 @@ def test_parquet_of_many_rows_is_written_bit_by_bit(
     assert read(tmp_path / "a.parquet") == rows
 
 
-def test_a_table_shows_the_best_label_or_what_is_wrong(run: Run, api: Api, work: Path) -> None:
+def test_a_table_shows_the_best_label_or_what_is_wrong(run: Command, api: Api, work: Path) -> None:
     ended = run("photos", "--task", "colour")
 
     lines = ended.out.splitlines()
@@ -210,14 +198,14 @@ def test_a_table_shows_the_best_label_or_what_is_wrong(run: Run, api: Api, work:
     assert "image does not decode" in lines[4]
 
 
-def test_a_table_says_when_no_label_is_over_the_threshold(run: Run) -> None:
+def test_a_table_says_when_no_label_is_over_the_threshold(run: Command) -> None:
     ended = run("photos/b.png", "--task", "colour", "--threshold", 2)
 
     assert "none over the threshold" in ended.out
     assert ended.code == 0
 
 
-def test_many_answers_are_several_tables(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_answers_are_several_tables(run: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lspt_serve.cli.answers.TABLE_ROWS", 3)
 
     ended = run("photos", "--task", "colour", "--task", "parity")
@@ -226,14 +214,14 @@ def test_many_answers_are_several_tables(run: Run, monkeypatch: pytest.MonkeyPat
     assert sum("photos/" in line for line in ended.out.splitlines()) == 8
 
 
-def test_files_come_in_the_order_that_they_are_given_whatever_their_suffix(run: Run) -> None:
+def test_files_come_in_the_order_that_they_are_given_whatever_their_suffix(run: Command) -> None:
     ended = run("photos/deep", "photos/notes.txt", "photos/b.png", "--task", "colour", "--json")
 
     files = [row["file"] for row in json.loads(ended.out)]
     assert files == ["photos/deep/a.JPG", "photos/notes.txt", "photos/b.png"]
 
 
-def test_stdin_is_an_image(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stdin_is_an_image(run: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     class Stdin:
         buffer = io.BytesIO(PNG)
 
@@ -246,7 +234,7 @@ def test_stdin_is_an_image(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert from_stdin == [from_file[0] | {"file": "-"}]
 
 
-def test_a_file_that_is_not_there_is_an_error_in_its_place(run: Run) -> None:
+def test_a_file_that_is_not_there_is_an_error_in_its_place(run: Command) -> None:
     ended = run("photos/b.png", "photos/none.png", "--task", "colour", "--json")
 
     good, bad = json.loads(ended.out)
@@ -256,7 +244,7 @@ def test_a_file_that_is_not_there_is_an_error_in_its_place(run: Run) -> None:
     assert "No such file" in bad["error"]["message"]
 
 
-def test_if_nothing_could_be_classified_the_exit_code_is_1(run: Run) -> None:
+def test_if_nothing_could_be_classified_the_exit_code_is_1(run: Command) -> None:
     ended = run("photos/notes.txt", "photos/half.png", "--task", "colour", "--json")
 
     assert ended.code == 1
@@ -265,7 +253,7 @@ def test_if_nothing_could_be_classified_the_exit_code_is_1(run: Run) -> None:
 
 
 def test_more_tasks_than_a_request_takes_are_asked_in_turn(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+    run: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ["photos", "--task", "colour", "--task", "parity", "--task", "colour@1", "--json"]
     whole = json.loads(run(*words).out)
@@ -282,7 +270,7 @@ def test_more_tasks_than_a_request_takes_are_asked_in_turn(
         )
 
 
-def test_names_that_are_no_text_do_no_harm(run: Run, tmp_path: Path) -> None:
+def test_names_that_are_no_text_do_no_harm(run: Command, tmp_path: Path) -> None:
     odd = tmp_path / "odd"
     odd.mkdir()
     names = [b"\xff.png", "é.png".encode(), b"[red]x.png", b'a,b\n"c".png', b"=1.png"]
@@ -312,11 +300,11 @@ def test_names_that_are_no_text_do_no_harm(run: Run, tmp_path: Path) -> None:
         (["photos", "--task", "colour", "--graph", "no"], "no/graph.json: cannot be read"),
     ],
 )
-def test_a_command_that_cannot_work_says_why(run: Run, words: list[str], message: str) -> None:
+def test_a_command_that_cannot_work_says_why(run: Command, words: list[str], message: str) -> None:
     check_error(run(*words), message)
 
 
-def test_an_output_is_replaced_only_when_told(run: Run, tmp_path: Path) -> None:
+def test_an_output_is_replaced_only_when_told(run: Command, tmp_path: Path) -> None:
     out = tmp_path / "a.csv"
     out.write_text("precious")
     words = ["photos", "--task", "colour", "--out", out]
@@ -329,7 +317,7 @@ def test_an_output_is_replaced_only_when_told(run: Run, tmp_path: Path) -> None:
 
 
 def test_without_pyarrow_parquet_says_what_to_install(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
 
@@ -387,7 +375,7 @@ URL = ["--task", "colour", "--url", "http://h:1"]
 
 
 def test_a_bounded_number_of_requests_is_under_way_and_order_is_kept(
-    run: Run, mocked: Callable[..., Mock], tmp_path: Path
+    run: Command, mocked: Callable[..., Mock], tmp_path: Path
 ) -> None:
     files = [tmp_path / f"{number:03}.png" for number in range(100)]
     for file in files:
@@ -401,7 +389,7 @@ def test_a_bounded_number_of_requests_is_under_way_and_order_is_kept(
     assert 8 <= mock.most <= 32
 
 
-def test_a_busy_server_is_asked_again(run: Run, mocked: Callable[..., Mock]) -> None:
+def test_a_busy_server_is_asked_again(run: Command, mocked: Callable[..., Mock]) -> None:
     failure = {"code": "overloaded", "message": "busy", "item": None}
     answers = [
         httpx.Response(503, json=BUSY, headers={"Retry-After": "1"}),
@@ -417,7 +405,7 @@ def test_a_busy_server_is_asked_again(run: Run, mocked: Callable[..., Mock]) -> 
 
 
 def test_a_server_that_stays_busy_is_the_error_of_the_image(
-    run: Run, mocked: Callable[..., Mock]
+    run: Command, mocked: Callable[..., Mock]
 ) -> None:
     mocked(lambda number: ok() if number > 9 else httpx.Response(503, json=BUSY))
 
@@ -428,7 +416,7 @@ def test_a_server_that_stays_busy_is_the_error_of_the_image(
 
 
 def test_a_server_that_goes_away_ends_the_command_and_what_was_done_is_kept(
-    run: Run, mocked: Callable[..., Mock], tmp_path: Path
+    run: Command, mocked: Callable[..., Mock], tmp_path: Path
 ) -> None:
     def answer(number: int) -> httpx.Response:
         if number > 2:
@@ -496,7 +484,7 @@ def test_a_command_that_is_stopped_keeps_what_it_has_done(
 
 
 def test_difficult_files_are_classified_or_an_error_in_their_place(
-    run: Run, tmp_path: Path, shared_data: Path
+    run: Command, tmp_path: Path, shared_data: Path
 ) -> None:
     with tarfile.open(shared_data / "hard_files.tar") as tar:
         tar.extractall(tmp_path, filter="data")
@@ -537,7 +525,7 @@ def url(work: Path) -> Iterator[str]:
     threshold=st.none() | st.floats(-1, 1),
 )
 def test_here_and_by_a_server_the_answers_are_the_same(
-    run: Run,
+    run: Command,
     url: str,
     tasks: list[str],
     files: list[str],
