@@ -11,6 +11,7 @@ from lspt_serve.api.auth import CallersClassifier
 from lspt_serve.api.disconnect import unless_gone
 from lspt_serve.api.failures import REQUEST_ID, RESPONSES, request_id
 from lspt_serve.api.openapi import body
+from lspt_serve.api.overload import RefusedEarly
 from lspt_serve.api.threads import DECODING, READING
 from lspt_serve.api.uploads import malformed, read_request
 from lspt_serve.bundle import Bundle, Manifest
@@ -28,7 +29,7 @@ from lspt_serve.schemas import (
 __all__ = ["DEADLINE_S", "predict", "router", "to_ms"]
 
 DEADLINE_S = 30.0  # for an image to be run; BentoML gives up after 60
-router = APIRouter()
+router = APIRouter(route_class=RefusedEarly)
 
 
 @router.post(
@@ -41,7 +42,9 @@ async def classify(request: Request, response: Response, classifier: CallersClas
     if len(uploads) > 1:
         raise malformed("image", "given twice; POST /classify_many takes several")
 
-    bundle = await READING.run(classifier.find, asked.task)
+    bundle = classifier.held(asked.task)
+    if bundle is None:
+        bundle = await READING.run(classifier.find, asked.task)
     request.state.task = f"{bundle.name}@{bundle.manifest.version}"
     pixels = await DECODING.run(classifier.decode, uploads.pop().data, bundle)
     decoded = time.perf_counter()

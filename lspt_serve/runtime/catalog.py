@@ -89,24 +89,31 @@ class Catalog:
     def _default(self, name: str) -> int:
         return self.aliases.get(name, {}).get(DEFAULT, max(self.tasks[name]))
 
-    def find(self, reference: str) -> Entry:
-        """Raises UnknownTaskError, which says what there is instead."""
-        match, name = REFERENCE.fullmatch(reference), task_of(reference)
-        if name in self.unloaded:
-            raise UnknownTaskError(f"task {name!r} is unloaded; it is served again once loaded")
-        if match is None or name not in self.tasks:
-            raise unknown_task(name, self.tasks)
-        versions, aliases = self.tasks[name], self.aliases.get(name, {})
+    def get(self, reference: str) -> Entry | None:
+        """What is served by that reference."""
+        match = REFERENCE.fullmatch(reference)
+        if match is None or (name := match["name"]) not in self.tasks:
+            return None
         if match["version"]:
             version: int | None = int(match["version"])
         elif match["alias"] is not None:
-            version = aliases.get(match["alias"])
+            version = self.aliases.get(name, {}).get(match["alias"])
         else:
             version = self._default(name)
-        if version is None or version not in versions:
-            known = [*(f"@{number}" for number in versions), *(f":{alias}" for alias in aliases)]
-            raise UnknownTaskError(f"unknown version {reference!r}; there are {name_some(known)}")
-        return versions[version]
+        return None if version is None else self.tasks[name].get(version)
+
+    def find(self, reference: str) -> Entry:
+        """Raises UnknownTaskError, which says what there is instead."""
+        if entry := self.get(reference):
+            return entry
+        name = task_of(reference)
+        if name in self.unloaded:
+            raise UnknownTaskError(f"task {name!r} is unloaded; it is served again once loaded")
+        if name not in self.tasks:
+            raise unknown_task(name, self.tasks)
+        known = [f"@{number}" for number in self.tasks[name]]
+        known += [f":{alias}" for alias in self.aliases.get(name, {})]
+        raise UnknownTaskError(f"unknown version {reference!r}; there are {name_some(known)}")
 
     def check_held(self, name: str) -> None:
         """Raises UnknownTaskError for a task that the folder does not hold, served or not."""

@@ -100,6 +100,17 @@ class Classifier:
             self._events.answered(None, error)
             raise
 
+    def held(self, reference: str) -> Bundle | None:
+        """As `find`, of a task that is in memory: for threads that may not wait.
+
+        Raises OverloadedError.
+        """
+        bundle = self.tasks.held(reference)
+        if bundle:
+            with self._telling(bundle.manifest):
+                self._batcher.check_room(bundle.name)
+        return bundle
+
     def find(self, reference: str) -> Bundle:
         """The task, if an image of it may be submitted now; the engine fetches its tensors.
 
@@ -117,7 +128,11 @@ class Classifier:
         return bundle
 
     def decode(self, data: bytes, bundle: Bundle) -> Array:
-        """The bytes of a file to the image (3 x H x W) that a task sees; raises ImageError."""
+        """The bytes of a file to the image (3 x H x W) that a task sees; raises ImageError.
+
+        The engine fetches the task's tensors meanwhile.
+        """
+        self.engine.prefetch([bundle.method_tensors])
         with self._telling(bundle.manifest):
             return preprocess_image(data, bundle.manifest.preprocess, self.limits)
 

@@ -102,6 +102,11 @@ class PromptStore:
         logger.warning("task %s can no longer be read: %s", reference, reason)
         raise UnknownTaskError(f"task {reference!r} can no longer be read") from reason
 
+    def held(self, reference: str) -> Bundle | None:
+        """The task if it is in memory; never reads from disk."""
+        entry = self._catalog.get(reference)
+        return self._memory.get(entry) if entry else None
+
     def __iter__(self) -> Iterator[Manifest]:
         """Of the default version of every task, by name."""
         return (entry.manifest for entry in self._catalog)

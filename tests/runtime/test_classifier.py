@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from toys import export_once, noise, random_bundle
+from toys import coloured, encoded, export_once, noise, random_bundle
 
 from lspt_serve.bundle import Bundle, save_bundle
 from lspt_serve.errors import OverloadedError
@@ -213,6 +213,24 @@ def test_task_that_is_found_is_on_its_way_to_the_engine(echo: Classifier) -> Non
     assert bundle is echo.store["animals"]
     assert isinstance(echo.engine, Echo)
     assert [id(tensors) for tensors in echo.engine.fetched] == [id(bundle.method_tensors)]
+
+
+def test_task_is_on_its_way_to_the_engine_while_its_image_is_decoded(echo: Classifier) -> None:
+    bundle = echo.store["animals"]
+
+    echo.decode(encoded(coloured("red", np.random.default_rng(0))), bundle)
+
+    assert isinstance(echo.engine, Echo)
+    assert [id(tensors) for tensors in echo.engine.fetched] == [id(bundle.method_tensors)]
+
+
+def test_task_in_memory_is_held_while_there_is_room(echo: Classifier) -> None:
+    assert echo.held("animals") is echo.store["animals"]
+    assert echo.held("plants") is None
+
+    echo.close()
+    with pytest.raises(OverloadedError, match="the server is stopping"):
+        echo.held("animals")
 
 
 def test_task_whose_image_would_be_refused_is_neither_read_nor_fetched(

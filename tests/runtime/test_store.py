@@ -58,6 +58,20 @@ def test_store_tells_versions_aliases_and_what_is_in_memory(
     assert store.about(store.manifest("birds")) == About([1], {}, resident=False)
 
 
+def test_task_is_held_while_it_is_in_memory(folder: Path, graph: GraphSpec) -> None:
+    (folder / "aliases.json").write_text('{"flowers": {"stable": 1}}')
+    store = PromptStore(folder, graph)
+
+    for reference in ("flowers", "flowers@1", "flowers:stable"):
+        assert store.held(reference) is store[reference]
+    for unknown in ("flower", "flowers@2", "flowers:latest", "flowers@", "flowers\n"):
+        assert store.held(unknown) is None
+
+    none = PromptStore(folder, graph, host_bytes=0)
+    assert none["flowers"].name == "flowers"
+    assert none.held("flowers") is None
+
+
 def test_task_is_found_by_its_name_not_by_its_folder(folder: Path, graph: GraphSpec) -> None:
     (folder / "birds").rename(folder / "0001")
 

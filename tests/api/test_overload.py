@@ -1,0 +1,83 @@
+"""A busy server refuses what it has not read."""
+
+import http.client
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import uvicorn
+from pydantic import SecretStr
+from toys import coloured, encoded
+from toys_api import Api, check_refused, create_classifier, overloaded
+
+from lspt_serve.api.auth import Access
+from lspt_serve.models import Backbone
+
+PNG = encoded(coloured("red", np.random.default_rng(0)))
+IMAGE = {"Content-Type": "image/png"}
+
+
+@pytest.fixture(scope="module")
+def api(tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Api:
+    return Api(create_classifier(tiny_backbone, tmp_path_factory))
+
+
+@contextmanager
+def listening(api: Api) -> Iterator[http.client.HTTPConnection]:
+    """A connection to the app behind a real server, in a thread."""
+    server = uvicorn.Server(uvicorn.Config(api.app, port=0, lifespan="off", log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        end = time.monotonic() + 30
+        while not server.started:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        yield connection
+        connection.close()
+    finally:
+        server.should_exit = True
+        thread.join(timeout=30)
+
+
+def test_refusal_comes_before_the_image_and_the_connection_is_good_for_more(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with listening(api) as connection:
+        with overloaded(api.app.state.classifier, monkeypatch):
+            connection.putrequest("POST", "/classify?task=colour")
+            connection.putheader("Content-Type", "image/png")
+            connection.putheader("Content-Length", str(len(PNG)))
+            connection.endheaders()  # and nothing of the image
+            refused = connection.getresponse()
+            assert (refused.status, refused.headers["Retry-After"]) == (503, "1")
+            assert b"256 images wait already" in refused.read()
+            connection.send(PNG)
+
+        connection.request("POST", "/classify?task=colour", body=PNG, headers=IMAGE)
+        assert connection.getresponse().status == 200
+
+
+def test_task_in_a_form_is_refused_once_the_form_is_read(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with overloaded(api.app.state.classifier, monkeypatch):
+        check_refused(api.classify(PNG), 503, "overloaded")
+
+
+def test_busy_server_has_its_other_answers_still(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    with overloaded(api.app.state.classifier, monkeypatch):
+        unknown = api.request("POST", "/classify?task=colours", content=PNG, headers=IMAGE)
+        other = api.request("GET", "/classify?task=colour")
+        api.app.state.access = Access(SecretStr("token"), keys={})
+        stranger = api.request("POST", "/classify?task=colour", content=PNG, headers=IMAGE)
+        api.app.state.access = Access()
+
+    check_refused(unknown, 404, "unknown_task", item="task")
+    check_refused(other, 405, "method_not_allowed")
+    check_refused(stranger, 401, "unauthorised")
