@@ -21,6 +21,7 @@ class Threads:
     """A thread that somebody waits for no longer has its place until it is done."""
 
     def __init__(self, name: str, count: int, *, max_waiting: int = MAX_WAITING) -> None:
+        self._name = name
         self._pool = ThreadPoolExecutor(count, name)
         self._limit = count + max_waiting
         self._taken = 0
@@ -30,10 +31,10 @@ class Threads:
         """Raises OverloadedError if too much waits: better said now than a minute later."""
         with self._lock:
             if self._taken >= self._limit:
-                raise OverloadedError(f"{self._taken} images wait already; try again later")
+                raise OverloadedError(f"{self._taken} wait for {self._name}; try again later")
+            context = copy_context()
+            future = self._pool.submit(lambda: context.run(work, *args))
             self._taken += 1
-        context = copy_context()
-        future = self._pool.submit(lambda: context.run(work, *args))
         future.add_done_callback(self._leave)
         return await asyncio.wrap_future(future)
 

@@ -54,7 +54,7 @@ def test_more_images_than_may_wait_to_be_decoded_are_refused_at_once(
 
     refused, *answered = anyio.run(send)
 
-    assert "3 images wait already" in check_refused(refused, 503, "overloaded")
+    assert "3 wait for one; try again later" in check_refused(refused, 503, "overloaded")
     assert refused.headers["Retry-After"] == "1"
     assert [answer.status_code for answer in answered] == [200] * 3
 
