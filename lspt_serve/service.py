@@ -16,12 +16,14 @@ from lspt_serve.api.auth import load_access
 from lspt_serve.runtime import Watch
 from lspt_serve.settings import ServiceSettings, load_classifier
 from lspt_serve.supervisor import configure_supervisor
+from lspt_serve.tracing import configure_tracing
 
 __all__ = ["LSPTService"]
 
 logger = logging.getLogger(__name__)
 app = create_app()
 configure_supervisor()
+configure_tracing()
 
 
 @bentoml.service(

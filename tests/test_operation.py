@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DASHBOARD = ROOT / "docs" / "grafana" / "lspt-serve.json"
 PNG = encoded(coloured("red", np.random.default_rng(0), side=40))
 TRACE = "0af7651916cd43dd8448eb211c80319c"
-TWO_WORKERS = "services: {lspt: {workers: 2}}\ntracing: {sample_rate: 1.0}\n"
+TWO_WORKERS = "services: {lspt: {workers: 2}}\n"
 
 
 @pytest.fixture(scope="module")
