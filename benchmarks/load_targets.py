@@ -3,14 +3,26 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from common import Target, percentile
 from proof_changes import Change, Lives, find_failures
 from proof_memory import growth
+from proof_spent import Spent
 from proof_traffic import Run
 
-__all__ = ["SHARE", "Targets", "summarise", "to_changes", "to_memory", "to_targets"]
+__all__ = [
+    "SHARE",
+    "Excess",
+    "Targets",
+    "summarise",
+    "to_changes",
+    "to_excess",
+    "to_memory",
+    "to_mixed_up",
+    "to_steady",
+]
 
 SHARE = 0.8  # of the capacity, for the long run
 QUEUE = 256  # images that wait at a worker before it refuses some
@@ -18,42 +30,77 @@ BUSY = (429, 503)
 Targets = list[tuple[Target, str]]  # each with its unit
 
 
-def to_targets(
-    name: str,
-    workers: int,
-    capacity: float,
-    runs: tuple[Run, Run, Run],
-    faults: Counter[str],
-    lives: Lives,
-) -> Targets:
-    steady, excess, again = runs
+@dataclass(frozen=True)
+class Excess:
+    """Far more requests than the capacity, which was measured just before; what both took."""
+
+    workers: int
+    capacity: float
+    of_capacity: Spent
+    run: Run
+    spent: Spent
+
+    @property
+    def raw(self) -> dict[str, Any]:
+        return summarise(self.run) | {
+            "capacity": self.capacity,
+            "spent": self.spent._asdict(),
+            "spent at capacity": self.of_capacity._asdict(),
+        }
+
+
+def to_steady(name: str, capacity: float, runs: tuple[Run, Run], lives: Lives) -> Targets:
+    """Args:
+    runs: at SHARE of the capacity, and a little one at the end of all.
+    """
+    steady, again = runs
     failed = find_failures([*steady.seen, *again.seen], lives)
-    wrong = Counter(
-        each.status
-        for each in excess.seen
-        if each.status != 200 and not (each.status in BUSY and each.retry_after)
-    )
-    shed = sum(each.status in BUSY for each in excess.seen)
-    latencies, admitted = steady.latencies_s() or [60.0], excess.latencies_s() or [60.0]
+    latencies = steady.latencies_s() or [60.0]
     half, most = (1000 * percentile(latencies, share) for share in (0.5, 0.99))
     of = f"of {len(steady.seen)} at {SHARE:.0%} of {capacity:.1f}/s"
     of += f"; p50 {half:.0f}, p99 {most:.0f} ms"
-    bound = 1.5 * QUEUE * workers / capacity
-    share = max(run.cpu_share for run in runs)
     return [
         (Target(f"{name}: failed", "at most", 0, failed.total(), f"{of}{_show(failed)}"), ""),
-        (Target(f"{name}: mixed up", "at most", 0, faults.total(), "answers of all runs"), ""),
+        _to_generator(f"{name}: CPU of the generator", steady),
+    ]
+
+
+def to_mixed_up(name: str, faults: Counter[str]) -> tuple[Target, str]:
+    return Target(f"{name}: mixed up", "at most", 0, faults.total(), "answers of all runs"), ""
+
+
+def to_excess(name: str, excess: Excess) -> Targets:
+    run, capacity = excess.run, excess.capacity
+    wrong = Counter(
+        each.status
+        for each in run.seen
+        if each.status != 200 and not (each.status in BUSY and each.retry_after)
+    )
+    shed = sum(each.status in BUSY for each in run.seen)
+    admitted = run.latencies_s() or [60.0]
+    bound = 1.5 * QUEUE * excess.workers / capacity
+    return [
         (
             Target(
                 f"{name}: refused without 429 or 503 and Retry-After at 3x",
                 "at most",
                 0,
                 wrong.total(),
-                f"{shed} of {len(excess.seen)} shed{_show(wrong)}",
+                f"{shed} of {len(run.seen)} shed{_show(wrong)}",
             ),
             "",
         ),
-        (Target(f"{name}: goodput at 3x", "at least", 0.9, excess.per_s / capacity), "of capacity"),
+        (
+            Target(
+                f"{name}: goodput at 3x",
+                "at least",
+                0.9,
+                run.per_s / capacity,
+                f"{run.per_s:.1f} of {len(run.seen) / run.seconds:.1f}/s, {excess.spent}; "
+                f"at capacity {capacity:.1f}/s, {excess.of_capacity}",
+            ),
+            "of capacity",
+        ),
         (
             Target(
                 f"{name}: p99 of admitted at 3x",
@@ -64,8 +111,12 @@ def to_targets(
             ),
             "s",
         ),
-        (Target(f"{name}: CPU of the generator", "at most", 0.25, share), "cores"),
+        _to_generator(f"{name}: CPU of the generator at 3x", run),
     ]
+
+
+def _to_generator(name: str, run: Run) -> tuple[Target, str]:
+    return Target(name, "at most", 0.25, run.cpu_share), "cores"
 
 
 def _show(statuses: Counter[int]) -> str:

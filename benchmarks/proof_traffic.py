@@ -106,7 +106,10 @@ Start = Callable[[Load], "Future[Run]"]
 
 @contextmanager
 def generator() -> Iterator[Start]:
-    """A function that starts traffic in another process, which runs already."""
+    """A function that starts traffic in another process, which runs already.
+
+    A script that is stopped does not wait for traffic to end.
+    """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         pool.submit(time.monotonic).result()
@@ -114,7 +117,12 @@ def generator() -> Iterator[Start]:
         def start(load: Load) -> "Future[Run]":
             return pool.submit(run_load, load)
 
-        yield start
+        try:
+            yield start
+        except BaseException:
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
 
 
 def poisson(

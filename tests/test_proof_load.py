@@ -28,8 +28,9 @@ from proof_changes import (
 )
 from proof_memory import growth
 from proof_server import Server
+from proof_spent import Spent, Totals
 from proof_tasks import answer_all, check_apart, create_images, create_versions
-from proof_traffic import Load, Run, Shot, poisson, run_load
+from proof_traffic import Load, Run, Shot, generator, poisson, run_load
 from toys import export_once, random_bundle
 from toys_proofs import ANSWERS, run_quick, seen, to_body, toy_server
 
@@ -195,6 +196,31 @@ def test_poisson_traffic_comes_at_its_rate() -> None:
     assert gaps.std() == pytest.approx(gaps.mean(), rel=0.05)  # exponential
 
 
+def test_script_that_is_stopped_does_not_wait_for_its_traffic() -> None:
+    def stop() -> None:
+        shots = [Shot(60.0, 0, "a")]  # in a minute
+        with generator() as start:
+            running = start(Load("127.0.0.1", 1, [b"image"], shots, start=time.monotonic()))
+            while not running.running():
+                time.sleep(0.01)
+            raise KeyboardInterrupt
+
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        stop()
+    assert time.monotonic() - started < 50
+
+
+def test_what_a_server_spends_is_what_its_totals_grow_by() -> None:
+    before = Totals(at=100, loops=1, workers=2, engine=3, images=10, batches=5)
+    after = Totals(at=110, loops=3, workers=17, engine=9, images=90, batches=25)
+
+    spent = before.until(after)
+
+    assert spent == Spent(loops=0.2, workers=1.5, rows=4, batch_ms=300)
+    assert str(spent) == "batches of 4.0 in 300 ms, event loops 0.20 of 1.50 cores"
+
+
 def test_memory_that_grows_is_seen() -> None:
     assert growth([(s, 100) for s in range(100)]) == pytest.approx(0, abs=1e-9)
     assert growth([(s, 1000 + 5 * s) for s in range(101)]) == pytest.approx(250 / 1250)
@@ -286,4 +312,5 @@ def test_load_is_proved_on_a_small_model(tiny_backbone: Backbone, tmp_path: Path
     records = run_quick(prove_load, tmp_path, *words)
     assert records["1 worker(s): mixed up"]["reached"]
     assert records["1 worker(s): changes under traffic"]["measured"] == 12
+    assert "batches of" in records["1 worker(s): goodput at 3x"]["note"]
     assert records["1 worker(s): failed"]["note"].startswith("of ")
