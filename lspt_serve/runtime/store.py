@@ -92,12 +92,13 @@ class PromptStore:
         failed: Entry | None = None
         for _ in range(ATTEMPTS):
             entry = self._catalog.find(reference)
-            if entry == failed:  # the folder is as it was
-                break
             try:
                 return self._bundle(entry)
             except BundleError as error:  # deleted or replaced since the folder was read
-                reason, failed = error, entry
+                reason = error
+                if entry == failed:  # twice: it is not being replaced by one that is the same
+                    break
+                failed = entry
                 self.refresh()
         logger.warning("task %s can no longer be read: %s", reference, reason)
         raise UnknownTaskError(f"task {reference!r} can no longer be read") from reason

@@ -15,7 +15,7 @@ import pytest
 from toys import prompts_graph, simple_bundle
 
 import lspt_serve.runtime.catalog
-from lspt_serve.bundle import MANIFEST, TENSORS, Bundle, save_bundle
+from lspt_serve.bundle import MANIFEST, TENSORS, Bundle, load_bundle, save_bundle
 from lspt_serve.errors import BundleError, OutputError, UnknownTaskError
 from lspt_serve.graph import GraphSpec
 from lspt_serve.runtime import PromptStore, Watch
@@ -605,6 +605,30 @@ def test_bundle_that_is_replaced_on_disk_and_not_in_memory_is_the_new_one_at_onc
     add("flowers", number=2, folder="flowers")
 
     assert number_of(store["flowers"]) == 2
+
+
+def test_bundle_that_is_read_while_the_same_one_takes_its_place_is_served(
+    add: Callable[..., None], tmp_path: Path, graph: GraphSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a moment the folder is not there, and then all is as it was before."""
+    add("flowers", number=1, folder="flowers")
+    store, folder = PromptStore(tmp_path, graph, host_bytes=0), tmp_path / "flowers"
+    away: list[Path] = []
+
+    def load(path: Path, **options: Any) -> Bundle:
+        if not away:
+            away.append(path)
+            folder.rename(tmp_path / ".flowers")
+            try:
+                return load_bundle(path, **options)
+            finally:
+                (tmp_path / ".flowers").rename(folder)
+        return load_bundle(path, **options)
+
+    monkeypatch.setattr("lspt_serve.runtime.store.load_bundle", load)
+
+    assert number_of(store["flowers"]) == 1
+    assert away == [folder]
 
 
 def test_manifest_that_loses_its_tensors_is_unknown_and_the_rest_is_served(
