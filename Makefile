@@ -57,7 +57,7 @@ $(VENV)/train: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/dev: $(VENV)/train
-	$(PIP) --editable '.[datasets,signing]' --group dev
+	$(PIP) --editable '.[datasets,signing,tracing]' --group dev
 	@touch $@
 
 # A tritonserver for the tests, where there is one for this machine; its python wants an older numpy.

@@ -23,7 +23,6 @@ __all__ = ["LSPTService"]
 logger = logging.getLogger(__name__)
 app = create_app()
 configure_supervisor()
-configure_tracing()
 
 
 @bentoml.service(
@@ -61,3 +60,6 @@ class LSPTService:
 
     def __is_ready__(self) -> bool:
         return self.ready
+
+
+configure_tracing(LSPTService)
