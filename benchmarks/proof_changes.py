@@ -7,7 +7,8 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -100,14 +101,24 @@ class Folder:
     lives: Lives = field(default_factory=dict)
     done: int = 0
 
-    def start(self, changes: Iterable[Change], start: float) -> threading.Thread:
-        thread = threading.Thread(target=self._run, args=(changes, start), name="changes")
+    @contextmanager
+    def changing(self, changes: Iterable[Change], start: float) -> Iterator[None]:
+        """While the block runs, and until all are made; not if it is stopped."""
+        stop = threading.Event()
+        thread = threading.Thread(target=self._run, args=(changes, start, stop), name="changes")
         thread.start()
-        return thread
+        try:
+            yield
+        except BaseException:
+            stop.set()
+            raise
+        finally:
+            thread.join()
 
-    def _run(self, changes: Iterable[Change], start: float) -> None:
+    def _run(self, changes: Iterable[Change], start: float, stop: threading.Event) -> None:
         for change in changes:
-            time.sleep(max(0.0, start + change.at_s - time.monotonic()))
+            if stop.wait(max(0.0, start + change.at_s - time.monotonic())):
+                return
             self.make(change)
 
     def make(self, change: Change) -> None:

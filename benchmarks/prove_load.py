@@ -177,11 +177,9 @@ def run_steady(
     shots = poisson(SHARE * capacity, seconds, lambda rng, at_s: draw(tasks, rng, at_s), 1)
     progress(f"{len(shots)} requests in {seconds:g} s")
     memory, begin = Memory(scene.server), time.monotonic() + 1
-    with memory.sampled(min(SAMPLE_S, seconds / 30)):
-        answer = scene.start(scene.load(shots=shots, seconds=seconds, start=begin))
-        changing = folder.start(world.changes, begin)
+    answer = scene.start(scene.load(shots=shots, seconds=seconds, start=begin))
+    with memory.sampled(min(SAMPLE_S, seconds / 30)), folder.changing(world.changes, begin):
         run = answer.result()
-        changing.join()
     return run, memory.samples
 
 

@@ -35,6 +35,26 @@ def test_numbers_of_prompts_that_the_graph_was_made_with_and_others_answer_alike
         assert row_errors(got, wanted.features(noise(4), tasks)).max() < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("unused", "more"), [("_any", [0, 0]), ("_any", [-1, 0]), ("_own", [-1, -1]), ("_own", [0, 2])]
+)
+def test_a_batch_of_the_usual_number_of_prompts_has_a_compilation_of_its_own(
+    tiny_backbone: Backbone,
+    graph: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    unused: str,
+    more: list[int],
+) -> None:
+    engine = OpenVINOEngine(graph)
+    monkeypatch.setattr(engine, unused, None)
+    tasks = [
+        random_bundle(tiny_backbone, num_prompts=engine.num_prompts + count).method_tensors
+        for count in more
+    ]
+
+    assert np.isfinite(engine.features(noise(2), tasks)).all()
+
+
 @pytest.mark.skipif(not has_bf16(), reason="the CPU has no bf16 instructions")
 def test_bf16_is_near_fp32_and_is_not_fp32(tiny_backbone: Backbone, graph: Path) -> None:
     bundle = random_bundle(tiny_backbone, num_prompts=3)
