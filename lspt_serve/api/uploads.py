@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 
 from lspt_serve.api.bodies import parse_json, read_body
 from lspt_serve.api.disconnect import CLIENT_GONE
-from lspt_serve.errors import nearest
+from lspt_serve.errors import LSPTError, nearest
 
 __all__ = ["Upload", "malformed", "read_request"]
 
@@ -87,6 +87,8 @@ async def _read_form(request: Request, field: str) -> tuple[list[Upload], Fields
                     fields.append((name, value))
     except ClientDisconnect:
         raise HTTPException(CLIENT_GONE, "the caller left before all was read") from None
+    except LSPTError:  # the server has enough to do
+        raise
     except ValueError as error:  # bytes that are not of the charset
         raise HTTPException(400, "there was an error parsing the body") from error
     return uploads, fields

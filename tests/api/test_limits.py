@@ -2,6 +2,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import anyio
+import httpx
 import numpy as np
 import pytest
 from starlette.types import Message
@@ -109,6 +110,42 @@ def test_body_that_is_longer_than_declared_is_read_up_to_the_limit(api: Api) -> 
     chunks = [*in_chunks(body(5 * MAX_BYTES))]
 
     assert ask(api, b"10", chunks) == (413, MAX_BYTES // 1000 + 1)
+
+
+def test_bodies_that_are_held_are_weighed(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a caller takes long over one of 15 kB, there is no room for another of 6 kB."""
+    monkeypatch.setattr("lspt_serve.api.limits.AT_ONCE", 1)
+    large, small = body(15_000), body(6_000)
+    answers: dict[str, Any] = {}
+
+    async def send_both() -> None:
+        begun, go_on = anyio.Event(), anyio.Event()
+
+        async def slow() -> Any:
+            yield large[:-10]
+            begun.set()
+            await go_on.wait()
+            yield large[-10:]
+
+        transport = httpx.ASGITransport(api.app, raise_app_exceptions=False)
+        headers = {"Content-Type": "multipart/form-data; boundary=line"}
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+
+            async def classify(name: str, content: Any) -> None:
+                answers[name] = await client.post("/classify", content=content, headers=headers)
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(classify, "slow", slow())
+                await begun.wait()
+                await classify("refused", small)
+                go_on.set()
+            await classify("after", small)
+
+    anyio.run(send_both)
+
+    message = check_refused(answers["refused"], 503, "overloaded")
+    assert message == "14990 bytes are held already; try again later"
+    assert [answers[name].status_code for name in ("slow", "after")] == [200, 200]
 
 
 @pytest.mark.parametrize("declared", [b"9" * 5000, b"-1", b"many", b"", b"1e9"])
