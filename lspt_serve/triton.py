@@ -73,7 +73,8 @@ class TritonPythonModel:
 
     def _answer(self, image: bytes, task: str) -> Answer:
         bundle = self.classifier.find(task)
-        pixels = self.classifier.decode(image, bundle)
+        with self.classifier.telling(bundle.manifest):
+            pixels = self.classifier.decode(image, bundle)
         return bundle, self.classifier.submit(pixels, bundle)
 
 

@@ -208,7 +208,9 @@ def test_every_image_by_every_task(ask: Ask, tmp_path: Path) -> None:
     assert codes == [None, None, "unknown_task"] * 2 + ["unsupported_format"] * 2 + ["unknown_task"]
 
 
-@pytest.mark.parametrize(("limit", "value"), [("MAX_PAIRS", 4), ("GROUP_BYTES", 2 * len(PNG))])
+@pytest.mark.parametrize(
+    ("limit", "value"), [("MAX_PAIRS", 4), ("MAX_LABELS", 20), ("GROUP_BYTES", 2 * len(PNG))]
+)
 def test_more_images_than_a_request_takes_are_several_requests(
     ask: Ask, api: Api, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
 ) -> None:

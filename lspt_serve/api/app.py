@@ -23,6 +23,7 @@ def create_app(*, max_bytes: int = MAX_REQUEST_BYTES) -> FastAPI:
         max_bytes: of a request's body; more is answered with 413. `app.state.max_bytes` later.
     """
     app = FastAPI(title="lspt-serve", docs_url=None, redoc_url=None, openapi_url=None)
+    app.router.redirect_slashes = False  # to whatever Host the caller named
     app.state.max_bytes = max_bytes
     app.state.access = Access()
     app.state.metrics = Metrics()

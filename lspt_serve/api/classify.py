@@ -46,7 +46,8 @@ async def classify(request: Request, response: Response, classifier: CallersClas
     if bundle is None:
         bundle = await READING.run(classifier.find, asked.task)
     request.state.task = f"{bundle.name}@{bundle.manifest.version}"
-    pixels = await DECODING.run(classifier.decode, uploads.pop().data, bundle)
+    with classifier.telling(bundle.manifest):
+        pixels = await DECODING.run(classifier.decode, uploads.pop().data, bundle)
     decoded = time.perf_counter()
     deadline, grid = time.monotonic() + DEADLINE_S, classifier.engine.graph.grid
     rows = [classifier.submit(pixels, bundle, deadline=deadline)]

@@ -24,6 +24,7 @@ from lspt_serve.schemas import ClassifyManyFields, Item, ManyAnswer, Timings
 __all__ = ["router"]
 
 MAX_PAIRS = 1000  # of an image and a task, in a request
+MAX_LABELS = 100_000  # in an answer
 WINDOW = 64  # pairs of a request that are under way, of the 256 that may wait for the engine
 Outcome = tuple[Manifest, NDArray[np.float32]] | Exception  # logits (K)
 router = APIRouter()
@@ -47,7 +48,9 @@ async def classify_many(
     uploads, asked = await read_request(request, ClassifyManyFields, "images")
     if len(uploads) * len(asked.tasks) > MAX_PAIRS:
         raise malformed("images", f"{len(uploads)} x {len(asked.tasks)} tasks; at most {MAX_PAIRS}")
-    job = _Job(classifier, asked.tasks)
+    versions = await READING.run(lambda: [_find_version(classifier, task) for task in asked.tasks])
+    _check_labels(len(uploads), versions, asked.top_k)
+    job = _Job(classifier, versions)
     outcomes = await unless_gone(request, asyncio.ensure_future(job.run(uploads)))
     if all(isinstance(outcome, (OverloadedError, UnavailableError)) for outcome in outcomes):
         raise outcomes[0]  # type: ignore[misc]
@@ -61,6 +64,21 @@ async def classify_many(
     )
     request.state.timings = timings.model_dump()
     return ManyAnswer(items=items, request_id=request_id(request), timings_ms=timings)
+
+
+def _find_version(classifier: Classifier, task: str) -> Manifest | LSPTError:
+    """One version answers all images, whatever becomes of the folder meanwhile."""
+    try:
+        return classifier.manifest(task)
+    except LSPTError as error:
+        return error
+
+
+def _check_labels(num_images: int, versions: Sequence[Manifest | LSPTError], top_k: int) -> None:
+    known = [version for version in versions if isinstance(version, Manifest)]
+    count = num_images * sum(min(top_k, len(manifest.labels)) for manifest in known)
+    if count > MAX_LABELS:
+        raise malformed("top_k", f"{count} labels of all images and tasks; at most {MAX_LABELS}")
 
 
 def _to_items(
@@ -87,44 +105,35 @@ def _to_items(
 class _Job:
     """The pairs of one request, WINDOW of them at a time."""
 
-    def __init__(self, classifier: Classifier, tasks: Sequence[str]) -> None:
+    def __init__(self, classifier: Classifier, versions: Sequence[Manifest | LSPTError]) -> None:
         self.classifier = classifier
-        self.tasks = tasks
+        self.versions = versions
         self.window = asyncio.Semaphore(WINDOW)
         self.deadline = time.monotonic() + DEADLINE_S
         self.decode_s = self.engine_s = 0.0
 
     async def run(self, uploads: Sequence[Upload]) -> list[Outcome]:
         """The tasks of the first image first."""
-        versions = await READING.run(lambda: [self._version_of(task) for task in self.tasks])
-        answered = await asyncio.gather(*(self._image(upload, versions) for upload in uploads))
+        answered = await asyncio.gather(*map(self._image, uploads))
         return [outcome for outcomes in answered for outcome in outcomes]
 
-    def _version_of(self, task: str) -> str | LSPTError:
-        """NAME@VERSION: one answers all images, whatever becomes of the folder meanwhile."""
-        try:
-            manifest = self.classifier.manifest(task)
-        except LSPTError as error:
-            return error
-        return f"{manifest.name}@{manifest.version}"
-
-    async def _image(
-        self, upload: Upload, versions: Sequence[str | LSPTError]
-    ) -> Sequence[Outcome]:
+    async def _image(self, upload: Upload) -> Sequence[Outcome]:
         decoded: dict[Preprocess, asyncio.Task[NDArray[np.float32]]] = {}
 
-        async def answer(version: str | LSPTError) -> Outcome:
+        async def answer(version: Manifest | LSPTError) -> Outcome:
             if isinstance(version, LSPTError):
                 return version
             async with self.window:  # no more bundles than that are held in memory for it
-                bundle = await READING.run(self.classifier.find, version)
+                reference = f"{version.name}@{version.version}"
+                bundle = await READING.run(self.classifier.find, reference)
                 way = bundle.manifest.preprocess
                 if way not in decoded:
                     decoded[way] = asyncio.ensure_future(self._decode(upload.data, bundle))
-                pixels = await decoded[way]
-                return bundle.manifest, await self._run(pixels, bundle)
+                with self.classifier.telling(version):
+                    pixels = await decoded[way]
+                return version, await self._run(pixels, bundle)
 
-        return await asyncio.gather(*map(answer, versions), return_exceptions=True)  # type: ignore[return-value]
+        return await asyncio.gather(*map(answer, self.versions), return_exceptions=True)  # type: ignore[return-value]
 
     async def _decode(self, data: bytes, bundle: Bundle) -> NDArray[np.float32]:
         started = time.perf_counter()

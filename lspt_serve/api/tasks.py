@@ -1,6 +1,6 @@
 """GET /tasks: what is served."""
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 
 from lspt_serve.api.auth import CallersClassifier
 from lspt_serve.api.failures import RESPONSES
@@ -13,14 +13,16 @@ __all__ = ["router"]
 router = APIRouter()
 
 
-@router.get("/tasks")
-async def list_tasks(classifier: CallersClassifier) -> TaskList:
+@router.get("/tasks", response_model=TaskList)
+def list_tasks(classifier: CallersClassifier) -> Response:
     """The tasks that are served, and the bundles that are not, with the reason."""
-    return TaskList(
+    # in a thread, to the last letter: there may be thousands
+    listed = TaskList(
         generation=classifier.store.generation,
         tasks=[_describe(task, classifier.store) for task in classifier.tasks],
         refused=dict(classifier.tasks.refused),
     )
+    return Response(listed.model_dump_json(), media_type="application/json")
 
 
 @router.get("/tasks/{name}", responses={404: RESPONSES[404]})

@@ -57,6 +57,7 @@ ERRORS: dict[str, type[LSPTError]] = {  # by the server's codes
 BUSY = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 MAX_WAIT_S = 30.0  # a server that says more is not waited for
 MAX_PAIRS = 1000  # of an image and a task, in a request
+MAX_LABELS = 100_000  # in an answer
 GROUP_BYTES = 8_000_000  # of several images in a request; servers take 20 MB
 
 
@@ -110,13 +111,13 @@ def place_items(answer: ManyAnswer, group: Group) -> list[Item]:
     ]
 
 
-def group_images(images: Iterable[Image], num_tasks: int) -> Iterator[Group]:
+def group_images(images: Iterable[Image], num_tasks: int, top_k: int) -> Iterator[Group]:
     """Images, read one by one, in requests that a server takes; raises what `read_image` raises."""
+    most = min(MAX_PAIRS, MAX_LABELS // max(1, top_k)) // max(1, num_tasks)
     start, names, held = 0, list[str | None](), list[bytes]()
     for image in images:
         data = read_image(image)
-        too_many = (len(held) + 1) * num_tasks > MAX_PAIRS
-        if held and (too_many or sum(map(len, held)) + len(data) > GROUP_BYTES):
+        if held and (len(held) >= most or sum(map(len, held)) + len(data) > GROUP_BYTES):
             yield Group(start, names, held)
             start, names, held = start + len(held), [], []
         names.append(str(image) if isinstance(image, str | PathLike) else None)

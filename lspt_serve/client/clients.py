@@ -105,7 +105,7 @@ class Client(Settings):
         """
         asked = {"top_k": top_k, "activation": activation, "threshold": threshold}
         items: list[Item] = []
-        for group in group_images(images, len(tasks)):
+        for group in group_images(images, len(tasks), top_k):
             items += place_items(self._do(ask_items(group, tasks, **asked)), group)
         return items
 
@@ -195,7 +195,7 @@ class AsyncClient(Settings):
         """See Client."""
         asked = {"top_k": top_k, "activation": activation, "threshold": threshold}
         items: list[Item] = []
-        groups = group_images(images, len(tasks))
+        groups = group_images(images, len(tasks), top_k)
         while group := await anyio.to_thread.run_sync(next, groups, None):
             items += place_items(await self._do(ask_items(group, tasks, **asked)), group)
         return items

@@ -107,7 +107,7 @@ class Classifier:
         """
         bundle = self.tasks.held(reference)
         if bundle:
-            with self._telling(bundle.manifest):
+            with self.telling(bundle.manifest):
                 self._batcher.check_room(bundle.name)
         return bundle
 
@@ -121,7 +121,7 @@ class Classifier:
             OverloadedError: an image of it would be refused now.
         """
         manifest = self.manifest(reference)
-        with self._telling(manifest):
+        with self.telling(manifest):
             self._batcher.check_room(manifest.name)
             bundle = self.tasks[reference]
         self.engine.prefetch([bundle.method_tensors])
@@ -133,8 +133,7 @@ class Classifier:
         The engine fetches the task's tensors meanwhile.
         """
         self.engine.prefetch([bundle.method_tensors])
-        with self._telling(bundle.manifest):
-            return preprocess_image(data, bundle.manifest.preprocess, self.limits)
+        return preprocess_image(data, bundle.manifest.preprocess, self.limits)
 
     def submit(
         self, image: Array, bundle: Bundle, *, deadline: float | None = None
@@ -144,7 +143,7 @@ class Classifier:
         Raises OverloadedError; the future may hold it too, or DeadlineError, or ArithmeticError for
         an answer that is not finite. See Batcher.submit.
         """
-        with self._telling(bundle.manifest):
+        with self.telling(bundle.manifest):
             answer = self._batcher.submit(image, _Job(bundle), deadline=deadline)
         answer.add_done_callback(
             lambda answer: self._events.answered(bundle.manifest, _error(answer))
@@ -164,7 +163,8 @@ class Classifier:
         self.engine.close()
 
     @contextmanager
-    def _telling(self, manifest: Manifest) -> Iterator[None]:
+    def telling(self, manifest: Manifest) -> Iterator[None]:
+        """What fails in the block counts as an image of the task that was not answered."""
         try:
             yield
         except Exception as error:

@@ -1,8 +1,12 @@
+import asyncio
 import io
 import re
+import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -164,6 +168,42 @@ def test_tasks_are_listed_with_what_they_are(api: Api) -> None:
 
     assert [(task["name"], tuple(task["labels"])) for task in listed["tasks"]] == [*TASKS.items()]
     assert listed["refused"] == {}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "looked_at"),
+    [("GET", "/tasks", "about"), ("POST", "/v2/repository/index", "listed")],
+)
+def test_a_list_of_many_tasks_holds_nobody_up(
+    api: Api, monkeypatch: pytest.MonkeyPatch, method: str, path: str, looked_at: str
+) -> None:
+    """One that takes until another request is answered."""
+    begun, go_on, look = threading.Event(), threading.Event(), getattr(PromptStore, looked_at)
+
+    def slow(*args: Any) -> Any:
+        begun.set()
+        assert go_on.wait(timeout=30)
+        return look(*args)
+
+    async def ask() -> list[int]:
+        transport = httpx.ASGITransport(api.app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            listed = asyncio.ensure_future(client.request(method, path))
+            await asyncio.to_thread(begun.wait, 30)
+            other = await client.get("/tasks/nobody")
+            go_on.set()
+            return [(await listed).status_code, other.status_code]
+
+    monkeypatch.setattr(PromptStore, looked_at, slow)
+
+    assert asyncio.run(ask()) == [200, 404]
+
+
+def test_no_address_is_another_without_its_slash(api: Api) -> None:
+    answer = api.request("GET", "/tasks/", headers={"Host": "other.example"})
+
+    assert answer.status_code == 404
+    assert "location" not in answer.headers
 
 
 def test_one_task_is_described(api: Api) -> None:

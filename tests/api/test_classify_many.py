@@ -122,6 +122,19 @@ def test_too_many_pairs_are_malformed(api: Api) -> None:
     assert message == "images: 3 x 334 tasks; at most 1000"
 
 
+def test_too_many_labels_of_an_answer_are_malformed(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """3 images of colour's three labels and parity's two."""
+    monkeypatch.setattr("lspt_serve.api.classify_many.MAX_LABELS", 14)
+    tasks = ["colour", "parity", "nobody"]
+
+    refused = post(api, IMAGES, tasks=tasks, top_k=1000)
+    message = check_refused(refused, 400, "malformed", item="top_k")
+    assert message == "top_k: 15 labels of all images and tasks; at most 14"
+    assert post(api, IMAGES, tasks=tasks, top_k=2).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("images", "fields", "item"),
     [({}, {"tasks": ["colour"]}, "images"), (IMAGES, {}, "tasks"), (IMAGES, {"task": "a"}, "task")],

@@ -48,6 +48,17 @@ def test_images_are_counted_by_task_version_and_code(api: Api) -> None:
     ]
 
 
+def test_an_image_that_does_not_decode_counts_for_every_task_that_it_was_asked_of(
+    api: Api,
+) -> None:
+    form = {"tasks": ["colour", "parity"]}
+    api.request("POST", "/classify_many", files=[("images", PNG[:60])], data=form)
+
+    assert values(api, "lspt_requests_total") == [
+        ({"task": name, "version": "1", "code": "undecodable"}, 1) for name in form["tasks"]
+    ]
+
+
 def test_what_callers_make_up_is_no_label(api: Api) -> None:
     for name in ("nobody", "colour@7", "no:alias"):
         api.classify(PNG, task=name)

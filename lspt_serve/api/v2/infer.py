@@ -66,7 +66,8 @@ async def _classify(
     async def classify(index: int, row: Row) -> Array:
         async with window:
             try:
-                image = await DECODING.run(_to_image, row, bundle, classifier)
+                with classifier.telling(bundle.manifest):
+                    image = await DECODING.run(_to_image, row, bundle, classifier)
             except ImageError as error:
                 raise type(error)(f"row {index}: {error}") from error
             row_logits = classifier.submit(image, bundle, deadline=deadline)

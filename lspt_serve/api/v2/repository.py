@@ -2,8 +2,10 @@
 
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from lspt_serve.api.auth import CallersClassifier, StoreToChange
@@ -23,20 +25,26 @@ class _ChangeRequest(BaseModel):
     parameters: dict[str, Any] = {}
 
 
-@router.post("/index")
-async def list_models(request: Request, classifier: CallersClassifier) -> list[dict[str, str]]:
+@router.post("/index", response_model=list[dict[str, str]])
+async def list_models(request: Request, classifier: CallersClassifier) -> Response:
     """All versions of all tasks, and folders of bundles that are refused, with the reason."""
     asked = validate(_IndexRequest, parse_json(await read_body(request) or b"{}"))
-    return [
-        {
-            "name": row.name,
-            "version": str(row.version or ""),
-            "state": "UNAVAILABLE" if row.reason else "READY",
-            "reason": row.reason or "",
-        }
-        for row in classifier.tasks.listed()
-        if not (asked.ready and row.reason)
-    ]
+
+    def to_response() -> Response:
+        return JSONResponse(
+            [
+                {
+                    "name": row.name,
+                    "version": str(row.version or ""),
+                    "state": "UNAVAILABLE" if row.reason else "READY",
+                    "reason": row.reason or "",
+                }
+                for row in classifier.tasks.listed()
+                if not (asked.ready and row.reason)
+            ]
+        )
+
+    return await run_in_threadpool(to_response)  # there may be thousands
 
 
 @router.post("/models/{name}/load")
