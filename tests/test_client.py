@@ -20,12 +20,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from toys import coloured, encoded, export_once, random_bundle
+from toys import coloured, encoded
 from toys_api import TASKS, Api, create_classifier
-from toys_server import served
+from toys_server import create_served, served
 
 from lspt_serve.api.failures import FAILURES
-from lspt_serve.bundle import save_bundle
 from lspt_serve.client import AsyncClient, Client, error_code
 from lspt_serve.client.calls import ERRORS, ask_items
 from lspt_serve.client.images import read_image
@@ -67,13 +66,7 @@ def api(tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Ap
 @pytest.fixture(scope="module")
 def url(tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Of a real server that holds the same bundles as the app."""
-    folder = tmp_path_factory.mktemp("served")
-    (folder / "graph").symlink_to(export_once(tiny_backbone, tmp_path_factory))
-    for seed, (name, labels) in enumerate(TASKS.items(), start=1):
-        bundle = random_bundle(
-            tiny_backbone, name=name, labels=labels, seed=seed, num_prompts=2 * seed
-        )
-        save_bundle(bundle, folder / "bundles" / name)
+    folder = create_served(tiny_backbone, tmp_path_factory)
     with served("--device", "cpu", "--engine", "onnxruntime", folder=folder) as url:
         yield url
 

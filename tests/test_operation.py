@@ -13,10 +13,9 @@ import httpx
 import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from toys import coloured, encoded, export_once, random_bundle
-from toys_server import Server, serving
+from toys import coloured, encoded
+from toys_server import Server, create_served, serving
 
-from lspt_serve.bundle import save_bundle
 from lspt_serve.models import Backbone
 
 pytestmark = pytest.mark.slow
@@ -30,11 +29,7 @@ TWO_WORKERS = "services: {lspt: {workers: 2}}\n"
 
 @pytest.fixture(scope="module")
 def folder(tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("served")
-    (folder / "graph").symlink_to(export_once(tiny_backbone, tmp_path_factory))
-    for name in ("colour", "parity"):
-        save_bundle(random_bundle(tiny_backbone, name=name), folder / "bundles" / name)
-    return folder
+    return create_served(tiny_backbone, tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,9 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from toys import export_once, random_bundle
-from toys_server import Server, serving
+from toys_server import Server, create_served, serving
 
 from lspt_serve import supervisor
-from lspt_serve.bundle import save_bundle
 from lspt_serve.cores import THREADS
 from lspt_serve.models import Backbone
 from lspt_serve.supervisor import CHECK_S, MEMORY
@@ -27,10 +25,7 @@ METRICS = "PROMETHEUS_MULTIPROC_DIR"
 
 @pytest.fixture(scope="module")
 def folder(tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("served")
-    (folder / "graph").symlink_to(export_once(tiny_backbone, tmp_path_factory))
-    save_bundle(random_bundle(tiny_backbone, name="colour"), folder / "bundles" / "colour")
-    return folder
+    return create_served(tiny_backbone, tmp_path_factory)
 
 
 def worker_of(server: Server) -> psutil.Process | None:

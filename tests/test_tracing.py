@@ -2,16 +2,13 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
 from bentoml._internal.configuration.containers import BentoMLContainer
-from toys import export_once, random_bundle
 from toys_proofs import toy_server
-from toys_server import serving
+from toys_server import create_served, serving
 
-from lspt_serve.bundle import save_bundle
 from lspt_serve.models import Backbone
 from lspt_serve.tracing import DISABLED, configure_tracing
 
@@ -55,11 +52,10 @@ def test_who_set_opentelemetry_up_keeps_it(untold: None, monkeypatch: pytest.Mon
 
 @pytest.mark.slow
 def test_a_collector_that_bentoml_is_told_of_gets_a_span_of_a_request(
-    tiny_backbone: Backbone, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="needs '.[tracing]'")
-    (tmp_path / "graph").symlink_to(export_once(tiny_backbone, tmp_path_factory))
-    save_bundle(random_bundle(tiny_backbone, name="colour"), tmp_path / "bundles" / "colour")
+    folder = create_served(tiny_backbone, tmp_path_factory)
     sent: list[tuple[str, bytes]] = []
 
     def collect(path: str, body: bytes) -> tuple[int, dict[str, str], bytes]:
@@ -70,9 +66,9 @@ def test_a_collector_that_bentoml_is_told_of_gets_a_span_of_a_request(
         otlp = {"protocol": "http", "endpoint": f"http://127.0.0.1:{port}/v1/traces"}
         tracing = {"exporter_type": "otlp", "sample_rate": 1.0, "otlp": otlp}
         config = {"services": {"lspt": {"tracing": tracing}}}
-        (tmp_path / "bentoml.yaml").write_text(json.dumps(config))
-        environment = {"BENTOML_CONFIG": tmp_path / "bentoml.yaml", "LSPT_ENGINE": "onnxruntime"}
-        with serving(folder=tmp_path, environment=environment) as server:
+        (folder / "bentoml.yaml").write_text(json.dumps(config))
+        environment = {"BENTOML_CONFIG": folder / "bentoml.yaml", "LSPT_ENGINE": "onnxruntime"}
+        with serving(folder=folder, environment=environment) as server:
             headers = {"traceparent": f"00-{TRACE}-b7ad6b7169203331-01"}
             assert httpx.get(f"{server.url}/tasks", headers=headers).status_code == 200
             end = time.monotonic() + 30

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import wait
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -24,14 +25,19 @@ from lspt_serve.runtime import SILENT, Classifier, Events, OnnxEngine, PromptSto
 TASKS = {"colour": ("blue", "green", "red"), "parity": ("even", "odd")}
 
 
-def create_classifier(
-    backbone: Backbone, tmp_path_factory: pytest.TempPathFactory, *, events: Events = SILENT
-) -> Classifier:
-    """Two tasks of different labels, tensors and numbers of prompts."""
-    folder = tmp_path_factory.mktemp("bundles")
+def save_tasks(backbone: Backbone, folder: Path) -> None:
+    """Two bundles of different labels, tensors and numbers of prompts."""
     for seed, (name, labels) in enumerate(TASKS.items(), start=1):
         bundle = random_bundle(backbone, name=name, labels=labels, seed=seed, num_prompts=2 * seed)
         save_bundle(bundle, folder / name)
+
+
+def create_classifier(
+    backbone: Backbone, tmp_path_factory: pytest.TempPathFactory, *, events: Events = SILENT
+) -> Classifier:
+    """Of two tasks."""
+    folder = tmp_path_factory.mktemp("bundles")
+    save_tasks(backbone, folder)
     engine = OnnxEngine(export_once(backbone, tmp_path_factory), device="cpu")
     store = PromptStore(folder, engine.graph, events=events)
     return Classifier(engine, store, max_batch_size=4, events=events)

@@ -13,6 +13,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from toys import export_once
+from toys_api import save_tasks
+
+from lspt_serve.models import Backbone
 
 LSPT = [sys.executable, "-c", "from lspt_serve.cli import main; main()"]
 SERVICE = "lspt_serve.service:LSPTService"
@@ -48,6 +52,14 @@ class Server:
                 continue
             except ProcessLookupError:
                 return
+
+
+def create_served(backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a graph and two bundles, as `serving` and `served` take it."""
+    folder = tmp_path_factory.mktemp("served")
+    (folder / "graph").symlink_to(export_once(backbone, tmp_path_factory))
+    save_tasks(backbone, folder / "bundles")
+    return folder
 
 
 @contextmanager

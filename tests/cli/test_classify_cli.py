@@ -20,12 +20,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
-from toys import coloured, encoded, export_once, random_bundle
-from toys_api import TASKS, Api
+from toys import coloured, encoded
+from toys_api import Api
 from toys_cli import Command, Ended
-from toys_server import served
+from toys_server import create_served, served
 
-from lspt_serve.bundle import save_bundle
 from lspt_serve.cli import main
 from lspt_serve.client import AsyncClient
 from lspt_serve.models import Backbone
@@ -41,13 +40,7 @@ BUSY = {"error": {"code": "overloaded", "message": "busy", "request_id": "a", "i
 @pytest.fixture(scope="module")
 def work(tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a graph, two bundles and some images, one of which is broken."""
-    folder = tmp_path_factory.mktemp("work")
-    (folder / "graph").symlink_to(export_once(tiny_backbone, tmp_path_factory))
-    for seed, (name, labels) in enumerate(TASKS.items(), start=1):
-        bundle = random_bundle(
-            tiny_backbone, name=name, labels=labels, seed=seed, num_prompts=2 * seed
-        )
-        save_bundle(bundle, folder / "bundles" / name)
+    folder = create_served(tiny_backbone, tmp_path_factory)
     (folder / "photos" / "deep").mkdir(parents=True)
     (folder / "photos" / "b.png").write_bytes(PNG)
     (folder / "photos" / "deep" / "a.JPG").write_bytes(JPEG)
@@ -419,7 +412,7 @@ def test_a_server_that_goes_away_ends_the_command_and_what_was_done_is_kept(
     run: Command, mocked: Callable[..., Mock], tmp_path: Path
 ) -> None:
     def answer(number: int) -> httpx.Response:
-        if number > 2:
+        if number > 3:
             raise httpx.ConnectError("refused")
         return ok()
 
@@ -428,10 +421,11 @@ def test_a_server_that_goes_away_ends_the_command_and_what_was_done_is_kept(
     ended = run("photos", *URL, "--out", tmp_path / "a.jsonl")
 
     check_error(ended, "http://h:1 does not answer: refused")
-    assert f"the answers of 2 image(s) are in {tmp_path}/a.partial.jsonl" in ended.err.replace(
-        "\n", ""
-    )
-    assert [row["file"] for row in read(tmp_path / "a.partial.jsonl")] == FILES[:2]
+    kept = [row["file"] for row in read(tmp_path / "a.partial.jsonl")]
+    said = f"the answers of {len(kept)} image(s) are in {tmp_path}/a.partial.jsonl"
+    assert said in ended.err.replace("\n", "")
+    assert kept == FILES[: len(kept)]
+    assert 1 <= len(kept) <= 3  # images are asked of side by side: the third may overtake
     assert [path.name for path in tmp_path.iterdir()] == ["a.partial.jsonl"]
 
 
