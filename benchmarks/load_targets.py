@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 SHARE = 0.8  # of the capacity, for the long run
-QUEUE = 256  # images that wait at a worker before it refuses some
+QUEUE, WAIT_S = 256, 10.0  # images that wait at a worker before it refuses some, and how long
 BUSY = (429, 503)
 Targets = list[tuple[Target, str]]  # each with its unit
 
@@ -78,7 +78,8 @@ def to_excess(name: str, excess: Excess) -> Targets:
     )
     shed = sum(each.status in BUSY for each in run.seen)
     admitted = run.latencies_s() or [60.0]
-    bound = 1.5 * QUEUE * excess.workers / capacity
+    queue = min(QUEUE, WAIT_S * capacity / excess.workers)
+    bound = 1.5 * queue * excess.workers / capacity
     return [
         (
             Target(
@@ -107,7 +108,7 @@ def to_excess(name: str, excess: Excess) -> Targets:
                 "at most",
                 round(bound, 2),
                 percentile(admitted, 0.99),
-                f"1.5 x {QUEUE} images at each worker; p50 {percentile(admitted, 0.5):.2f} s",
+                f"1.5 x {queue:.0f} images at each worker; p50 {percentile(admitted, 0.5):.2f} s",
             ),
             "s",
         ),

@@ -25,7 +25,6 @@ __all__ = ["router"]
 
 MAX_PAIRS = 1000  # of an image and a task, in a request
 MAX_LABELS = 100_000  # in an answer
-WINDOW = 64  # pairs of a request that are under way, of the 256 that may wait for the engine
 Outcome = tuple[Manifest, NDArray[np.float32]] | Exception  # logits (K)
 router = APIRouter()
 
@@ -103,12 +102,12 @@ def _to_items(
 
 
 class _Job:
-    """The pairs of one request, WINDOW of them at a time."""
+    """The pairs of one request, a window of them at a time."""
 
     def __init__(self, classifier: Classifier, versions: Sequence[Manifest | LSPTError]) -> None:
         self.classifier = classifier
         self.versions = versions
-        self.window = asyncio.Semaphore(WINDOW)
+        self.window = asyncio.Semaphore(classifier.window)
         self.deadline = time.monotonic() + DEADLINE_S
         self.decode_s = self.engine_s = 0.0
 

@@ -1,14 +1,15 @@
-"""How large batches are worth their while on this machine."""
+"""How fast an engine is on this machine, and how large batches are worth their while."""
 
 import logging
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
 from lspt_serve.runtime.engine import Engine
 
-__all__ = ["grow_while_it_pays", "measure_batch_size"]
+__all__ = ["Pace", "grow_while_it_pays", "measure_pace"]
 
 WORTH_IT = 1.05  # how much faster, per image, the best size must be than a smaller one
 GIVE_UP = (
@@ -18,8 +19,15 @@ REPEATS = 3
 logger = logging.getLogger(__name__)
 
 
-def measure_batch_size(engine: Engine, *, limit: int) -> int:
-    """The size up to which batches pay; a batch of every size up to it has run then.
+class Pace(NamedTuple):
+    """`batch_size`: up to which batches pay; `images_per_s`: in batches of that size."""
+
+    batch_size: int
+    images_per_s: float
+
+
+def measure_pace(engine: Engine, *, limit: int) -> Pace:
+    """Of an engine that does nothing else; a batch of every size that pays has run then.
 
     Where larger batches are no faster (a CPU has its caches full early) they would only make
     everybody wait for everybody.
@@ -44,8 +52,9 @@ def measure_batch_size(engine: Engine, *, limit: int) -> int:
         seconds(batch_size, repeats=1)  # engines prepare for the size of a batch when it comes
     for batch_size in {1, best}:
         seconds(batch_size, repeats=1, num_prompts=usual + 1)  # and for other numbers of prompts
-    logger.info("batches of up to %d images pay here", best)
-    return best
+    pace = Pace(best, best / seconds(best))
+    logger.info("batches of up to %d images pay here; %.1f images/s", *pace)
+    return pace
 
 
 def grow_while_it_pays(seconds: Callable[[int], float], *, limit: int) -> int:

@@ -17,7 +17,7 @@ from lspt_serve.bundle import Bundle, Manifest
 from lspt_serve.errors import UnknownTaskError
 from lspt_serve.preprocess import LIMITS, ImageLimits, preprocess_image
 from lspt_serve.runtime.allowed import AllowedTasks, Tasks
-from lspt_serve.runtime.batch_size import measure_batch_size
+from lspt_serve.runtime.batch_size import measure_pace
 from lspt_serve.runtime.batcher import Batcher
 from lspt_serve.runtime.engine import Engine
 from lspt_serve.runtime.events import SILENT, Events
@@ -26,6 +26,8 @@ from lspt_serve.sizes import MAX_BATCH_SIZE
 
 __all__ = ["Activation", "Classifier", "Prediction", "activate", "top_labels"]
 
+MAX_WAIT_S = 10.0  # for the engine: who would wait longer is better told so at once
+MIN_CAPACITY = 16
 Activation = Literal["softmax", "sigmoid", "none"]
 Array = NDArray[np.float32]
 
@@ -53,7 +55,8 @@ class Classifier:
     """Answers for every task in the store, with an engine of its own whose batches mix tasks.
 
     Args:
-        max_batch_size: None: as much as pays on this machine, up to 32; measured here.
+        max_batch_size: None: as much as pays on this machine, up to 32; measured here, and no more
+            images may wait then than the engine runs in 10 seconds.
         max_delay_s: see Batcher.
         capacity: images that may wait for the engine.
         limits: to the files that are decoded.
@@ -76,8 +79,9 @@ class Classifier:
         self._events = events
         self.limits = limits
         if max_batch_size is None:
-            max_batch_size = measure_batch_size(engine, limit=MAX_BATCH_SIZE)
-        self.max_batch_size = max_batch_size
+            max_batch_size, images_per_s = measure_pace(engine, limit=MAX_BATCH_SIZE)
+            capacity = min(capacity, max(MIN_CAPACITY, int(MAX_WAIT_S * images_per_s)))
+        self.max_batch_size, self.capacity = max_batch_size, capacity
         self._batcher = Batcher(
             self._run,
             max_batch_size=self.max_batch_size,
@@ -156,6 +160,11 @@ class Classifier:
         """As `submit`, but what of its patches the answer attends to (see Engine.attention): N."""
         job = _Job(bundle, attention=True)
         return self._batcher.submit(image, job, deadline=deadline)
+
+    @property
+    def window(self) -> int:
+        """Images of one request that may wait at a time, so that others have room."""
+        return self.capacity // 4
 
     def close(self) -> None:
         """Answer what waits and stop."""

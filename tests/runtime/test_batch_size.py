@@ -1,9 +1,12 @@
+import time
+from typing import Any
+
 import pytest
 from toys import export_once
 
 from lspt_serve.models import Backbone
 from lspt_serve.runtime import OnnxEngine
-from lspt_serve.runtime.batch_size import grow_while_it_pays, measure_batch_size
+from lspt_serve.runtime.batch_size import grow_while_it_pays, measure_pace
 
 
 @pytest.mark.parametrize(
@@ -23,9 +26,25 @@ def test_batches_grow_while_it_pays(milliseconds: dict[int, float], best: int) -
 
 @pytest.mark.parametrize("limit", [1, 2, 8])
 def test_real_engine_is_measured_within_the_limit(
-    tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory, limit: int
+    tiny_backbone: Backbone,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    limit: int,
 ) -> None:
     engine = OnnxEngine(export_once(tiny_backbone, tmp_path_factory), device="cpu")
 
-    assert measure_batch_size(engine, limit=limit) in {1, 2, 4, 8}
-    assert measure_batch_size(engine, limit=limit) <= limit
+    best, images_per_s = measure_pace(engine, limit=limit)
+    assert best in {1, 2, 4, 8}
+    assert best <= limit
+    assert images_per_s > 0
+    features = engine.features
+
+    def wait(*batch: Any) -> Any:
+        time.sleep(0.05)
+        return features(*batch)
+
+    monkeypatch.setattr(engine, "features", wait)
+    slow = measure_pace(engine, limit=limit)
+
+    assert slow.batch_size == limit  # a batch of any size takes 50 ms
+    assert limit / 0.1 < slow.images_per_s < limit / 0.05

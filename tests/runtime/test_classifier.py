@@ -1,6 +1,7 @@
 import math
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from lspt_serve.runtime import (
     activate,
     top_labels,
 )
+from lspt_serve.runtime.batch_size import Pace
 
 LABELS = ["ant", "bee", "cat", "dog"]
 Array = NDArray[np.float32]
@@ -247,6 +249,36 @@ def test_task_whose_image_would_be_refused_is_neither_read_nor_fetched(
 
     assert isinstance(echo.engine, Echo)
     assert echo.engine.fetched == []
+
+
+@pytest.mark.parametrize(
+    ("images_per_s", "capacity", "window"), [(1000.0, 256, 64), (11.2, 112, 28), (0.1, 16, 4)]
+)
+def test_no_more_images_wait_than_the_engine_runs_in_ten_seconds(
+    echo: Classifier,
+    monkeypatch: pytest.MonkeyPatch,
+    images_per_s: float,
+    capacity: int,
+    window: int,
+) -> None:
+    pace = Pace(2, images_per_s)
+    monkeypatch.setattr("lspt_serve.runtime.classifier.measure_pace", lambda *_, limit: pace)
+    run, go = echo.engine.features, threading.Event()
+    monkeypatch.setattr(echo.engine, "features", lambda *batch: go.wait(30) and run(*batch))
+    classifier, bundle = Classifier(echo.engine, echo.store), echo.store["animals"]
+    (image,) = images_of([0.0, 0.0, 0.0, 0.0])
+    waiting = [classifier.submit(image, bundle) for _ in range(capacity)]
+    while not waiting[0].running():  # the first batch has left the queue then
+        time.sleep(0.001)
+    waiting += [classifier.submit(image, bundle) for row in waiting if row.running()]
+
+    with pytest.raises(OverloadedError, match=f"{capacity} images wait already"):
+        classifier.submit(image, bundle)
+
+    assert classifier.window == window
+    go.set()
+    classifier.close()
+    assert all(future.done() for future in waiting)
 
 
 def test_batches_are_no_larger_than_what_was_measured_to_pay(echo: Classifier) -> None:

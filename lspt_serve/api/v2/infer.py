@@ -25,7 +25,6 @@ from lspt_serve.runtime import Classifier, activate
 
 __all__ = ["router"]
 
-WINDOW = 64  # rows of a request that are under way, of the 256 that may wait for the engine
 Array = NDArray[np.float32]
 router = APIRouter()
 
@@ -61,7 +60,7 @@ async def _classify(
     rows: Sequence[Row], classifier: Classifier, bundle: Bundle, *, deadline: float
 ) -> Array:
     """Probabilities, N x K; the first row that fails is what all fail of, and ends the others."""
-    window = asyncio.Semaphore(WINDOW)
+    window = asyncio.Semaphore(classifier.window)
 
     async def classify(index: int, row: Row) -> Array:
         async with window:
