@@ -41,6 +41,7 @@ bench-quick: $(VENV)/train ## the benchmarks of serving, rough and small: minute
 
 prove-quick: $(VENV)/train ## the proofs of reliability, rough and small: minutes; nothing is written
 	$(BIN)/python benchmarks/prove_load.py --quick
+	$(BIN)/python benchmarks/prove_excess.py --quick
 	$(BIN)/python benchmarks/prove_peers.py --quick
 	$(BIN)/python benchmarks/prove_faults.py --quick
 	$(BIN)/python benchmarks/prove_attack.py --quick

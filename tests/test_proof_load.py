@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import peers_arms
 import proof_page
+import prove_excess
 import prove_load
 import pytest
 from common import Target
@@ -260,6 +261,7 @@ def test_the_page_is_made_of_full_runs() -> None:
     assert (DOCS / "reliability.md").read_text("utf-8") == proof_page.to_page(records)
     assert {Path(record["command"]).name for record in records} == {
         "prove_attack.py",
+        "prove_excess.py",
         "prove_faults.py",
         "prove_load.py",
         "prove_peers.py",
@@ -314,3 +316,12 @@ def test_load_is_proved_on_a_small_model(tiny_backbone: Backbone, tmp_path: Path
     assert records["1 worker(s): changes under traffic"]["measured"] == 12
     assert "batches of" in records["1 worker(s): goodput at 3x"]["note"]
     assert records["1 worker(s): failed"]["note"].startswith("of ")
+
+
+@pytest.mark.slow
+def test_excess_is_proved_on_a_small_model(tiny_backbone: Backbone, tmp_path: Path) -> None:
+    records = run_quick(prove_excess, tmp_path, "--vit", tiny_backbone.source)
+
+    name = Path(tiny_backbone.source).stem
+    assert records[f"{name}: mixed up"]["reached"]
+    assert "at capacity" in records[f"{name}: goodput at 3x"]["note"]

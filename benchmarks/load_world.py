@@ -1,0 +1,120 @@
+"""Worlds of tasks whose answers are known, and servers of them that get more or less to do."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from common import progress
+from load_targets import SHARE, Excess
+from proof_changes import Change, Folder, Tasks, plan_changes
+from proof_server import Server
+from proof_spent import Spent, Totals
+from proof_tasks import Answers, answer_all, check_apart, create_images, create_versions, prepare
+from proof_traffic import Load, Run, Start, poisson
+from vits import task_name
+
+from lspt_serve.bundle import Bundle
+
+__all__ = ["FULL", "QUICK", "Lengths", "Trial", "World", "create_world", "draw", "fill"]
+
+NUM_IMAGES, CLIENTS = 3, 32  # clients of each worker, to measure the capacity
+EXCESS = 3.0  # times the capacity
+QUIET_S = 3.0
+
+
+class Lengths(NamedTuple):
+    """Seconds, of the measurement of a capacity and of far too many requests."""
+
+    capacity_s: float
+    excess_s: float
+
+
+FULL, QUICK = Lengths(60.0, 60.0), Lengths(2.0, 3.0)
+
+
+@dataclass(frozen=True)
+class World:
+    """What a run is made of, the same for every number of workers."""
+
+    folder: Path
+    names: list[str]
+    changes: list[Change]
+    bundles: dict[tuple[str, int], Bundle]
+    images: list[bytes]
+    answers: Answers
+
+
+def create_world(vit: str, folder: Path, *, tasks: int, changes: int, seconds: float) -> World:
+    names = [task_name(number) for number in range(tasks)]
+    progress(f"{vit}: exporting, writing {len(names)} tasks")
+    folder.mkdir()
+    backbone, engine, plain = prepare(vit, folder, names)
+    planned = plan_changes(names, changes, seconds)
+    versions = [(name, 1) for name in names]
+    versions += [(each.task, each.version) for each in planned if each.kind != "remove"]
+    images = create_images(NUM_IMAGES, backbone.preprocess.img_size)
+    bundles = {
+        (each.name, each.manifest.version): each for each in create_versions(plain, versions)
+    }
+    progress(f"answering {len(images) * len(bundles)} rows for reference")
+    answers = answer_all(engine, images, bundles.values())
+    progress(f"any two answers differ by at least {check_apart(answers):.2g}")
+    engine.close()
+    return World(folder, names, planned, bundles, images, answers)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A server of a world's tasks, and where traffic for it comes from."""
+
+    server: Server
+    world: World
+    start: Start
+    workers: int
+    lengths: Lengths
+
+    def measure_capacity(self, tasks: Tasks) -> tuple[float, Spent]:
+        """Answers a second to callers that each wait for theirs, and what was spent on them."""
+        shots = poisson(1.0, 1000.0, lambda rng, at_s: draw(tasks, rng, at_s), 0)
+        closed: dict[str, Any] = {"shots": shots, "clients": CLIENTS * self.workers}
+        for seconds in (self.lengths.capacity_s / 4, self.lengths.capacity_s):  # the first warms up
+            before = Totals.of(self.server)
+            run = self.start(self.load(**closed, seconds=seconds)).result()
+        progress(f"{self.workers} worker(s): {run.per_s:.1f} requests/s")
+        return run.per_s, before.until(Totals.of(self.server))
+
+    def shoot(self, tasks: Tasks, rate: float, seconds: float, *, seed: int) -> Run:
+        """Requests at random times, `rate` a second on average."""
+        shots = poisson(rate, seconds, lambda rng, at_s: draw(tasks, rng, at_s), seed)
+        begin = time.monotonic() + 1
+        return self.start(self.load(shots=shots, seconds=seconds, start=begin)).result()
+
+    def load(self, **settings: Any) -> Load:
+        own: dict[str, Any] = {
+            "host": self.server.host,
+            "port": self.server.port,
+            "images": self.world.images,
+        }
+        return Load(**own, **settings)
+
+    def exceed(self, tasks: Tasks) -> tuple[Excess, Run]:
+        """Three times what it can do now, and a little while of less after it."""
+        capacity, of_capacity = self.measure_capacity(tasks)
+        before = Totals.of(self.server)
+        run = self.shoot(tasks, EXCESS * capacity, self.lengths.excess_s, seed=2)
+        spent = before.until(Totals.of(self.server))
+        again = self.shoot(tasks, SHARE * capacity / 2, QUIET_S, seed=3)
+        return Excess(self.workers, capacity, of_capacity, run, spent), again
+
+
+def draw(tasks: Tasks, rng: Any, at_s: float) -> tuple[int, str]:
+    return rng.randrange(NUM_IMAGES), tasks.draw(rng, at_s)
+
+
+def fill(world: World, name: str) -> Folder:
+    """A folder of its own with the first version of every task."""
+    folder = Folder(world.folder / name, world.bundles)
+    for task in world.names:
+        folder.make(Change(0, "add", task, 1))
+    return folder
