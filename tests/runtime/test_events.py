@@ -130,7 +130,7 @@ def test_a_classifier_tells_of_every_answer_and_refusal(classifier: Classifier, 
     classifier.submit(pixels, bundle).result(timeout=10)
     with pytest.raises(UnknownTaskError):
         classifier.find("color")
-    with pytest.raises(UndecodableError):
+    with pytest.raises(UndecodableError), classifier.telling(bundle.manifest):
         classifier.decode(PNG[:60], bundle)
     with pytest.raises(DeadlineError):
         classifier.submit(pixels, bundle, deadline=0).result(timeout=10)
