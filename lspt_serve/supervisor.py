@@ -19,6 +19,8 @@ from lspt_serve.cores import THREADS, usable_cores
 __all__ = ["configure_supervisor"]
 
 CHECK_S = 1.0  # from one look for dead workers to the next; BentoML's is 10
+HEAPS = "MALLOC_ARENA_MAX"  # of glibc, which has one for each thread else: images that one thread
+#                              decodes and another lets go of leave holes in all of them
 MEMORY = Path("/dev/shm")  # a file system in memory, where there is one
 _create_arbiter = circus.create_standalone_arbiter
 
@@ -35,11 +37,13 @@ def configure_supervisor() -> None:
 
 
 def _create_attentive_arbiter(watchers: Sequence[Any], **options: Any) -> Any:
-    """One that looks often; its workers have their share of the cores, unless told otherwise."""
+    """One that looks often; workers have a heap and their share of the cores, unless told else."""
     for watcher in watchers:
-        if watcher.numprocesses > 1 and THREADS not in os.environ:
-            share = max(1, usable_cores() // watcher.numprocesses)
-            watcher.env = {**(watcher.env or {}), THREADS: str(share)}
+        own = {HEAPS: "1"}
+        if watcher.numprocesses > 1:
+            own[THREADS] = str(max(1, usable_cores() // watcher.numprocesses))
+        untold = {name: value for name, value in own.items() if name not in os.environ}
+        watcher.env = {**(watcher.env or {}), **untold}
     return _create_arbiter(watchers, check_delay=CHECK_S, **options)  # type: ignore[arg-type]
 
 

@@ -15,7 +15,7 @@ from toys_server import Server, create_served, serving
 from lspt_serve import supervisor
 from lspt_serve.cores import THREADS
 from lspt_serve.models import Backbone
-from lspt_serve.supervisor import CHECK_S, MEMORY
+from lspt_serve.supervisor import CHECK_S, HEAPS, MEMORY
 
 pytestmark = pytest.mark.slow
 
@@ -60,7 +60,9 @@ def test_container_ends_with_its_only_worker(folder: Path) -> None:
         server.process.wait(timeout=60)
 
 
-def test_workers_share_the_cores_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_share_the_cores_and_have_one_heap_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def create(workers: int) -> Any:
         watcher = SimpleNamespace(numprocesses=workers, env={"A": "1"})
         return supervisor._create_attentive_arbiter([watcher]), watcher.env
@@ -69,11 +71,14 @@ def test_workers_share_the_cores_unless_told_otherwise(monkeypatch: pytest.Monke
     monkeypatch.setattr(supervisor, "_create_arbiter", lambda watchers, **known: made | known)
     monkeypatch.setattr(supervisor, "usable_cores", lambda: 9)
     monkeypatch.delenv(THREADS, raising=False)
+    monkeypatch.setenv(HEAPS, "3")
     assert create(1) == ({"check_delay": CHECK_S}, {"A": "1"})
     assert create(4)[1] == {"A": "1", THREADS: "2"}
     assert create(16)[1] == {"A": "1", THREADS: "1"}
     monkeypatch.setenv(THREADS, "5")
     assert create(4)[1] == {"A": "1"}
+    monkeypatch.delenv(HEAPS)
+    assert create(4)[1] == {"A": "1", HEAPS: "1"}
 
 
 @pytest.mark.skipif(not MEMORY.is_dir(), reason=f"there is no {MEMORY}")
@@ -83,6 +88,7 @@ def test_metrics_are_in_memory_apart_for_each_server_and_gone_with_it(folder: Pa
         assert worker
         metrics = Path(worker.environ()[METRICS])
         assert metrics.parent == MEMORY
+        assert worker.environ()[HEAPS] == "1"
         assert any(metrics.glob(f"*_{worker.pid}.db"))
         with serving(folder=folder, environment={"LSPT_ENGINE": "onnxruntime"}) as second:
             other = worker_of(second)
