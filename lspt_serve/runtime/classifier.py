@@ -27,7 +27,7 @@ from lspt_serve.sizes import MAX_BATCH_SIZE
 __all__ = ["Activation", "Classifier", "Prediction", "activate", "top_labels"]
 
 MAX_WAIT_S = 10.0  # for the engine: who would wait longer is better told so at once
-MIN_CAPACITY = 16
+MIN_BATCHES = 4  # may wait all the same
 Activation = Literal["softmax", "sigmoid", "none"]
 Array = NDArray[np.float32]
 
@@ -80,7 +80,8 @@ class Classifier:
         self.limits = limits
         if max_batch_size is None:
             max_batch_size, images_per_s = measure_pace(engine, limit=MAX_BATCH_SIZE)
-            capacity = min(capacity, max(MIN_CAPACITY, int(MAX_WAIT_S * images_per_s)))
+            least = MIN_BATCHES * max(MIN_BATCHES, max_batch_size)
+            capacity = min(capacity, max(least, int(MAX_WAIT_S * images_per_s)))
         self.max_batch_size, self.capacity = max_batch_size, capacity
         self._batcher = Batcher(
             self._run,

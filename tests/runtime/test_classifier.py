@@ -252,16 +252,21 @@ def test_task_whose_image_would_be_refused_is_neither_read_nor_fetched(
 
 
 @pytest.mark.parametrize(
-    ("images_per_s", "capacity", "window"), [(1000.0, 256, 64), (11.2, 112, 28), (0.1, 16, 4)]
+    ("pace", "capacity", "window"),
+    [
+        (Pace(2, 1000.0), 256, 64),
+        (Pace(2, 11.2), 112, 28),
+        (Pace(2, 0.1), 16, 4),
+        (Pace(32, 1.0), 128, 32),
+    ],
 )
 def test_no_more_images_wait_than_the_engine_runs_in_ten_seconds(
     echo: Classifier,
     monkeypatch: pytest.MonkeyPatch,
-    images_per_s: float,
+    pace: Pace,
     capacity: int,
     window: int,
 ) -> None:
-    pace = Pace(2, images_per_s)
     monkeypatch.setattr("lspt_serve.runtime.classifier.measure_pace", lambda *_, limit: pace)
     run, go = echo.engine.features, threading.Event()
     monkeypatch.setattr(echo.engine, "features", lambda *batch: go.wait(30) and run(*batch))
