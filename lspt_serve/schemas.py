@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from lspt_serve.bundle import Metrics
 
 __all__ = [
+    "MAX_LABELS",
+    "MAX_PAIRS",
     "Activation",
     "Answer",
     "Attention",
@@ -35,6 +37,8 @@ REQUEST: dict[str, Any] = {"request_id": "4f0c2e5d1b7a4c7e9d55f8a7c9b1e0aa", "ti
 
 MAX_REFERENCE = 256  # letters; an answer repeats it for every image
 MAX_TASKS = 1000
+MAX_PAIRS = 1000  # of an image and a task, in a request
+MAX_LABELS = 100_000  # of all of these, in an answer
 Reference = Annotated[str, Field(max_length=MAX_REFERENCE)]
 
 

@@ -19,12 +19,17 @@ from lspt_serve.bundle import Bundle, Manifest
 from lspt_serve.errors import LSPTError, OverloadedError, UnavailableError
 from lspt_serve.preprocess import Preprocess
 from lspt_serve.runtime import Classifier
-from lspt_serve.schemas import ClassifyManyFields, Item, ManyAnswer, Timings
+from lspt_serve.schemas import (
+    MAX_LABELS,
+    MAX_PAIRS,
+    ClassifyManyFields,
+    Item,
+    ManyAnswer,
+    Timings,
+)
 
 __all__ = ["router"]
 
-MAX_PAIRS = 1000  # of an image and a task, in a request
-MAX_LABELS = 100_000  # in an answer
 Outcome = tuple[Manifest, NDArray[np.float32]] | Exception  # logits (K)
 router = APIRouter()
 

@@ -25,7 +25,16 @@ from lspt_serve.errors import (
     UnsupportedFormatError,
     first_line,
 )
-from lspt_serve.schemas import Answer, ErrorAnswer, Item, ManyAnswer, Task, TaskList
+from lspt_serve.schemas import (
+    MAX_LABELS,
+    MAX_PAIRS,
+    Answer,
+    ErrorAnswer,
+    Item,
+    ManyAnswer,
+    Task,
+    TaskList,
+)
 
 __all__ = [
     "ERRORS",
@@ -56,8 +65,6 @@ ERRORS: dict[str, type[LSPTError]] = {  # by the server's codes
 }
 BUSY = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 MAX_WAIT_S = 30.0  # a server that says more is not waited for
-MAX_PAIRS = 1000  # of an image and a task, in a request
-MAX_LABELS = 100_000  # in an answer
 GROUP_BYTES = 8_000_000  # of several images in a request; servers take 20 MB
 
 
