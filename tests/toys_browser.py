@@ -3,12 +3,12 @@
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, Route, sync_playwright
 from toys import export_once, random_bundle
-from toys_server import served
 
 from lspt_serve.bundle import save_bundle
 from lspt_serve.models import Backbone
@@ -35,9 +35,8 @@ LAST_IMAGES = """async (field) => {
 }"""
 
 
-@contextmanager
-def page_server(backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a server of colour, parity and MANY, and a bundle that is refused."""
+def create_site(backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a graph and bundles: colour, parity and MANY, and one that is refused."""
     folder = tmp_path_factory.mktemp("page")
     for seed, name in enumerate([*LABELS, *MANY]):
         labels = LABELS.get(name, ["no", "yes"])
@@ -45,10 +44,8 @@ def page_server(backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) ->
         save_bundle(bundle, folder / "bundles" / name)
     (folder / "bundles" / BROKEN).mkdir()
     (folder / "bundles" / BROKEN / "bundle.json").write_text("{}")
-    graph = export_once(backbone, tmp_path_factory)
-    options = ("--graph", graph, "--engine", "onnxruntime", "--device", "cpu")
-    with served(*options, folder=folder) as url:
-        yield url
+    (folder / "graph").symlink_to(export_once(backbone, tmp_path_factory))
+    return folder
 
 
 @contextmanager
@@ -89,3 +86,23 @@ def opened(browser: Browser, url: str, **context: Any) -> Iterator[Page]:
 def last_images(page: Page, field: str) -> list[bytes]:
     """The image files in the last request that had a body."""
     return [bytes(image) for image in page.evaluate(LAST_IMAGES, field)]
+
+
+def mock_tasks(page: Page, *tasks: dict[str, Any], refused: dict[str, str] | None = None) -> None:
+    """In place of the server's GET /tasks."""
+    listed = {"generation": 1, "tasks": tasks, "refused": refused or {}}
+    page.route("**/tasks", lambda route: route.fulfill(json=listed))
+
+
+def task(name: str, **more: Any) -> dict[str, Any]:
+    plain = {"version": 1, "labels": ["no", "yes"], "method": "lspt", "metrics": None}
+    return {"name": name, **plain, "license": None, **more}
+
+
+def wants_key(route: Route) -> None:
+    """A server that has keys, mocked: all but the right one is refused."""
+    if route.request.headers.get("authorization") == "Bearer right":
+        route.continue_()
+        return
+    error = {"code": "unauthorised", "message": "wanted a key", "request_id": "1", "item": None}
+    route.fulfill(status=401, json={"error": error})

@@ -1,34 +1,18 @@
 """The view of tasks, and what the page does on servers of other kinds, in a real browser."""
 
-import itertools
 import shutil
-from typing import Any
+from pathlib import Path
 
 import httpx
-import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page, Route, expect
-from toys import coloured, encoded, random_bundle
-from toys_browser import BROKEN, LABELS, NEEDS_CHROMIUM, opened
+from playwright.sync_api import Browser, Page, expect
+from toys import random_bundle
+from toys_browser import BROKEN, LABELS, NEEDS_CHROMIUM, mock_tasks, opened, task, wants_key
 
 from lspt_serve.bundle import save_bundle
 from lspt_serve.models import Backbone
 
 pytestmark = [pytest.mark.slow, NEEDS_CHROMIUM]
-
-CONTROLS = {"button", "checkbox", "DisclosureTriangle", "image", "link", "searchbox", "spinbutton"}
-LANDMARKS = {"banner", "contentinfo", "main", "navigation"}
-
-
-def mock_tasks(page: Page, *tasks: dict[str, Any], refused: dict[str, str] | None = None) -> None:
-    """In place of the server's GET /tasks."""
-    listed = {"generation": 1, "tasks": tasks, "refused": refused or {}}
-    page.route("**/tasks", lambda route: route.fulfill(json=listed))
-
-
-def task(name: str, **more: Any) -> dict[str, Any]:
-    plain = {"version": 1, "labels": ["no", "yes"], "method": "lspt", "metrics": None}
-    return {"name": name, **plain, "license": None, **more}
 
 
 def test_table_shows_what_is_served(page: Page, url: str) -> None:
@@ -64,17 +48,16 @@ def test_table_is_filtered_by_names_and_labels(page: Page) -> None:
 
 
 def test_table_keeps_up_with_the_folder_and_lets_the_reader_read(
-    page: Page, tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory
+    page: Page, tiny_backbone: Backbone, site: Path
 ) -> None:
     page.set_viewport_size({"width": 900, "height": 300})
     page.goto("/#tasks")
     page.get_by_role("row", name="parity").locator("summary").click()
     scrolled = page.evaluate("scrollTo(0, 260), scrollY")
     assert scrolled > 0
-    folder = next(tmp_path_factory.getbasetemp().glob("page*/bundles"))
     late = random_bundle(tiny_backbone, name="late", seed=77, num_prompts=2)
 
-    save_bundle(late, folder / "late")
+    save_bundle(late, site / "bundles" / "late")
     rows = page.locator("#rows").get_by_role("row")
     expect(page.get_by_role("row", name="late")).to_have_count(1, timeout=20_000)
 
@@ -82,38 +65,8 @@ def test_table_keeps_up_with_the_folder_and_lets_the_reader_read(
     expect(page.get_by_role("row", name="parity").locator("details")).to_have_attribute("open", "")
     shift = page.evaluate("scrollY") - scrolled
     assert shift == pytest.approx(0, abs=60)  # a row's height: browsers keep what is read in place
-    shutil.rmtree(folder / "late")
+    shutil.rmtree(site / "bundles" / "late")
     expect(rows).to_have_count(10, timeout=20_000)
-
-
-@pytest.mark.parametrize("view", ["classify", "tasks"])
-def test_everything_has_a_name_and_its_place(page: Page, view: str) -> None:
-    page.goto(f"/#{view}")
-    expect(page.locator("#rows tr")).to_have_count(10)
-    if view == "classify":
-        page.locator("#choices input").first.check()
-        image = encoded(coloured("red", np.random.default_rng(0)))
-        page.locator("#file").set_input_files(
-            {"name": "red.png", "mimeType": "image/png", "buffer": image}
-        )
-        expect(page.locator(".bars")).to_be_visible()
-
-    tree = page.context.new_cdp_session(page).send("Accessibility.getFullAXTree")
-    nodes = [node for node in tree["nodes"] if not node["ignored"]]
-    roles = [node["role"]["value"] for node in nodes]
-    controls = [node for node in nodes if node["role"]["value"] in CONTROLS]
-    assert len(controls) > 8
-    assert [node for node in controls if not node["name"]["value"].strip()] == []
-    assert {role for role in LANDMARKS if roles.count(role) == 1} == LANDMARKS
-    levels = [
-        next(p["value"]["value"] for p in node["properties"] if p["name"] == "level")
-        for node in nodes
-        if node["role"]["value"] == "heading"
-    ]
-    assert levels[0] == 1
-    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
-    ids = page.evaluate("[...document.querySelectorAll('[id]')].map(e => e.id)")
-    assert len(ids) == len(set(ids))
 
 
 def test_other_view_takes_the_focus_and_the_title(page: Page) -> None:
@@ -196,15 +149,6 @@ def test_mocked_aliases_accuracy_and_memory_are_shown(page: Page) -> None:
     cells = page.get_by_role("row", name="flowers").get_by_role("cell")
     expect(cells).to_have_text(["2", "stable → 1", "2 labels of flowers", "lspt", "97.1%", "yes"])
     expect(page.get_by_role("row", name="birds").get_by_role("cell").last).to_have_text("no")
-
-
-def wants_key(route: Route) -> None:
-    """A server that has keys, mocked: all but the right one is refused."""
-    if route.request.headers.get("authorization") == "Bearer right":
-        route.continue_()
-        return
-    error = {"code": "unauthorised", "message": "wanted a key", "request_id": "1", "item": None}
-    route.fulfill(status=401, json={"error": error})
 
 
 def test_mocked_server_that_wants_a_key_gets_it(page: Page) -> None:
