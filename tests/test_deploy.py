@@ -1,13 +1,22 @@
-"""The manifests are ones that Kubernetes takes, and fit the service."""
+"""The manifests are ones that Kubernetes and systemd take, and fit the service."""
 
+import configparser
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 import kubernetes_validate
 import pytest
 import yaml
 from bentoml._internal.configuration.containers import BentoMLContainer
+from toys_server import create_served, running
 
+from lspt_serve.models import Backbone
 from lspt_serve.settings import PREFIX, ServiceSettings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,6 +26,15 @@ OBJECTS: list[dict[str, Any]] = list(
 BY_KIND = {found["kind"]: found for found in OBJECTS}
 POD = BY_KIND["Deployment"]["spec"]["template"]
 (CONTAINER,) = POD["spec"]["containers"]
+# of this environment, for the one that it names is not there
+UNIT = (
+    (ROOT / "examples" / "deploy" / "lspt.service")
+    .read_text()
+    .replace("/srv/lspt/.venv/bin/", f"{Path(sys.executable).parent}/")
+)
+NEEDS_SYSTEMD = pytest.mark.skipif(
+    shutil.which("systemd-analyze") is None, reason="no systemd-analyze in PATH"
+)
 
 
 @pytest.mark.parametrize("found", OBJECTS, ids=[*BY_KIND])
@@ -70,3 +88,50 @@ def test_ports_paths_and_settings_are_those_of_the_service() -> None:
     values = {variable["name"]: variable["value"] for variable in CONTAINER["env"]}
     assert values["LSPT_BUNDLES"] == mounts["bundles"]
     assert values["BENTOML_HOME"].startswith(mounts["tmp"] + "/")  # the rest is read-only
+
+
+def verify(unit: str, folder: Path) -> str:
+    """What systemd has to say of it."""
+    file = folder / "lspt.service"
+    file.write_text(unit)
+    checked = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", file],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+    )
+    return "\n".join(line for line in checked.stdout.splitlines() if "lspt.service" in line)
+
+
+@NEEDS_SYSTEMD
+def test_unit_is_one_of_systemd(tmp_path: Path) -> None:
+    assert verify(UNIT, tmp_path) == ""
+
+
+@NEEDS_SYSTEMD
+@pytest.mark.parametrize(
+    ("right", "wrong"), [("Restart=", "Restarts="), ("=60", "=soon"), ("bentoml", "bentomk")]
+)
+def test_a_mistake_in_the_unit_is_found(tmp_path: Path, right: str, wrong: str) -> None:
+    assert verify(UNIT.replace(right, wrong), tmp_path)
+
+
+@pytest.mark.slow
+def test_command_of_the_unit_serves_and_ends(
+    tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    unit = configparser.RawConfigParser()
+    unit.optionxform = str  # type: ignore[assignment, method-assign]
+    unit.read_string(UNIT)
+    service = unit["Service"]
+    environment = dict(each.split("=", 1) for each in shlex.split(service["Environment"]))
+    folder = create_served(tiny_backbone, tmp_path_factory)
+    environment |= {"BENTOML_HOME": str(folder / "bentoml"), "LSPT_ENGINE": "onnxruntime"}
+
+    words = shlex.split(service["ExecStart"])
+    with running(words, [], folder=folder, environment=environment) as server:
+        assert [task["name"] for task in httpx.get(f"{server.url}/tasks").json()["tasks"]]
+        assert '"message": "serving 2 task(s)"' in server.log.read_text()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(timeout=int(service["TimeoutStopSec"])) == 0

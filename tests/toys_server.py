@@ -65,7 +65,7 @@ def create_served(backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) 
 @contextmanager
 def served(*options: object, folder: Path) -> Iterator[str]:
     """The address of an `lspt serve` of FOLDER/graph and FOLDER/bundles, until the block ends."""
-    with _running([*LSPT, "serve"], options, folder=folder, environment={}) as server:
+    with running([*LSPT, "serve"], options, folder=folder, environment={}) as server:
         yield server.url
 
 
@@ -83,19 +83,20 @@ def serving(
         environment: what is added to this process's; None takes a variable away.
     """
     command = [python, "-m", "bentoml", "serve", target, "--host", "127.0.0.1"]
-    with _running(command, [], folder=folder, environment=environment) as server:
+    with running(command, [], folder=folder, environment=environment) as server:
         yield server
 
 
 @contextmanager
-def _running(
+def running(
     command: Sequence[object],
     options: Sequence[object],
     *,
     folder: Path,
     environment: Mapping[str, object],
 ) -> Iterator[Server]:
-    port, log = _free_port(), folder / "server.log"
+    """The command with a --port that is free, from `folder`, as `serving` has it."""
+    port, log = free_port(), folder / "server.log"
     added = {"BENTOML_HOME": folder / "bentoml", "BENTOML_DO_NOT_TRACK": True, **environment}
     variables = {**os.environ, **{name: str(value) for name, value in added.items()}}
     for name in (name for name, value in added.items() if value is None):
@@ -119,7 +120,7 @@ def _running(
         server.end()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port: int = free.getsockname()[1]
     return port
