@@ -73,9 +73,10 @@ class TritonPythonModel:
 
     def _answer(self, image: bytes, task: str) -> Answer:
         bundle = self.classifier.find(task)
-        with self.classifier.telling(bundle.manifest):
-            pixels = self.classifier.decode(image, bundle)
-        return bundle, self.classifier.submit(pixels, bundle)
+        with self.classifier.place(bundle):
+            with self.classifier.telling(bundle.manifest):
+                pixels = self.classifier.decode(image, bundle)
+            return bundle, self.classifier.submit(pixels, bundle)
 
 
 class GraphModel:

@@ -46,11 +46,12 @@ async def classify(request: Request, response: Response, classifier: CallersClas
     if bundle is None:
         bundle = await READING.run(classifier.find, asked.task)
     request.state.task = f"{bundle.name}@{bundle.manifest.version}"
-    with classifier.telling(bundle.manifest):
-        pixels = await DECODING.run(classifier.decode, uploads.pop().data, bundle)
-    decoded = time.perf_counter()
-    deadline, grid = time.monotonic() + DEADLINE_S, classifier.engine.graph.grid
-    rows = [classifier.submit(pixels, bundle, deadline=deadline)]
+    with classifier.place(bundle):
+        with classifier.telling(bundle.manifest):
+            pixels = await DECODING.run(classifier.decode, uploads.pop().data, bundle)
+        decoded, deadline = time.perf_counter(), time.monotonic() + DEADLINE_S
+        rows = [classifier.submit(pixels, bundle, deadline=deadline)]
+    grid = classifier.engine.graph.grid
     if asked.attention and grid:
         try:
             rows.append(classifier.attend(pixels, bundle, deadline=deadline))

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
@@ -131,11 +132,13 @@ class _Job:
                 reference = f"{version.name}@{version.version}"
                 bundle = await READING.run(self.classifier.find, reference)
                 way = bundle.manifest.preprocess
-                if way not in decoded:
-                    decoded[way] = asyncio.ensure_future(self._decode(upload.data, bundle))
-                with self.classifier.telling(version):
-                    pixels = await decoded[way]
-                return version, await self._run(pixels, bundle)
+                with self.classifier.place(bundle):
+                    if way not in decoded:
+                        decoded[way] = asyncio.ensure_future(self._decode(upload.data, bundle))
+                    with self.classifier.telling(version):
+                        pixels = await decoded[way]
+                    row = self.classifier.submit(pixels, bundle, deadline=self.deadline)
+                return version, await self._wait(row)
 
         return await asyncio.gather(*map(answer, self.versions), return_exceptions=True)  # type: ignore[return-value]
 
@@ -146,10 +149,9 @@ class _Job:
         finally:
             self.decode_s += time.perf_counter() - started
 
-    async def _run(self, pixels: NDArray[np.float32], bundle: Bundle) -> NDArray[np.float32]:
+    async def _wait(self, row: Future[NDArray[np.float32]]) -> NDArray[np.float32]:
         started = time.perf_counter()
         try:
-            row = self.classifier.submit(pixels, bundle, deadline=self.deadline)
             return await asyncio.wrap_future(row)
         finally:
             self.engine_s += time.perf_counter() - started

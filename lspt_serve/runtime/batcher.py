@@ -6,8 +6,9 @@ B batch.
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -97,19 +98,37 @@ class Batcher(Generic[J]):
         """
         row = _Row(image, job, deadline, time.monotonic())
         with self._changed:
-            self.check_room(job.name)
+            self._check_open()
+            if len(self._queue) >= self._queue.capacity:
+                self._queue.discard(lambda row: row.answer.cancelled())
             refused = self._queue.put(job.name, row)
             self._events.waiting(len(self._queue))
             self._changed.notify_all()
+        if refused is row:
+            raise self._overloaded()
         if refused and refused.answer.set_running_or_notify_cancel():
             refused.answer.set_exception(self._overloaded())
         return row.answer
 
-    def check_room(self, name: str) -> None:
-        """Raises OverloadedError if a job of the name would be refused now."""
+    @contextmanager
+    def place(self, name: str) -> Iterator[None]:
+        """Room for a job of the name, whose image is made and submitted in the block.
+
+        Raises OverloadedError, as `check_room`.
+        """
         with self._changed:
-            if self._closed:
-                raise OverloadedError("the server is stopping")
+            self.check_room(name)
+            self._queue.come(name)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._queue.leave(name)
+
+    def check_room(self, name: str) -> None:
+        """Raises OverloadedError if a job of the name had better not be made ready now."""
+        with self._changed:
+            self._check_open()
             if not self._queue.has_room(name):
                 self._queue.discard(lambda row: row.answer.cancelled())
             if not self._queue.has_room(name):
@@ -121,6 +140,10 @@ class Batcher(Generic[J]):
             self._closed = True
             self._changed.notify_all()
         self._thread.join()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise OverloadedError("the server is stopping")
 
     def _overloaded(self) -> OverloadedError:
         return OverloadedError(f"{self._queue.capacity} images wait already; try again later")

@@ -6,7 +6,7 @@ B batch, K classes, F pooled features, N patches.
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -131,6 +131,17 @@ class Classifier:
             bundle = self.tasks[reference]
         self.engine.prefetch([bundle.method_tensors])
         return bundle
+
+    @contextmanager
+    def place(self, bundle: Bundle) -> Iterator[None]:
+        """Room for an image of the task, which is decoded and submitted in the block.
+
+        Raises OverloadedError.
+        """
+        with ExitStack() as stack:
+            with self.telling(bundle.manifest):
+                stack.enter_context(self._batcher.place(bundle.name))
+            yield
 
     def decode(self, data: bytes, bundle: Bundle) -> Array:
         """The bytes of a file to the image (3 x H x W) that a task sees; raises ImageError.

@@ -1,12 +1,13 @@
 """A bounded queue in which every task has its turn."""
 
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
 __all__ = ["FairQueue"]
 
 T = TypeVar("T")
+CROWDED = 0.75  # of the capacity; from there on no task may have more than its share
 
 
 class FairQueue(Generic[T]):
@@ -19,10 +20,37 @@ class FairQueue(Generic[T]):
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self._waiting: OrderedDict[str, deque[T]] = OrderedDict()  # next in turn first
+        self._coming: Counter[str] = Counter()
         self._size = 0
 
     def __len__(self) -> int:
         return self._size
+
+    def has_room(self, task: str) -> bool:
+        """Whether an item of the task is worth making: it would be kept once it is put.
+
+        Those that are coming have their room. Where it is crowded a task takes no more than its
+        share: of tasks that all ask for too much none has to give way to another.
+        """
+        taken = self._size + self._coming.total()
+        if taken < CROWDED * self.capacity:
+            return True
+        own = len(self._waiting.get(task, ())) + self._coming[task]
+        tasks = self._waiting.keys() | self._coming.keys() | {task}
+        if own >= max(1, self.capacity // len(tasks)):
+            return False
+        most = max(map(len, self._waiting.values()), default=0)
+        giving_way = taken - self.capacity  # to those that are coming, already
+        return giving_way < 0 or own + 1 < most - giving_way
+
+    def come(self, task: str) -> None:
+        """An item of the task is being made; it leaves when it was put, or will not be."""
+        self._coming[task] += 1
+
+    def leave(self, task: str) -> None:
+        self._coming[task] -= 1
+        if not self._coming[task]:
+            del self._coming[task]
 
     def put(self, task: str, item: T) -> T | None:
         """Add an item; what there is no room for comes back.
@@ -30,20 +58,12 @@ class FairQueue(Generic[T]):
         Of a full queue that is the newest item of the task that has the most, so that a task which
         floods the queue pays for it, and not the others.
         """
-        if not self.has_room(task):
-            return item
         self._waiting.setdefault(task, deque()).append(item)
         self._size += 1
         if self._size <= self.capacity:
             return None
-        flooding = max(self._waiting, key=lambda name: len(self._waiting[name]))
+        flooding = max(self._waiting, key=lambda name: (len(self._waiting[name]), name == task))
         return self._remove(flooding, newest=True)
-
-    def has_room(self, task: str) -> bool:
-        """Whether `put` would keep an item of the task."""
-        own = len(self._waiting.get(task, ()))
-        most = max(map(len, self._waiting.values()), default=0)
-        return self._size < self.capacity or own + 1 < most
 
     def discard(self, unwanted: Callable[[T], bool]) -> None:
         """Forget these items."""

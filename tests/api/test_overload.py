@@ -1,20 +1,28 @@
 """A busy server refuses what it has not read."""
 
+import asyncio
 import http.client
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import anyio
+import httpx
 import numpy as np
 import pytest
 import uvicorn
+from numpy.typing import NDArray
 from pydantic import SecretStr
 from toys import coloured, encoded
 from toys_api import Api, check_refused, create_classifier, overloaded
 
 from lspt_serve.api.auth import Access
+from lspt_serve.bundle import Bundle
 from lspt_serve.models import Backbone
+from lspt_serve.runtime import Classifier
 
 PNG = encoded(coloured("red", np.random.default_rng(0)))
 IMAGE = {"Content-Type": "image/png"}
@@ -68,6 +76,44 @@ def test_task_in_a_form_is_refused_once_the_form_is_read(
 ) -> None:
     with overloaded(api.app.state.classifier, monkeypatch):
         check_refused(api.classify(PNG), 503, "overloaded")
+
+
+def test_every_image_that_was_decoded_is_answered(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier: Classifier = api.app.state.classifier
+    run, decode, go = classifier.engine.features, Classifier.decode, threading.Event()
+    small = Classifier(classifier.engine, classifier.store, max_batch_size=4, capacity=4)
+    decoded, statuses = [], Counter[int]()
+
+    def features(images: NDArray[np.float32], tasks: Any) -> NDArray[np.float32]:
+        assert go.wait(timeout=30)
+        return run(images, tasks)
+
+    def counted(self: Classifier, data: bytes, bundle: Bundle) -> NDArray[np.float32]:
+        time.sleep(0.02)
+        decoded.append(data)
+        return decode(self, data, bundle)
+
+    async def ask(client: httpx.AsyncClient, number: int) -> None:
+        task = ("colour", "parity")[number % 2]
+        answer = await client.post("/classify", files={"image": PNG}, data={"task": task})
+        statuses[answer.status_code] += 1
+        if statuses[503] >= 40 - 8:  # that many may wait or be run
+            go.set()
+
+    async def ask_all() -> None:
+        transport = httpx.ASGITransport(Api(small).app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            await asyncio.gather(*(ask(client, number) for number in range(40)))
+
+    monkeypatch.setattr(classifier.engine, "features", features)
+    monkeypatch.setattr(Classifier, "decode", counted)
+    anyio.run(ask_all)
+    small._batcher.close()  # the engine is that of others
+
+    assert set(statuses) == {200, 503}
+    assert len(decoded) == statuses[200] <= 8
 
 
 def test_busy_server_has_its_other_answers_still(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:

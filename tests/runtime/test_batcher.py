@@ -156,6 +156,22 @@ def test_full_queue_refuses_the_flooding_task_and_takes_the_other() -> None:
             flood[4].result(timeout=5)
 
 
+def test_row_that_is_being_made_has_its_place() -> None:
+    model = Model()
+    with running(model, capacity=2) as batcher:
+        with busy(model, batcher):
+            with batcher.place("a"), batcher.place("b"):
+                with pytest.raises(OverloadedError, match="2 images wait already"):
+                    batcher.check_room("a")
+                with pytest.raises(OverloadedError), batcher.place("c"):
+                    pytest.fail("there is no room")
+                rows = [batcher.submit(image_of(1), TASKS["a"])]
+            batcher.check_room("b")  # the other one was given up
+            with batcher.place("b"):
+                rows.append(batcher.submit(image_of(2), TASKS["b"]))
+        assert results(rows) == [1, 2]
+
+
 def test_row_past_its_deadline_is_not_run() -> None:
     model = Model()
     with running(model) as batcher:

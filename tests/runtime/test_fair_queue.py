@@ -1,4 +1,5 @@
 from collections import Counter
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -57,6 +58,34 @@ def test_room_is_what_put_would_keep() -> None:
     assert filled(*"ab", capacity=3).has_room("a")
 
 
+def test_those_that_are_coming_have_their_room() -> None:
+    queue = filled(*"ab", capacity=4)
+    queue.come("c")
+    queue.come("c")
+
+    assert not any(map(queue.has_room, "abcd"))
+    queue.leave("c")
+    assert [queue.has_room(task) for task in "abcd"] == [False, False, False, True]
+
+
+def test_task_takes_no_more_than_its_share_where_it_is_crowded() -> None:
+    queue = filled(*"aaaaab", capacity=8)
+
+    assert [queue.has_room(task) for task in "abc"] == [False, True, True]
+    assert filled(*"aaaab", capacity=8).has_room("a")
+
+
+def test_flooding_task_does_not_give_way_twice() -> None:
+    queue = filled(*"aaa", capacity=3)
+    assert queue.has_room("b")
+    queue.come("b")
+
+    assert queue.has_room("c")  # a2 gives way to b, a1 to c
+    queue.come("c")
+    assert not queue.has_room("d")
+    assert [queue.put("b", "b"), queue.put("c", "c")] == ["a2", "a1"]
+
+
 def test_what_is_discarded_is_forgotten() -> None:
     queue = filled(*"abacbc")
 
@@ -82,6 +111,27 @@ def test_nothing_is_lost_and_nothing_doubled(tasks: list[str], capacity: int) ->
     assert Counter(taken + [item for item in back if item is not None]) == Counter(
         range(len(tasks))
     )
+
+
+@given(
+    st.lists(st.sampled_from(["come", "put", "give up", "take"]), max_size=120),
+    st.integers(1, 12),
+    st.randoms(use_true_random=False),
+)
+def test_who_found_room_is_kept(steps: list[str], capacity: int, random: Random) -> None:
+    queue: FairQueue[int] = FairQueue(capacity)
+    coming: list[str] = []
+    for number, step in enumerate(steps):
+        if step == "take" and len(queue):
+            queue.take()
+        if step == "come" and queue.has_room(task := random.choice("aaaaabcde")):
+            queue.come(task)
+            coming.append(task)
+        if step in ("put", "give up") and coming:
+            task = coming.pop(random.randrange(len(coming)))
+            assert step == "give up" or queue.put(task, number) != number
+            queue.leave(task)
+        assert len(queue) <= capacity
 
 
 @given(st.lists(st.sampled_from("abcd"), min_size=1, max_size=60), st.integers(1, 30))

@@ -64,12 +64,13 @@ async def _classify(
 
     async def classify(index: int, row: Row) -> Array:
         async with window:
-            try:
-                with classifier.telling(bundle.manifest):
-                    image = await DECODING.run(_to_image, row, bundle, classifier)
-            except ImageError as error:
-                raise type(error)(f"row {index}: {error}") from error
-            row_logits = classifier.submit(image, bundle, deadline=deadline)
+            with classifier.place(bundle):
+                try:
+                    with classifier.telling(bundle.manifest):
+                        image = await DECODING.run(_to_image, row, bundle, classifier)
+                except ImageError as error:
+                    raise type(error)(f"row {index}: {error}") from error
+                row_logits = classifier.submit(image, bundle, deadline=deadline)
             return activate(await asyncio.wrap_future(row_logits))
 
     tasks = [asyncio.ensure_future(classify(*item)) for item in enumerate(rows)]
