@@ -20,6 +20,9 @@ from lspt_serve.tracing import configure_tracing
 
 __all__ = ["LSPTService"]
 
+# A request that waits keeps hundreds of objects alive, none of them in a circle; at Python's 700
+# new ones the event loop would walk them all time and again.
+GC_THRESHOLD = 10_000
 logger = logging.getLogger(__name__)
 app = create_app()
 configure_supervisor()
@@ -48,6 +51,7 @@ class LSPTService:
         self.watch = Watch(self.classifier.store)
         gc.collect()
         gc.freeze()  # what lives as long as the process need not be walked again: shorter pauses
+        gc.set_threshold(GC_THRESHOLD)
         self.ready = True
         logger.info("serving %d task(s)", len(self.classifier.store))
 

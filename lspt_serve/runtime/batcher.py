@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
@@ -99,13 +100,12 @@ class Batcher(Generic[J]):
         row = _Row(image, job, deadline, time.monotonic())
         with self._changed:
             self._check_open()
-            if len(self._queue) >= self._queue.capacity:
-                self._queue.discard(lambda row: row.answer.cancelled())
             refused = self._queue.put(job.name, row)
             self._events.waiting(len(self._queue))
             self._changed.notify_all()
         if refused is row:
             raise self._overloaded()
+        row.answer.add_done_callback(partial(self._forget, job.name))  # not the row: no circle
         if refused and refused.answer.set_running_or_notify_cancel():
             refused.answer.set_exception(self._overloaded())
         return row.answer
@@ -130,8 +130,6 @@ class Batcher(Generic[J]):
         with self._changed:
             self._check_open()
             if not self._queue.has_room(name):
-                self._queue.discard(lambda row: row.answer.cancelled())
-            if not self._queue.has_room(name):
                 raise self._overloaded()
 
     def close(self) -> None:
@@ -144,6 +142,13 @@ class Batcher(Generic[J]):
     def _check_open(self) -> None:
         if self._closed:
             raise OverloadedError("the server is stopping")
+
+    def _forget(self, name: str, answer: Future[Array]) -> None:
+        """Whoever cancels makes room for others."""
+        if answer.cancelled():
+            with self._changed:
+                self._queue.discard(name, lambda row: row.answer is answer)
+                self._events.waiting(len(self._queue))
 
     def _overloaded(self) -> OverloadedError:
         return OverloadedError(f"{self._queue.capacity} images wait already; try again later")

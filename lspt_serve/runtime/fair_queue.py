@@ -65,15 +65,15 @@ class FairQueue(Generic[T]):
         flooding = max(self._waiting, key=lambda name: (len(self._waiting[name]), name == task))
         return self._remove(flooding, newest=True)
 
-    def discard(self, unwanted: Callable[[T], bool]) -> None:
-        """Forget these items."""
-        for task in list(self._waiting):
-            kept = deque(item for item in self._waiting[task] if not unwanted(item))
-            self._size -= len(self._waiting[task]) - len(kept)
-            if kept:
-                self._waiting[task] = kept
-            else:
-                del self._waiting[task]
+    def discard(self, task: str, unwanted: Callable[[T], bool]) -> None:
+        """Forget these items of the task."""
+        items = self._waiting.get(task, deque())
+        kept = deque(item for item in items if not unwanted(item))
+        self._size -= len(items) - len(kept)
+        if kept:
+            self._waiting[task] = kept  # its turn comes when it would have
+        elif items:
+            del self._waiting[task]
 
     def peek(self) -> T:
         """What `take` would give."""

@@ -1,6 +1,8 @@
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, Future, wait
@@ -228,6 +230,20 @@ def test_rows_whose_callers_left_make_room_for_others() -> None:
             batcher.check_room("a")
             stays = [batcher.submit(image_of(n), TASKS["a"]) for n in (4, 5)]
         assert results([gone[2], *stays]) == [3, 4, 5]
+
+
+def test_image_is_let_go_of_without_the_garbage_collector() -> None:
+    image = image_of(1)
+    gone = weakref.ref(image)
+    gc.disable()
+    try:
+        with running(Model()) as batcher:
+            batcher.submit(image, TASKS["a"]).result(timeout=5)
+            del image
+            assert results([batcher.submit(image_of(2), TASKS["a"])]) == [2]
+            assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_row_that_breaks_the_engine_fails_alone_and_the_batcher_lives_on(
