@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 __all__ = ["FairQueue"]
 
 T = TypeVar("T")
-CROWDED = 0.75  # of the capacity; from there on no task may have more than its share
+CROWDED = 0.5  # of the capacity; from there on no task may have more than its share
 
 
 class FairQueue(Generic[T]):

