@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from starlette.types import Message
+from starlette.types import Message, Scope
 from toys import export_once, noise, random_bundle
 
 from lspt_serve.api import create_app
@@ -83,18 +83,22 @@ class Api:
             if message["type"] == "http.response.start":
                 statuses.append(message["status"])
 
-        scope = {
-            "type": "http",
-            "http_version": "1.1",
-            "method": "POST",
-            "path": path,
-            "raw_path": path.encode(),
-            "query_string": b"",
-            "headers": [(name.lower(), value) for name, value in request.headers.raw],
-        }
-        anyio.run(self.app, scope, receive, send)
+        anyio.run(self.app, to_scope(request), receive, send)
         (status,) = statuses
         return status
+
+
+def to_scope(request: httpx.Request) -> Scope:
+    """As a server hands it to the app."""
+    return {
+        "type": "http",
+        "http_version": "1.1",
+        "method": request.method,
+        "path": request.url.path,
+        "raw_path": request.url.raw_path,
+        "query_string": request.url.query,
+        "headers": [(name.lower(), value) for name, value in request.headers.raw],
+    }
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from starlette.types import Message
 from toys import coloured, encoded
-from toys_api import Api, create_classifier
+from toys_api import Api, create_classifier, to_scope
 
 from lspt_serve.models import Backbone
 
@@ -57,16 +57,7 @@ async def send(api: Api, request: httpx.Request) -> int:
         if message["type"] == "http.response.start":
             statuses.append(message["status"])
 
-    scope = {
-        "type": "http",
-        "http_version": "1.1",
-        "method": request.method,
-        "path": request.url.path,
-        "raw_path": request.url.raw_path,
-        "query_string": request.url.query,
-        "headers": [(name.lower(), value) for name, value in request.headers.raw],
-    }
-    await api.app(scope, receive, note)
+    await api.app(to_scope(request), receive, note)
     return statuses[0]
 
 
