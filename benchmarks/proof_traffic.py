@@ -13,7 +13,9 @@ from itertools import cycle
 
 from proof_client import Caller, Way, to_request
 
-__all__ = ["Load", "Run", "Seen", "Shot", "Start", "generator", "poisson", "run_load"]
+__all__ = ["Load", "Run", "Seen", "Shot", "Start", "evenly", "generator", "poisson", "run_load"]
+
+Choose = Callable[[random.Random, float], tuple[int, str]]  # the image and task of a shot
 
 
 @dataclass(frozen=True)
@@ -125,17 +127,18 @@ def generator() -> Iterator[Start]:
             raise
 
 
-def poisson(
-    rate: float,
-    seconds: float,
-    choose: Callable[[random.Random, float], tuple[int, str]],
-    seed: int,
-) -> list[Shot]:
-    """Shots of an open loop, `rate` a second on average; `choose` gives image and task."""
+def poisson(rate: float, seconds: float, choose: Choose, seed: int) -> list[Shot]:
+    """Shots of an open loop, `rate` a second on average."""
     rng, at_s, shots = random.Random(seed), 0.0, []
     while (at_s := at_s + rng.expovariate(rate)) < seconds:
         shots.append(Shot(at_s, *choose(rng, at_s)))
     return shots
+
+
+def evenly(rate: float, seconds: float, choose: Choose, seed: int) -> list[Shot]:
+    """As `poisson`, but all as far apart: none has to wait for another by chance."""
+    rng, times = random.Random(seed), (number / rate for number in range(int(rate * seconds)))
+    return [Shot(at_s, *choose(rng, at_s)) for at_s in times]
 
 
 def run_load(load: Load) -> Run:

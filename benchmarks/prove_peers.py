@@ -23,11 +23,12 @@ from common import Target, clean_up_when_stopped, paired_ratio, percentile, prog
 from peers_arms import BENTO, LIT, OURS, OURS_BF16, TASK, Arm, Material, create_material, run_arms
 from proof_page import finish, parse_proof
 from proof_tasks import create_images
-from proof_traffic import Run, Start, generator, poisson
+from proof_traffic import Run, Start, evenly, generator, poisson
 
 VITS = ["vit_tiny_patch16_224", "vit_base_patch16_224"]
 CLIENTS = [1, 8, 32]
 NUM_IMAGES, SIDE = 8, 224
+ARRIVALS = {"half load": poisson, "half load, evenly": evenly}
 AT_LEAST, MOST_MS, MOST_SPREAD = 2.0, 5.0, 2.0
 Rounds = dict[str, list[Run]]  # arm -> a run for each round
 Targets = list[tuple[Target, str]]
@@ -44,7 +45,7 @@ def measure(vit: str, start: Start, args: Namespace) -> tuple[Targets, Any]:
                 clients: take_rounds(arms, material, clients, start, args) for clients in CLIENTS
             }
             bare = measure_bare(material, args.seconds)
-            half = run_half(arms[0], material, rounds[CLIENTS[-1]][OURS], start, args)
+            halves = run_halves(arms[0], material, rounds[CLIENTS[-1]][OURS], start, args)
         material.engine.close()
     table = {
         str(clients): {name: summarise(runs) for name, runs in own.items()}
@@ -55,9 +56,9 @@ def measure(vit: str, start: Start, args: Namespace) -> tuple[Targets, Any]:
         "errors": errors,
         "bare_ms": bare,
         "clients": table,
-        "half": summarise([half]),
+        "half": {name: summarise([run]) for name, run in halves.items()},
     }
-    return to_targets(vit, rounds, bare, half, found), raw
+    return to_targets(vit, rounds, bare, halves, found), raw
 
 
 def take_rounds(
@@ -91,14 +92,17 @@ def measure_bare(material: Material, seconds: float) -> list[float]:
     return taken
 
 
-def run_half(
+def run_halves(
     arm: Arm, material: Material, full: Sequence[Run], start: Start, args: Namespace
-) -> Run:
+) -> dict[str, Run]:
+    """At half of what it can do: requests at random times, and all as far apart."""
     rate, seconds = median(run.whole_per_s for run in full) / 2, args.seconds * args.rounds
-    shots = poisson(rate, seconds, lambda rng, at_s: (rng.randrange(NUM_IMAGES), TASK), 0)
-    run = arm.run(start, material.images, seconds=seconds, shots=shots)
-    check_answered(arm.name, run)
-    return run
+    runs = {}
+    for name, arrive in ARRIVALS.items():
+        shots = arrive(rate, seconds, lambda rng, at_s: (rng.randrange(NUM_IMAGES), TASK), 0)
+        runs[name] = arm.run(start, material.images, seconds=seconds, shots=shots)
+        check_answered(arm.name, runs[name])
+    return runs
 
 
 def latencies_ms(runs: Sequence[Run]) -> list[float]:
@@ -116,7 +120,7 @@ def summarise(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def to_targets(
-    vit: str, rounds: dict[int, Rounds], bare: Sequence[float], half: Run, found: str
+    vit: str, rounds: dict[int, Rounds], bare: Sequence[float], halves: dict[str, Run], found: str
 ) -> Targets:
     targets: Targets = []
     most = rounds[CLIENTS[-1]]
@@ -130,10 +134,14 @@ def to_targets(
     alone, engine = percentile(latencies_ms(rounds[1][OURS]), 0.5), percentile(bare, 0.5)
     note = f"p50 of {alone:.1f} ms, of the engine alone {engine:.1f} ms"
     over = Target(f"{vit}: p50 over the engine, 1 client", "at most", MOST_MS, alone - engine, note)
-    middle, slow = (percentile(latencies_ms([half]), share) for share in (0.5, 0.99))
-    note = f"p50 {middle:.1f}, p99 {slow:.1f} ms at {half.per_s:.1f}/s"
-    tail = Target(f"{vit}: p99 over p50, half load", "at most", MOST_SPREAD, slow / middle, note)
-    return [*targets, (over, "ms"), (tail, "x")]
+    tails = [to_tail(f"{vit}: p99 over p50, {name}", run) for name, run in halves.items()]
+    return [*targets, (over, "ms"), *tails]
+
+
+def to_tail(name: str, run: Run) -> tuple[Target, str]:
+    middle, slow = (percentile(latencies_ms([run]), share) for share in (0.5, 0.99))
+    note = f"p50 {middle:.1f}, p99 {slow:.1f} ms at {run.per_s:.1f}/s"
+    return Target(name, "at most", MOST_SPREAD, slow / middle, note), "x"
 
 
 def to_ratio(rounds: Rounds, ours: str, peer: str) -> float | None:

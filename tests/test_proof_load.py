@@ -31,7 +31,7 @@ from proof_memory import growth
 from proof_server import Server
 from proof_spent import Spent, Totals
 from proof_tasks import answer_all, check_apart, create_images, create_versions
-from proof_traffic import Load, Run, Shot, generator, poisson, run_load
+from proof_traffic import Load, Run, Shot, evenly, generator, poisson, run_load
 from toys import export_once, random_bundle
 from toys_proofs import ANSWERS, run_quick, seen, to_body, toy_server
 
@@ -195,6 +195,12 @@ def test_poisson_traffic_comes_at_its_rate() -> None:
     gaps = np.diff([shot.at_s for shot in shots])
     assert len(shots) == pytest.approx(5000, rel=0.05)
     assert gaps.std() == pytest.approx(gaps.mean(), rel=0.05)  # exponential
+
+
+def test_even_traffic_comes_at_equal_distances() -> None:
+    shots = evenly(8, 0.5, lambda rng, at_s: (0, "a"), seed=0)
+
+    assert [shot.at_s for shot in shots] == [0, 0.125, 0.25, 0.375]
 
 
 def test_script_that_is_stopped_does_not_wait_for_its_traffic() -> None:
