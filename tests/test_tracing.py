@@ -1,53 +1,65 @@
 import json
-import os
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from bentoml._internal.configuration.containers import BentoMLContainer
+from opentelemetry.util.http import parse_excluded_urls
 from toys_proofs import toy_server
 from toys_server import create_served, serving
 
 from lspt_serve.models import Backbone
 from lspt_serve.tracing import DISABLED, configure_tracing
 
+MakesSpans = Callable[[dict[str, Any]], bool]
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 
 
-class Service:
-    """Has BentoML's settings be its own."""
-
-    def __init__(self, exporter: str | None) -> None:
-        self.exporter = exporter
-
-    def inject_config(self) -> None:
-        BentoMLContainer.tracing.exporter_type.set(self.exporter)
-
-
 @pytest.fixture
-def untold(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv(DISABLED, "")  # so that what the test sets is undone
-    monkeypatch.delenv(DISABLED)
-    yield
-    BentoMLContainer.tracing.exporter_type.set(None)
+def makes_spans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakesSpans]:
+    """Whether BentoML's middleware makes any, by settings of tracing in a file that it is told of.
+
+    BentoML's own service, and settings of all the process, which are put back.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a package that BentoML imports with it
+        from bentoml import service
+    toy: Any = service(name="toy")(type("Toy", (), {}))
+    file, before = tmp_path / "bentoml.yaml", BentoMLContainer.config.get()
+    monkeypatch.setenv("BENTOML_CONFIG", str(file))
+    monkeypatch.delenv(DISABLED, raising=False)
+
+    def found(tracing: dict[str, Any]) -> bool:
+        file.write_text(json.dumps({"services": {"toy": {"tracing": tracing}}}))
+        configure_tracing(toy)
+        toy.inject_config()  # as BentoML does once more, before it makes the app
+        excluded = parse_excluded_urls(BentoMLContainer.tracing.excluded_urls.get() or "")
+        return not excluded.url_disabled("http://127.0.0.1:3000/classify")
+
+    yield found
+    BentoMLContainer.config.set(before)
 
 
-@pytest.mark.parametrize(("exporter", "disabled"), [(None, "true"), ("otlp", None)])
+@pytest.mark.parametrize(
+    ("tracing", "made"),
+    [({}, False), ({"exporter_type": "otlp"}, True), ({"excluded_urls": "tasks"}, True)],
+)
 def test_spans_are_made_where_something_collects_them(
-    untold: None, exporter: str | None, disabled: str | None
+    makes_spans: MakesSpans, tracing: dict[str, Any], made: bool
 ) -> None:
-    configure_tracing(Service(exporter))
-
-    assert os.environ.get(DISABLED) == disabled
+    assert makes_spans(tracing) == made
 
 
-def test_who_set_opentelemetry_up_keeps_it(untold: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_set_opentelemetry_up_keeps_it(
+    makes_spans: MakesSpans, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(DISABLED, "false")
 
-    configure_tracing(Service(None))
-
-    assert os.environ[DISABLED] == "false"
+    assert makes_spans({})
 
 
 @pytest.mark.slow

@@ -3,10 +3,13 @@
 import asyncio
 import logging
 import time
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 from urllib.parse import quote
 
 from fastapi import Request
+from opentelemetry import trace
+from opentelemetry.propagate import extract
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lspt_serve.api.failures import request_id
@@ -23,7 +26,8 @@ class Observe:
     """ASGI middleware around the app.
 
     A route tells what it knows of a request by way of its state: `task` (NAME@VERSION) and
-    `timings` (milliseconds by name); what answers an error tells its `code`.
+    `timings` (milliseconds by name); what answers an error tells its `code`, and in the place of a
+    route its `route`.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -34,6 +38,10 @@ class Observe:
             await self.app(scope, receive, send)
             return
         scope.setdefault("state", {})
+        with _named_trace(Request(scope)):
+            await self._observe(scope, receive, send)
+
+    async def _observe(self, scope: Scope, receive: Receive, send: Send) -> None:
         started, status = time.perf_counter(), 500
 
         async def watched(message: Message) -> None:
@@ -48,9 +56,17 @@ class Observe:
             status, scope["state"]["code"] = 504, "deadline"
             raise
         finally:
-            route = getattr(scope.get("route"), "path", "")
+            route = scope["state"].get("route") or getattr(scope.get("route"), "path", "")
             if route not in QUIET:
                 _tell(Request(scope), route, status, time.perf_counter() - started)
+
+
+def _named_trace(request: Request) -> AbstractContextManager[Any]:
+    """The trace that the caller is in, for the log, where no span is made of the request."""
+    named = request.headers.get("traceparent")
+    if named is None or trace.get_current_span().get_span_context().is_valid:
+        return nullcontext()
+    return trace.use_span(trace.get_current_span(extract({"traceparent": named})))
 
 
 def _tell(request: Request, route: str, status: int, seconds: float) -> None:

@@ -18,6 +18,7 @@ from lspt_serve.errors import UndecodableError
 from lspt_serve.models import Backbone
 from lspt_serve.preprocess import decode_image
 
+TRACE = "0af7651916cd43dd8448eb211c80319c"
 PNG = encoded(coloured("red", np.random.default_rng(0), side=40))
 
 
@@ -51,6 +52,27 @@ def test_an_answer_is_a_line_in_the_log(api: Api, access: pytest.LogCaptureFixtu
         "timings": answer.json()["timings_ms"],
     }
     assert "secret" not in str(vars(record))
+
+
+def test_a_line_has_the_trace_that_the_caller_names(api: Api) -> None:
+    lines, logger = io.StringIO(), logging.getLogger("lspt_serve.access")
+    handler = logging.StreamHandler(lines)
+    handler.setFormatter(JsonLines())
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        api.classify(PNG, headers={"traceparent": f"00-{TRACE}-b7ad6b7169203331-01"})
+        api.classify(PNG, headers={"traceparent": "nonsense"})
+        api.classify(PNG)
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+    named, *others = map(json.loads, lines.getvalue().splitlines())
+    assert (named["trace_id"], named["span_id"]) == (TRACE, "b7ad6b7169203331")
+    assert len(others) == 2
+    assert not any("trace_id" in line for line in others)
 
 
 @pytest.mark.parametrize(
