@@ -8,6 +8,7 @@ from lspt_serve.api.failures import add_failure_handlers
 from lspt_serve.api.limits import LimitBody
 from lspt_serve.api.metrics import Metrics, get_metrics
 from lspt_serve.api.observe import Observe
+from lspt_serve.api.overload import RefuseEarly
 from lspt_serve.sizes import MAX_REQUEST_BYTES
 from lspt_serve.ui import add_page
 
@@ -28,6 +29,7 @@ def create_app(*, max_bytes: int = MAX_REQUEST_BYTES) -> FastAPI:
     app.state.access = Access()
     app.state.metrics = Metrics()
     app.add_middleware(LimitBody)
+    app.add_middleware(RefuseEarly, path="/classify")
     app.add_middleware(Observe)
     add_failure_handlers(app)
     for part in (classify, classify_many, tasks, aliases, v2):

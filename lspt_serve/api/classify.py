@@ -11,7 +11,6 @@ from lspt_serve.api.auth import CallersClassifier
 from lspt_serve.api.disconnect import unless_gone
 from lspt_serve.api.failures import REQUEST_ID, RESPONSES, request_id
 from lspt_serve.api.openapi import body
-from lspt_serve.api.overload import RefusedEarly
 from lspt_serve.api.threads import DECODING, READING
 from lspt_serve.api.uploads import malformed, read_request
 from lspt_serve.bundle import Bundle, Manifest
@@ -29,7 +28,7 @@ from lspt_serve.schemas import (
 __all__ = ["DEADLINE_S", "predict", "router", "to_ms"]
 
 DEADLINE_S = 30.0  # for an image to be run; BentoML gives up after 60
-router = APIRouter(route_class=RefusedEarly)
+router = APIRouter()
 
 
 @router.post(

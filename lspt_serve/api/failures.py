@@ -32,6 +32,7 @@ __all__ = [
     "RESPONSES",
     "add_failure_handlers",
     "explain",
+    "refuse",
     "request_id",
 ]
 
@@ -79,7 +80,7 @@ def add_failure_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(LSPTError)
     async def on_refused(request: Request, error: LSPTError) -> JSONResponse:
-        return _answer(request, *explain(error, request))
+        return refuse(request, error)
 
     @app.exception_handler(RequestValidationError)
     async def on_malformed(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -97,7 +98,12 @@ def add_failure_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def on_bug(request: Request, error: Exception) -> JSONResponse:
-        return _answer(request, *explain(error, request))
+        return refuse(request, error)
+
+
+def refuse(request: Request, error: Exception) -> JSONResponse:
+    """The answer to a request that failed with the error."""
+    return _answer(request, *explain(error, request))
 
 
 def explain(error: Exception, request: Request) -> tuple[int, ItemFailure]:

@@ -1,24 +1,45 @@
 """A server that is too busy says so before it reads what it is asked."""
 
+from contextlib import suppress
+
 from fastapi import Request
-from fastapi.routing import APIRoute
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from lspt_serve.api.auth import get_classifier
+from lspt_serve.api.failures import refuse
+from lspt_serve.errors import OverloadedError, UnauthorisedError
 
-__all__ = ["RefusedEarly"]
+__all__ = ["RefuseEarly"]
 
 
-class RefusedEarly(APIRoute):
-    """A route whose requests are refused, unread, while there is no room for an image of the task.
+class RefuseEarly:
+    """ASGI middleware: while there is no room for an image of the task, it is refused unread.
 
-    Of those that name their `task` in the query, and of tasks that are in memory. Others are
-    refused once they are read.
+    That of a request which names its `task` in the query, a task that is in memory. Others are
+    refused once they are read. It comes before the routes, which cost more than to say no.
+
+    Args:
+        path: where an image is sent to.
     """
 
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Raises OverloadedError, or UnauthorisedError as the route would."""
-        request = Request(scope)
-        if scope["method"] in (self.methods or ()) and (task := request.query_params.get("task")):
+    def __init__(self, app: ASGIApp, path: str) -> None:
+        self.app = app
+        self.path = path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (scope["method"], scope["path"]) == ("POST", self.path):
+            request = Request(scope)
+            try:
+                await _check_room(request)
+            except OverloadedError as error:
+                request.state.route = self.path
+                await refuse(request, error)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+async def _check_room(request: Request) -> None:
+    """Raises OverloadedError."""
+    if task := request.query_params.get("task"):
+        with suppress(UnauthorisedError):  # the route will say so
             (await get_classifier(request)).held(task)
-        await super().handle(scope, receive, send)

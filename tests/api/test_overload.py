@@ -2,6 +2,7 @@
 
 import asyncio
 import http.client
+import logging
 import threading
 import time
 from collections import Counter
@@ -69,6 +70,25 @@ def test_refusal_comes_before_the_image_and_the_connection_is_good_for_more(
 
         connection.request("POST", "/classify?task=colour", body=PNG, headers=IMAGE)
         assert connection.getresponse().status == 200
+
+
+def test_refusal_of_what_is_not_read_is_logged_and_counted_as_any_other(
+    api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="lspt_serve.access")
+    fresh = Api(api.app.state.classifier)
+    with overloaded(api.app.state.classifier, monkeypatch):
+        unread = fresh.request("POST", "/classify?task=colour", content=PNG, headers=IMAGE)
+        read = fresh.classify(PNG)
+
+    texts = [check_refused(answer, 503, "overloaded") for answer in (unread, read)]
+    assert texts[0] == texts[1]
+    assert unread.headers.keys() == read.headers.keys()
+    lines = [record.getMessage().partition(" overloaded ")[0] for record in caplog.records]
+    assert lines == 2 * ["POST /classify 503"]
+    metrics = fresh.app.state.metrics.render().decode()
+    assert 'lspt_http_seconds_count{route="/classify",status="503"} 2.0' in metrics
+    assert 'lspt_errors_total{code="overloaded"} 2.0' in metrics
 
 
 def test_task_in_a_form_is_refused_once_the_form_is_read(
