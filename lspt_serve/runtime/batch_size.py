@@ -11,6 +11,7 @@ from lspt_serve.runtime.engine import Engine
 
 __all__ = ["Pace", "grow_while_it_pays", "measure_pace"]
 
+BETWEEN_S = 0.003  # from one batch to the next in a busy server: gathering, heads, answers
 WORTH_IT = 1.05  # how much faster, per image, the best size must be than a smaller one
 GIVE_UP = (
     1.25  # a size whose images take so much longer than the best's has no larger ones measured
@@ -47,7 +48,7 @@ def measure_pace(engine: Engine, *, limit: int) -> Pace:
             times.append(time.perf_counter() - started)
         return min(times)
 
-    best = grow_while_it_pays(seconds, limit=limit)
+    best = grow_while_it_pays(lambda size: BETWEEN_S + seconds(size), limit=limit)
     for batch_size in range(1, best):
         seconds(batch_size, repeats=1)  # engines prepare for the size of a batch when it comes
     for batch_size in {1, best}:

@@ -48,3 +48,24 @@ def test_real_engine_is_measured_within_the_limit(
 
     assert slow.batch_size == limit  # a batch of any size takes 50 ms
     assert limit / 0.1 < slow.images_per_s < limit / 0.05
+
+
+@pytest.mark.parametrize(("image_s", "best"), [(0.005, 8), (0.1, 1)])
+def test_batches_share_what_passes_between_them(
+    tiny_backbone: Backbone,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    image_s: float,
+    best: int,
+) -> None:
+    """3 ms, of an engine that is no faster in larger batches."""
+    engine = OnnxEngine(export_once(tiny_backbone, tmp_path_factory), device="cpu")
+    features = engine.features
+
+    def wait(images: Any, tasks: Any) -> Any:
+        time.sleep(image_s * len(images))
+        return features(images, tasks)
+
+    monkeypatch.setattr(engine, "features", wait)
+
+    assert measure_pace(engine, limit=8).batch_size == best
