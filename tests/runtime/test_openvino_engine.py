@@ -1,3 +1,5 @@
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -19,6 +21,25 @@ def graph(tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def has_bf16() -> bool:
     return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def test_openvino_reports_nothing_to_its_makers(tmp_path: Path) -> None:
+    program = (
+        "import lspt_serve, openvino\n"
+        "from openvino.tools.ovc import telemetry_utils; print(telemetry_utils.tm.__name__)"
+    )
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert ended.stdout == "openvino.tools.ovc.telemetry_stub\n", ended.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_numbers_of_prompts_that_the_graph_was_made_with_and_others_answer_alike(
