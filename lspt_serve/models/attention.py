@@ -17,7 +17,11 @@ __all__ = ["attention_weights", "can_be_watched", "run_block", "run_watched"]
 
 
 def run_block(
-    block: Block, x: Tensor, temperature: Tensor | None = None, mask: Tensor | None = None
+    block: Block,
+    x: Tensor,
+    temperature: Tensor | None = None,
+    mask: Tensor | None = None,
+    queries: slice | None = None,
 ) -> Tensor:
     """timm's pre-norm block over tokens x (B x tokens x D).
 
@@ -27,10 +31,13 @@ def run_block(
     Args:
         temperature: of each row, B, or one for all.
         mask: B x tokens, added to the logits: 0, or -inf for tokens that are not there; None: 0.
+        queries: the tokens that are wanted of a block that `can_be_watched`; None is all.
 
     Raises:
         BackboneError: a temperature asked of a block that is not timm's plain one.
     """
+    if queries is not None:
+        return _run(block, x, _project(block, x, temperature), mask, queries)
     if temperature is None and not (can_be_watched(block) and _fused_is_slow(x)):
         own = {} if mask is None else {"attn_mask": mask[:, None, None]}  # B x 1 x 1 x tokens
         return block(x, **own)  # type: ignore[no-any-return]
@@ -39,19 +46,19 @@ def run_block(
             f"an attention temperature needs timm's plain Block without gates, got "
             f"{type(block).__name__}; use another prompt method with this backbone"
         )
-    return _run(block, x, _project(block, x, temperature), mask)
+    return _run(block, x, _project(block, x, temperature), mask, slice(None))
 
 
 def run_watched(
     block: Block, x: Tensor, temperature: Tensor | None, mask: Tensor | None, queries: slice
 ) -> tuple[Tensor, Tensor]:
-    """`run_block`, and what some tokens weigh all by: B x queries x tokens, the mean over heads.
+    """`run_block`, and what its tokens weigh all by: B x queries x tokens, the mean over heads.
 
     For blocks that `can_be_watched`.
     """
     q, k, v = _project(block, x, temperature)
     weights = _weigh(block, q[:, :, queries], k, mask).mean(dim=1)
-    return _run(block, x, (q, k, v), mask), weights
+    return _run(block, x, (q, k, v), mask, queries), weights
 
 
 def can_be_watched(block: Block) -> bool:
@@ -77,19 +84,23 @@ def attention_weights(block: Block, x: Tensor, temperature: Tensor | None = None
 
 
 def _run(
-    block: Block, x: Tensor, qkv: tuple[Tensor, Tensor, Tensor], mask: Tensor | None
+    block: Block,
+    x: Tensor,
+    qkv: tuple[Tensor, Tensor, Tensor],
+    mask: Tensor | None,
+    queries: slice,
 ) -> Tensor:
-    """The block from its q, k and v on, as timm's forward in eval mode."""
+    """The block from its q, k and v on, as timm's forward in eval mode, of some tokens."""
     attn: Any = block.attn
+    q, k, v = qkv[0][:, :, queries], *qkv[1:]
     if mask is not None:
-        heads = scaled_dot_product_attention(*qkv, attn_mask=mask[:, None, None])
+        heads = scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None])
     elif _fused_is_slow(x):
-        q, k, v = qkv
         heads = _weigh(block, q, k, None) @ v
     else:
-        heads = scaled_dot_product_attention(*qkv)
-    attended = attn.norm(heads.transpose(1, 2).flatten(start_dim=2))  # B x tokens x D
-    x = x + block.ls1(attn.proj(attended))
+        heads = scaled_dot_product_attention(q, k, v)
+    attended = attn.norm(heads.transpose(1, 2).flatten(start_dim=2))  # B x queries x D
+    x = x[:, queries] + block.ls1(attn.proj(attended))
     return x + block.ls2(block.mlp(block.norm2(x)))  # type: ignore[no-any-return]
 
 

@@ -85,7 +85,7 @@ class PromptedViT(nn.Module):
         rows = rows or OneTask(images.shape[0])
         prefix, patches = self.embed(images)
         prompts, state = self.method.start(patches, rows)
-        mask = self._mask(rows, prefix, prompts, patches)
+        mask = self.mask(rows, prefix, prompts, patches)
         sizes = [prefix.shape[1], prompts.shape[1], patches.shape[1]]
         *blocks, last = self.backbone.blocks
         for number, block in enumerate(blocks, start=1):
@@ -95,38 +95,35 @@ class PromptedViT(nn.Module):
             prompts, state = self.method.advance(number, prompts, left, patches, state, rows)
         x = torch.cat([prefix, prompts, patches], dim=1)
         temperature = self.method.temperature(len(blocks) + 1, rows)
-        attention = x[:, 0, :0]  # B x 0
-        if watched:
-            x, attention = self._watch(last, x, temperature, mask, sizes)
-        else:
-            x = run_block(last, x, temperature, mask)
-        features = self.backbone.fc_norm(self._pool(self.backbone.norm(x), sizes, mask))
-        return features.flatten(start_dim=1), attention  # B x F, B x N
+        if not watched:
+            x = run_block(last, x, temperature, mask, self.queries)
+            return self.read(x, sizes, mask), x[:, 0, :0]  # B x F, B x 0
+        queries = self.queries or slice(None)
+        x, weights = run_watched(last, x, temperature, mask, queries)
+        attention = self._pool(weights, sizes, mask).mean(dim=1)  # B x all tokens
+        return self.read(x, sizes, mask), attention[:, -sizes[2] :]  # B x F, B x N
 
-    def _watch(
-        self,
-        block: Any,
-        x: Tensor,
-        temperature: Tensor | None,
-        mask: Tensor | None,
-        sizes: list[int],
-    ) -> tuple[Tensor, Tensor]:
-        """The tokens after the block, and the attention of those that are pooled (B x N)."""
-        cls = self.pool == "cls"  # then the other rows of the attention are not computed
-        queries, read = (slice(1), [1, 0, 0]) if cls else (slice(None), sizes)
-        x, weights = run_watched(block, x, temperature, mask, queries)
-        pooled = self._pool(weights, read, None if cls else mask)  # B x parts x tokens
-        return x, pooled.mean(dim=1)[:, -sizes[2] :]
+    @property
+    def queries(self) -> slice | None:
+        """The tokens that the last block is run for: if no other is pooled, the class token."""
+        return slice(1) if self.pool == "cls" and self.can_be_watched else None
+
+    def read(self, x: Tensor, sizes: list[int], mask: Tensor | None) -> Tensor:
+        """Of the last block's tokens, all or its `queries`, the features (B x F)."""
+        pooled = self._pool(self.backbone.norm(x), sizes, mask)
+        return self.backbone.fc_norm(pooled).flatten(start_dim=1)  # type: ignore[no-any-return]
 
     def _pool(self, x: Tensor, sizes: list[int], mask: Tensor | None) -> Tensor:
         """Of [prefix | prompts | patches], B x tokens x any, the parts of the pool."""
+        if self.queries:  # which are what is pooled
+            return x
         prefix, prompts, patches = x.split(sizes, dim=1)
         if mask is not None:  # to the mean, padding is nothing
             there = mask[:, sizes[0] : sizes[0] + sizes[1], None] == 0
             prompts = prompts * there * (sizes[1] / there.sum(dim=1, keepdim=True))
         return pool_tokens(self.pool, prefix, prompts, patches)
 
-    def _mask(self, rows: Rows, prefix: Tensor, prompts: Tensor, patches: Tensor) -> Tensor | None:
+    def mask(self, rows: Rows, prefix: Tensor, prompts: Tensor, patches: Tensor) -> Tensor | None:
         """B x (1 + P + N): 0, or -inf for prompts that a row's task does not have."""
         of_image = self.method.num_image_prompts
         there = rows.pad_mask(prompts.shape[1] - of_image)

@@ -60,10 +60,26 @@ def test_watched_block_gives_the_mean_weights_of_its_heads_and_the_same_tokens(
 
     tokens, weights = run_watched(block, x, temperature, None, queries)
 
-    assert torch.equal(tokens, run_block(block, x, torch.tensor(tau or 1.0)))
+    whole = run_block(block, x, torch.tensor(tau or 1.0))
+    torch.testing.assert_close(tokens, whole[:, queries], atol=1e-5, rtol=1e-5)
     by_head = torch.stack([head for head, _ in weigh_by_hand(block, x, tau or 1.0)])
     wanted = by_head.mean(dim=0)[:, queries]
     torch.testing.assert_close(weights.double(), wanted, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("queries", [slice(1), slice(2, 5), slice(None)], ids=str)
+@pytest.mark.parametrize("masked", [False, True])
+def test_block_gives_the_tokens_that_are_wanted_as_timm_does(
+    tiny_backbone: Backbone, queries: slice, masked: bool
+) -> None:
+    block: Any = tiny_backbone.vit.blocks[1]
+    x, mask = torch.randn(2, 7, 24), torch.zeros(2, 7)
+    mask[1, 3:5] = -torch.inf
+
+    tokens = run_block(block, x, None, mask if masked else None, queries)
+
+    wanted = block(x, attn_mask=mask[:, None, None]) if masked else block(x)
+    torch.testing.assert_close(tokens, wanted[:, queries], atol=1e-5, rtol=1e-5)
 
 
 def test_watched_block_gives_nothing_to_tokens_that_are_not_there(tiny_backbone: Backbone) -> None:

@@ -107,6 +107,24 @@ def test_attention_is_that_of_the_pooled_tokens_in_the_last_block(
     torch.testing.assert_close(features, model.forward_features(IMAGES), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("pool", "count"), [("cls", 1), ("patch_mean", 20), ("cls+patch_mean", 20)]
+)
+def test_last_block_is_run_for_the_tokens_that_are_pooled(
+    tiny_backbone: Backbone, pool: str, count: int
+) -> None:
+    model = create(tiny_backbone, "vpt-deep", num_prompts=3, pool=pool)
+    fed: list[Tensor] = []
+    hook = model.backbone.blocks[-1].mlp.register_forward_pre_hook(
+        lambda _, given: fed.append(given[0])
+    )
+    model.forward_features(IMAGES)
+    model.forward_watched(IMAGES)
+    hook.remove()
+
+    assert [tokens.shape[1] for tokens in fed] == [count, count]
+
+
 def flow_on(block: int, left: Tensor, patches: Tensor) -> Tensor:
     return left
 
