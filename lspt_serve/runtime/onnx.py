@@ -28,7 +28,8 @@ from lspt_serve.sizes import USUAL_PROMPTS
 __all__ = ["Device", "OnnxEngine", "has_cuda_gpu"]
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-LIBRARIES = "TensorRT's libraries are missing or of another version: pip install tensorrt"
+NO_TF32 = {"use_tf32": "0"}  # which is ONNX Runtime's own choice, and a thousandth off
+LIBRARIES = "TensorRT's libraries are missing or of another version: pip install 'tensorrt-cu13<11'"
 Device = Literal["auto", "cpu", "cuda"]
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ class OnnxEngine:
         device: `auto` is CUDA where there is a GPU and ONNX Runtime can use it, else the CPU.
         tensorrt: the provider for TensorRT on a CUDA GPU. The first start builds an engine, which
             takes minutes, and keeps it beside the graph.
-        precision: with TensorRT; all else is fp32.
+        precision: with TensorRT; all else is fp32, on a GPU without TF32.
         num_threads: of one run on the CPU; 0 is one for each core.
 
     Raises:
@@ -49,6 +50,7 @@ class OnnxEngine:
     """
 
     num_prompts = USUAL_PROMPTS
+    num_batches = 1
 
     def __init__(
         self,
@@ -141,7 +143,7 @@ def _tensorrt_providers(
     return [(TENSORRT, tensorrt_options(folder, graph, precision)), *cuda]
 
 
-def _providers(device: Device) -> list[str]:
+def _providers(device: Device) -> list[Any]:
     """The providers to ask for; asking for CUDA without a GPU would fill the log with errors."""
     usable = CUDA in onnxruntime.get_available_providers() and has_cuda_gpu()
     if device == "cuda" and not usable:
@@ -149,4 +151,4 @@ def _providers(device: Device) -> list[str]:
     if device == "cpu" or not usable:
         return [CPU]
     onnxruntime.preload_dlls()  # CUDA's libraries from the nvidia-* packages
-    return [CUDA, CPU]
+    return [(CUDA, NO_TF32), CPU]
