@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Affine", "ManyTasks", "OneTask", "Rows", "affine"]
+__all__ = ["Affine", "InOrder", "ManyTasks", "OneTask", "Rows", "affine"]
 
 
 class Rows(ABC):
@@ -77,10 +77,40 @@ class ManyTasks(Rows):
         return x.reshape(-1, num_tokens, x.shape[-1]).index_select(0, self.back)
 
     def pad_mask(self, num_prompts: int) -> Tensor | None:
-        if self.num_prompts is None:
-            return None
-        positions = torch.arange(num_prompts, device=self.back.device)
-        return positions < self.spread(self.num_prompts).unsqueeze(1)
+        return _pad_mask(self, self.num_prompts, num_prompts)
+
+
+class InOrder(Rows):
+    """All rows are of one task, or each has one to itself; nothing has to be moved.
+
+    Args:
+        num_tasks: S, the leading axis of every tensor: 1 or B.
+        num_prompts: S; None where all tasks have as many as the tensors hold.
+    """
+
+    def __init__(self, batch_size: int, num_tasks: int, num_prompts: Tensor | None = None) -> None:
+        self.batch_size = batch_size
+        self.num_tasks = num_tasks
+        self.num_prompts = num_prompts
+
+    def spread(self, tensor: Tensor) -> Tensor:
+        return tensor.expand(self.batch_size, *tensor.shape[1:])
+
+    def gather(self, x: Tensor) -> Tensor:
+        return x.reshape(self.num_tasks, -1, x.shape[-1])
+
+    def scatter(self, x: Tensor, num_tokens: int) -> Tensor:
+        return x.reshape(self.batch_size, num_tokens, x.shape[-1])
+
+    def pad_mask(self, num_prompts: int) -> Tensor | None:
+        return _pad_mask(self, self.num_prompts, num_prompts)
+
+
+def _pad_mask(rows: Rows, counts: Tensor | None, num_prompts: int) -> Tensor | None:
+    if counts is None:
+        return None
+    positions = torch.arange(num_prompts, device=counts.device)
+    return positions < rows.spread(counts).unsqueeze(1)
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -225,8 +225,8 @@ class DeviceBank:
     def _select(self, held: Sequence[_Held]) -> Gathered:
         counts = [each.num_prompts for each in held]
         differ = min(counts) < max(counts)
-        num_prompts = torch.tensor(counts, device=self._device) if differ else None
-        slots = torch.tensor([each.slot for each in held], device=self._device)
+        num_prompts = self._bring_numbers(counts) if differ else None
+        slots = self._bring_numbers([each.slot for each in held])
         if self._copies is not None:
             self._copies.wait()
         tensors = {}
@@ -237,3 +237,10 @@ class DeviceBank:
         if self._copies is not None:
             self._copies.mark_read()
         return Gathered([each.task for each in held], tensors, num_prompts)
+
+    def _bring_numbers(self, numbers: Sequence[int]) -> Tensor:
+        """Without a wait for the batch that runs, as torch's own copy to a GPU would."""
+        tensor = torch.tensor(numbers)
+        if self._copies is not None:
+            tensor = tensor.pin_memory()
+        return tensor.to(self._device, non_blocking=True)

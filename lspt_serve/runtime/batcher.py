@@ -61,6 +61,7 @@ class Batcher(Generic[J]):
     Args:
         run: images (B x 3 x H x W) and the job of each to an answer or error of each.
         max_batch_size: rows.
+        num_batches: that run at a time, for a `run` that waits for a GPU.
         max_delay_s: how long a row may wait for others to share its batch. Under load the next
             batch gathers while one runs: even 0 gives full ones.
         capacity: rows that may wait; more are refused, those of the name first that has the most.
@@ -71,6 +72,7 @@ class Batcher(Generic[J]):
         run: Run[J],
         *,
         max_batch_size: int,
+        num_batches: int = 1,
         max_delay_s: float = 0.0,
         capacity: int = 256,
         events: Events = SILENT,
@@ -84,8 +86,12 @@ class Batcher(Generic[J]):
         self._queue: FairQueue[_Row[J]] = FairQueue(capacity)
         self._changed = threading.Condition()
         self._closed = False
-        self._thread = threading.Thread(target=self._work, name="batcher", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._work, name="batcher", daemon=True)
+            for _ in range(num_batches)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, image: Array, job: J, *, deadline: float | None = None) -> Future[Array]:
         """Queue a row; a cancelled future leaves the queue unrun.
@@ -133,11 +139,12 @@ class Batcher(Generic[J]):
                 raise self._overloaded()
 
     def close(self) -> None:
-        """Answer what waits, take no more, and end the thread."""
+        """Answer what waits, take no more, and end the threads."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
     def _check_open(self) -> None:
         if self._closed:

@@ -86,6 +86,7 @@ class Classifier:
         self._batcher = Batcher(
             self._run,
             max_batch_size=self.max_batch_size,
+            num_batches=engine.num_batches,
             max_delay_s=max_delay_s,
             capacity=capacity,
             events=events,

@@ -21,6 +21,7 @@ class Engine(Protocol):
 
     name: str
     num_prompts: int  # of the tasks that it is fastest for
+    num_batches: int  # that it may be given at a time, each by a thread of its own
     provider: str
     precision: Precision
     graph: GraphSpec
@@ -30,7 +31,7 @@ class Engine(Protocol):
     ) -> NDArray[np.float32]:
         """Normalised images (B x 3 x H x W), each by the tensors of its task, to features (B x F).
 
-        The tensors fit the graph (see `check_fits`) and never change. For one thread at a time.
+        The tensors fit the graph (see `check_fits`) and never change.
         """
         ...
 

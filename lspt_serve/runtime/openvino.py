@@ -36,6 +36,7 @@ class OpenVINOEngine:
     """
 
     name = "openvino"
+    num_batches = 1
     provider = "CPU"
 
     def __init__(

@@ -3,15 +3,16 @@
 B batch, F pooled features.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lspt_serve.errors import BackboneError, GraphError, MethodError, first_line
+from lspt_serve.errors import BackboneError, GraphError, MethodError
 from lspt_serve.feed import TaskTensors, prompts_axes, row_inputs
 from lspt_serve.graph import ATTENTION, FEATURES, NUM_PROMPTS, GraphSpec, load_graph_spec
 from lspt_serve.models import PromptedViT, SharedGraph, create_prompted_vit, load_backbone
@@ -23,13 +24,15 @@ from lspt_serve.sizes import USUAL_PROMPTS
 __all__ = ["TorchEngine"]
 
 NUM_SLOTS = 64  # twice the tasks that the largest batch of a server can have
-RECOMPILES = 64  # a batch of one row, of one task, of one row each, ... has a graph of its own
 Array = NDArray[np.float32]
-Forward = Callable[[Tensor, Mapping[str, Tensor], Mapping[str, Tensor]], tuple[Tensor, ...]]
+Forward = Callable[[Array, Gathered, NDArray[np.int64]], Array]
+NOTHING = Gathered([], {}, None)  # what a linear probe takes
 
 
 class TorchEngine:
     """The model itself, on the backbone that the graph was exported from; graph.onnx is not read.
+
+    On a GPU batches run by CUDA graphs, which are captured when a batch of their size first comes.
 
     Args:
         folder: what `lspt export` wrote.
@@ -38,11 +41,10 @@ class TorchEngine:
             coder remembers stay in fp32. On a GPU fp32 is without TF32, in the whole process.
         num_threads: of the whole process, torch has no other; 0 leaves them as they are.
         num_slots: tasks whose tensors stay on the device; a batch of more runs in parts.
-        compiled: by torch.compile, on a GPU with CUDA graphs; the first batches are slow.
 
     Raises:
         GraphError: no such graph, its backbone cannot be loaded or is another by now, or a device
-            or precision that cannot be had; from `features` too, where torch.compile fails.
+            or precision that cannot be had.
     """
 
     name = "torch"
@@ -56,13 +58,13 @@ class TorchEngine:
         precision: Precision = "fp32",
         num_threads: int = 0,
         num_slots: int = NUM_SLOTS,
-        compiled: bool = False,
     ) -> None:
         self.graph = load_graph_spec(folder)
         self.precision = precision
         self._device = _find_device(device, precision)
         on_gpu = self._device.type == "cuda"
         self.provider = torch.cuda.get_device_name(self._device) if on_gpu else "CPU"
+        self.num_batches = 2 if on_gpu else 1
         if num_threads:
             torch.set_num_threads(num_threads)
         if on_gpu:
@@ -70,8 +72,10 @@ class TorchEngine:
         model = _load_model(self.graph)
         if precision == "bf16":
             _halve_products(model.backbone)
-        graph = SharedGraph(model).to(self._device)
-        self._forward: Forward = _compile(graph, on_gpu=on_gpu) if compiled else graph
+        model = model.to(self._device)
+        self._model = SharedGraph(model)
+        self._turn = Lock()
+        self._features = self._create_gpu_forward(model) if on_gpu else self._forward(FEATURES)
         self.bank = DeviceBank(
             self.graph.inputs,
             num_slots=num_slots,
@@ -80,15 +84,14 @@ class TorchEngine:
         )
 
     def features(self, images: Array, tasks: Sequence[TaskTensors]) -> Array:
-        return self._answer(images, tasks, FEATURES)
+        return self._answer(images, tasks, self._features)
 
     def attention(self, images: Array, tasks: Sequence[TaskTensors]) -> Array:
-        return self._answer(images, tasks, ATTENTION)
+        return self._answer(images, tasks, self._forward(ATTENTION))
 
-    def _answer(self, images: Array, tasks: Sequence[TaskTensors], output: str) -> Array:
-        number = self.graph.outputs.index(output)
+    def _answer(self, images: Array, tasks: Sequence[TaskTensors], forward: Forward) -> Array:
         if not self.graph.inputs:  # a linear probe
-            return self._run(images, {}, {}, number)
+            return forward(images, NOTHING, np.zeros(len(images), np.int64))
         answers: dict[int, Array] = {}  # by row
         left = list(range(len(images)))
         while left:  # once, unless there are more tasks than slots
@@ -98,8 +101,7 @@ class TorchEngine:
             left = [row for row in left if id(tasks[row]) not in numbers]
             whose = np.array([numbers[id(tasks[row])] for row in rows])
             part = images if len(rows) == len(images) else images[rows]
-            got = self._run(part, gathered.tensors, _rows(gathered, whose), number)
-            answers |= dict(zip(rows, got, strict=True))
+            answers |= dict(zip(rows, forward(part, gathered, whose), strict=True))
         return np.stack([answers[row] for row in range(len(images))])
 
     def prefetch(self, tasks: Sequence[TaskTensors]) -> None:
@@ -109,27 +111,32 @@ class TorchEngine:
     def close(self) -> None:
         pass
 
-    def _run(
-        self,
-        images: Array,
-        tensors: Mapping[str, Tensor],
-        rows: Mapping[str, Tensor],
-        output: int,
-    ) -> Array:
-        autocast = torch.autocast(
-            self._device.type, torch.bfloat16, enabled=self.precision == "bf16"
-        )
-        with torch.inference_mode(), autocast:
-            pixels = torch.from_numpy(images).to(self._device)
-            own = {name: tensor.to(self._device) for name, tensor in rows.items()}
-            return self._forward(pixels, tensors, own)[output].float().cpu().numpy()
+    def _create_gpu_forward(self, model: PromptedViT) -> Forward:
+        from lspt_serve.runtime.gpu.forward import GPUForward  # needs Triton
 
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        return GPUForward(model, self._device, dtype, self._turn).features
 
-def _rows(gathered: Gathered, whose: NDArray[np.int64]) -> dict[str, Tensor]:
-    rows = {name: torch.from_numpy(array) for name, array in row_inputs(whose).items()}
-    if gathered.num_prompts is not None:  # else no row is padded, and attention needs no mask
-        rows[NUM_PROMPTS] = gathered.num_prompts
-    return rows
+    def _forward(self, output: str) -> Forward:
+        """The model as it is, to one of its outputs."""
+        number = self.graph.outputs.index(output)
+        halved = self.precision == "bf16"
+
+        def run(images: Array, gathered: Gathered, whose: NDArray[np.int64]) -> Array:
+            autocast = torch.autocast(self._device.type, torch.bfloat16, enabled=halved)
+            # a call has its tasks' tensors in the model
+            with self._turn, torch.inference_mode(), autocast:
+                pixels = torch.from_numpy(images).to(self._device)
+                rows = {
+                    name: torch.from_numpy(array).to(self._device)
+                    for name, array in row_inputs(whose).items()
+                }
+                if gathered.num_prompts is not None:  # else no row is padded: no mask is needed
+                    rows[NUM_PROMPTS] = gathered.num_prompts
+                answers: Tensor = self._model(pixels, gathered.tensors, rows)[number]
+                return answers.float().cpu().numpy()
+
+        return run
 
 
 def _find_device(device: Device, precision: Precision) -> torch.device:
@@ -168,32 +175,10 @@ def _halve_products(backbone: nn.Module) -> None:
 
 
 def _halved_tensors(graph: GraphSpec) -> dict[str, torch.dtype]:
-    """The same for a method's: its matrices are the weights of products, all but the prompts."""
+    """The same for a method's: its matrices, all but the prompts, and biases are of products."""
     prompts = prompts_axes(graph.inputs)
     return {
         name: torch.bfloat16
         for name, shape in graph.inputs.items()
-        if len(shape) == 2 and name not in prompts
+        if name not in prompts and (len(shape) == 2 or "bias" in name.rpartition(".")[2])
     }
-
-
-def _compile(graph: SharedGraph, *, on_gpu: bool) -> Forward:
-    from torch._dynamo import config  # takes seconds to import
-    from torch._dynamo.exc import TorchDynamoException
-
-    compiled = torch.compile(graph, dynamic=True, mode="reduce-overhead" if on_gpu else None)
-
-    def forward(
-        images: Tensor, tensors: Mapping[str, Tensor], rows: Mapping[str, Tensor]
-    ) -> tuple[Tensor, ...]:
-        try:
-            with config.patch(recompile_limit=RECOMPILES):
-                outputs: tuple[Tensor, ...] = compiled(images, tensors, rows)
-        except TorchDynamoException as error:
-            raise GraphError(
-                f"torch.compile failed: {first_line(error)}; run the engine without it, or "
-                "install what it needs"
-            ) from error
-        return outputs
-
-    return forward

@@ -246,6 +246,41 @@ def test_image_is_let_go_of_without_the_garbage_collector() -> None:
         gc.enable()
 
 
+@pytest.mark.parametrize("num_batches", [1, 2])
+def test_as_many_batches_run_at_a_time_as_the_engine_takes(num_batches: int) -> None:
+    running_now, most = 0, 0
+    lock, together = threading.Lock(), threading.Barrier(num_batches)
+
+    def run(images: Array, bundles: Sequence[Bundle]) -> list[Array]:
+        nonlocal running_now, most
+        with lock:
+            running_now += 1
+            most = max(most, running_now)
+        together.wait(timeout=5)  # breaks where fewer than these ever run at a time
+        with lock:
+            running_now -= 1
+        return [image[0, 0] for image in images]
+
+    batcher = Batcher[Bundle](run, max_batch_size=1, num_batches=num_batches)
+    answers = [batcher.submit(image_of(number), TASKS["a"]) for number in range(20)]
+    got = [answer.result(timeout=5)[0] for answer in answers]
+    batcher.close()
+
+    assert got == [*range(20)]
+    assert most == num_batches
+
+
+@pytest.mark.parametrize("num_batches", [1, 2])
+def test_every_thread_ends_when_it_is_closed(num_batches: int) -> None:
+    before = threading.active_count()
+    batcher = Batcher[Bundle](Model(), max_batch_size=1, num_batches=num_batches)
+    assert threading.active_count() == before + num_batches
+
+    batcher.close()
+
+    assert threading.active_count() == before
+
+
 def test_row_that_breaks_the_engine_fails_alone_and_the_batcher_lives_on(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

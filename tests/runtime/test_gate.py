@@ -26,7 +26,7 @@ def graph(tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> 
 class OffBy:
     """An engine that knows the reference's answers, and is off by a share of one of its rows."""
 
-    name, provider, num_prompts = "off", "nowhere", 16
+    name, provider, num_prompts, num_batches = "off", "nowhere", 16, 1
 
     def __init__(
         self, graph: GraphSpec, answers: Array, *, share: float, row: int, precision: Precision

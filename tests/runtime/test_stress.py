@@ -46,6 +46,7 @@ class Pairs:
 
     name = provider = "pairs"
     num_prompts = 16
+    num_batches = 1
     precision: Precision = "fp32"
 
     def __init__(self, graph: GraphSpec) -> None:
