@@ -186,6 +186,8 @@ def _versions() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
+    if "onnxruntime-gpu" in found:  # which is the same module, and wins
+        found.pop("onnxruntime", None)
     return found
 
 

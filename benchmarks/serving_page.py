@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import decode_page
+import engines_cuda_page
 import engines_page
 import gpu_page
 import tasks_page
@@ -27,6 +28,7 @@ SECTIONS: Mapping[str, Any] = {  # by name of the raw figures
     "tasks": tasks_page,
     "decode": decode_page,
     "gpu": gpu_page,
+    "engines_cuda": engines_cuda_page,
 }
 PAGE = "benchmarks.md"
 INTRO = (

@@ -26,6 +26,7 @@ from lspt_serve.reference import Reference, reference_images
 from lspt_serve.training import create_bundle
 
 __all__ = [
+    "DTYPES",
     "PlainViT",
     "count_flops",
     "create_backbone",
