@@ -28,12 +28,12 @@ def to_parts(report: Mapping[str, Any]) -> list[str]:
     known = ", ".join(f"{value / 1e9:,.0f} GFLOP/s in {name}" for name, value in ceilings.items())
     return [
         "Images per second with LSPT's defaults but for 10 prompts, all rows of one task, and of "
-        "the same ViT without prompts, each as an ONNX graph in the same engine. *Cost* is the "
-        "time with prompts over that without; expected is the same ratio of FLOPs, which counts "
-        "the longer rows, in attention squared, and the coder. *Of the ceiling* is what the matrix "
-        "products of the images with prompts make of the best large ones here, by torch or "
-        "OpenVINO: "
-        f"{known}. *Error* is that of the worst row from torch in fp32, over the row's length.",
+        "the same ViT without prompts in the same engine, as an ONNX graph or torch's own model. "
+        "*Cost* is the time with prompts over that without; expected is the same ratio of FLOPs, "
+        "which counts the longer rows, in attention squared, and the coder. *Of the ceiling* is "
+        "what the matrix products of the images with prompts make of the best large ones here, by "
+        f"torch or OpenVINO: {known}. *Error* is that of the worst row from torch in fp32, over "
+        "the row's length.",
         *(to_vit(vit, ceilings) for vit in report["vits"]),
     ]
 

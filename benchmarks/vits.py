@@ -14,6 +14,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lspt_serve.bundle import Bundle, MethodRef
@@ -145,7 +146,9 @@ def count_flops(backbone: Backbone, bundle: Bundle | None) -> int:
     if bundle is not None:
         # the counter takes no parameters with a gradient where there is none to be had
         forward = create_model(backbone, bundle).requires_grad_(False).forward_features
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    # the plain kernel is of products that every version of torch counts
+    plain = sdpa_kernel(SDPBackend.MATH)
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), plain:
         forward(torch.zeros(1, 3, size, size))
     return int(counter.get_total_flops())
 
