@@ -125,15 +125,17 @@ def test_what_limits_a_target_is_written_by_hand(tmp_path: Path) -> None:
 def test_flops_are_those_of_the_products(tiny_backbone: Backbone) -> None:
     d, n, blocks, p, h = 24, 16, 3, 10, 3  # p prompts, a coder of width h
 
-    def of_blocks(tokens: int) -> int:  # qkv, proj and the MLP, then q k^T and its product with v
-        return blocks * (2 * tokens * d * (3 * d + d + 8 * d) + 4 * tokens**2 * d)
+    def of_block(tokens: int, wanted: int) -> int:  # qkv; q k^T and its product with v; the rest
+        return 2 * tokens * d * 3 * d + 4 * wanted * tokens * d + 2 * wanted * d * (d + 8 * d)
 
     patches = 2 * n * (3 * 8 * 8) * d
     coder = (blocks - 1) * 2 * p * (d * h + 2 * h * 4 * h + h * d)
     (bundle,) = random_bundles(tiny_backbone, 1)
 
-    assert count_flops(tiny_backbone, None) == patches + of_blocks(1 + n)
-    assert count_flops(tiny_backbone, bundle) == patches + of_blocks(1 + p + n) + coder
+    assert count_flops(tiny_backbone, None) == patches + blocks * of_block(1 + n, 1 + n)
+    tokens = 1 + p + n
+    prompted = (blocks - 1) * of_block(tokens, tokens) + of_block(tokens, 1)  # CLS alone is pooled
+    assert count_flops(tiny_backbone, bundle) == patches + prompted + coder
 
 
 def test_a_random_queue_waits_as_pollaczek_and_khinchine_have_it() -> None:
