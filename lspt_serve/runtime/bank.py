@@ -10,11 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lspt_serve.feed import TaskTensors, prompts_axes
 from lspt_serve.graph import Dim
+from lspt_serve.runtime.gpu.copies import upload_numbers
 
 __all__ = ["DeviceBank", "Gathered"]
 
@@ -225,8 +227,8 @@ class DeviceBank:
     def _select(self, held: Sequence[_Held]) -> Gathered:
         counts = [each.num_prompts for each in held]
         differ = min(counts) < max(counts)
-        num_prompts = self._bring_numbers(counts) if differ else None
-        slots = self._bring_numbers([each.slot for each in held])
+        num_prompts = upload_numbers(np.array(counts), self._device) if differ else None
+        slots = upload_numbers(np.array([each.slot for each in held]), self._device)
         if self._copies is not None:
             self._copies.wait()
         tensors = {}
@@ -237,10 +239,3 @@ class DeviceBank:
         if self._copies is not None:
             self._copies.mark_read()
         return Gathered([each.task for each in held], tensors, num_prompts)
-
-    def _bring_numbers(self, numbers: Sequence[int]) -> Tensor:
-        """Without a wait for the batch that runs, as torch's own copy to a GPU would."""
-        tensor = torch.tensor(numbers)
-        if self._copies is not None:
-            tensor = tensor.pin_memory()
-        return tensor.to(self._device, non_blocking=True)

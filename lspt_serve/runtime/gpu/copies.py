@@ -39,8 +39,14 @@ class Uploads:
 
 
 def upload_numbers(numbers: NDArray[np.int64], device: torch.device) -> Tensor:
-    """For what is given to the current stream from now on; unlike torch's `to` it does not wait."""
-    return torch.from_numpy(numbers).pin_memory().to(device, non_blocking=True)
+    """For what is given to the current stream from now on; unlike torch's `to` it does not wait.
+
+    The device may be the CPU.
+    """
+    tensor = torch.from_numpy(numbers)
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def download(answers: Tensor) -> tuple[NDArray[np.float32], torch.cuda.Event]:

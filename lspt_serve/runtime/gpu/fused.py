@@ -87,7 +87,7 @@ def _attend(
     y: Tensor,
     temperature: Tensor | None,
     mask: Tensor | None,
-    queries: slice = slice(None),  # never changed
+    queries: slice = slice(None),
 ) -> Tensor:
     attn = block.attn
     b, t, _ = y.shape

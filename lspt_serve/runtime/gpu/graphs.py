@@ -14,7 +14,7 @@ from lspt_serve.models.rows import InOrder, OneTask, Rows
 
 __all__ = ["Forward", "GraphRunner", "round_up"]
 
-MAX_GRAPHS = 48  # all sizes up to 256 of one task, and as many of several
+MAX_GRAPHS = 48  # the 16 sizes up to 32 rows: of one task, of several, of several unlike in prompts
 WARM_UPS = 2  # what is chosen at the first call, as a kernel of cuBLAS, is not to be captured
 Forward = Callable[[Tensor, Mapping[str, Tensor], Rows], Tensor]
 
