@@ -13,6 +13,7 @@ import bentoml
 
 from lspt_serve.api import configure_logging, create_app, ignore_warnings_of_decoders
 from lspt_serve.api.auth import load_access
+from lspt_serve.api.timeout import ANSWER_S
 from lspt_serve.runtime import Watch
 from lspt_serve.settings import ServiceSettings, load_classifier
 from lspt_serve.supervisor import configure_supervisor
@@ -30,7 +31,7 @@ configure_supervisor()
 
 @bentoml.service(
     name="lspt",
-    traffic={"timeout": 60},
+    traffic={"timeout": 1.5 * ANSWER_S},  # the app gives up before, and answers as always
     # the app has its own of both, which say more, and count nothing by what a caller made up
     metrics={"enabled": False},
     logging={"access": {"enabled": False}},

@@ -9,6 +9,7 @@ from lspt_serve.api.limits import LimitBody
 from lspt_serve.api.metrics import Metrics, get_metrics
 from lspt_serve.api.observe import Observe
 from lspt_serve.api.overload import RefuseEarly
+from lspt_serve.api.timeout import AnswerInTime
 from lspt_serve.sizes import MAX_REQUEST_BYTES
 from lspt_serve.ui import add_page
 
@@ -29,6 +30,7 @@ def create_app(*, max_bytes: int = MAX_REQUEST_BYTES) -> FastAPI:
     app.state.access = Access()
     app.state.metrics = Metrics()
     app.add_middleware(LimitBody)
+    app.add_middleware(AnswerInTime)
     app.add_middleware(RefuseEarly, path="/classify")
     app.add_middleware(Observe)
     add_failure_handlers(app)

@@ -17,7 +17,8 @@ from lspt_serve.api.metrics import Metrics
 
 __all__ = ["Observe"]
 
-QUIET = ("/metrics",)  # what asks every few seconds is not counted, and fills no log
+# what asks every few seconds is not counted, and fills no log
+QUIET = ("/metrics", "/v2/health/live", "/v2/health/ready")
 MAX_PATH = 200  # characters of a path that are logged
 logger = logging.getLogger("lspt_serve.access")
 
@@ -52,7 +53,7 @@ class Observe:
 
         try:
             await self.app(scope, receive, watched)
-        except asyncio.CancelledError:  # BentoML answers that it took too long
+        except asyncio.CancelledError:  # by BentoML, whose own limit is shorter then
             status, scope["state"]["code"] = 504, "deadline"
             raise
         finally:

@@ -116,7 +116,7 @@ def test_a_path_writes_no_line_of_its_own(api: Api, access: pytest.LogCaptureFix
 def test_a_body_that_does_not_come_is_a_line_that_says_so(
     api: Api, access: pytest.LogCaptureFixture
 ) -> None:
-    """BentoML gives a request up after a minute, by cancelling it, and answers with 504."""
+    """BentoML, told of a shorter limit, cancels the request, and answers with 504."""
     scope = {
         "type": "http",
         "http_version": "1.1",
@@ -173,3 +173,10 @@ def test_a_line_names_its_trace_and_its_exception() -> None:
     assert (line["trace_id"], line["span_id"]) == (f"{0xABC:032x}", f"{0xDEF:016x}")
     assert (line["level"], line["message"]) == ("error", "3 went\nwrong")
     assert line["exception"].endswith("ValueError: bad\nluck")
+
+
+@pytest.mark.parametrize("path", ["/v2/health/live", "/v2/health/ready"])
+def test_probes_fill_no_log(api: Api, access: pytest.LogCaptureFixture, path: str) -> None:
+    assert api.request("GET", path).status_code == 200
+
+    assert access.records == []
