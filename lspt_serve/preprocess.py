@@ -5,7 +5,7 @@ C channels (3), H height, W width.
 
 import io
 import math
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -23,6 +23,7 @@ __all__ = [
     "MAX_PIXELS",
     "MIN_CROP_PCT",
     "NORMALISATIONS",
+    "PILLOWS_PIXELS",
     "Format",
     "ImageLimits",
     "Normalisation",
@@ -37,6 +38,7 @@ Format = Literal["JPEG", "PNG", "BMP", "GIF", "WEBP", "JPEG2000"]
 # without WebP and JPEG 2000, whose decoders have had more holes: where they are asked for
 FORMATS: tuple[Format, ...] = ("JPEG", "PNG", "BMP", "GIF")
 MAX_PIXELS = 50_000_000
+PILLOWS_PIXELS = 178_956_970  # more, it refuses by itself
 # of a JPEG: real ones have some ten, and each may take as long as the whole image. What stands for
 # one is in a file by chance, too, once in 64 kB of what is not of the image
 SCAN, MAX_SCANS = b"\xff\xda", 500
@@ -140,7 +142,9 @@ def decode_image(
 
 def _decode(image: Image.Image, img_size: int, side: int, *, crop: bool) -> NDArray[np.uint8]:
     image.draft("RGB", (2 * side, 2 * side))
-    ImageOps.exif_transpose(image, in_place=True)  # else it copies what is upright
+    image.load()
+    with suppress(Exception):  # of a block that is broken; the pixels are not
+        ImageOps.exif_transpose(image, in_place=True)  # else it copies what is upright
     image = _to_rgb(image)
     box = _middle(image.size, side, img_size) if crop else None
     image = image.resize((side, side), Image.Resampling.BICUBIC, box)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
 from lspt_serve.errors import SettingError
-from lspt_serve.preprocess import FORMATS, MAX_PIXELS, Format, ImageLimits
+from lspt_serve.preprocess import FORMATS, MAX_PIXELS, PILLOWS_PIXELS, Format, ImageLimits
 from lspt_serve.room import Room
 from lspt_serve.runtime import (
     HOST_BYTES,
@@ -28,7 +28,7 @@ from lspt_serve.sizes import MAX_REQUEST_BYTES
 __all__ = ["ServiceSettings", "load_classifier"]
 
 PREFIX = "LSPT_"
-PIXELS_AT_ONCE = 2 * MAX_PIXELS  # being decoded, of all images; each may take 20 bytes
+AT_ONCE = 2  # of the largest images are decoded, or more smaller ones; a pixel may take 20 bytes
 
 
 def _split(words: object) -> object:
@@ -55,7 +55,7 @@ class ServiceSettings(BaseModel):
     # how long an image may wait for others to share its batch; under load they come anyway
     max_delay_ms: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)] = 0.0
     formats: Formats = FORMATS  # of image files that are decoded
-    max_pixels: Annotated[int, Field(ge=1)] = MAX_PIXELS  # of an image
+    max_pixels: Annotated[int, Field(ge=1, le=PILLOWS_PIXELS)] = MAX_PIXELS  # of an image
     max_bytes: Annotated[int, Field(ge=1)] = MAX_REQUEST_BYTES
     log_format: Literal["text", "json"] = "text"  # of the service's lines on stdout
     # of those who may change what is served; None: nobody may
@@ -115,6 +115,8 @@ def load_classifier(settings: ServiceSettings, events: Events = SILENT) -> Class
         engine,
         store,
         max_delay_s=settings.max_delay_ms / 1000,
-        limits=ImageLimits(settings.formats, settings.max_pixels, Room(PIXELS_AT_ONCE)),
+        limits=ImageLimits(
+            settings.formats, settings.max_pixels, Room(AT_ONCE * settings.max_pixels)
+        ),
         events=events,
     )

@@ -1,6 +1,7 @@
 import contextlib
 import csv
 import io
+import struct
 import tarfile
 import warnings
 import zlib
@@ -24,6 +25,7 @@ from lspt_serve.errors import (
 )
 from lspt_serve.preprocess import (
     FORMATS,
+    PILLOWS_PIXELS,
     ImageLimits,
     Preprocess,
     decode_image,
@@ -550,3 +552,18 @@ def test_damaged_images_raise_nothing_but_image_errors(
         data[position % len(data)] = value
     decodes_or_refuses(bytes(data))
     decodes_or_refuses(bytes(data[:cut]))
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0no TIFF", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"])
+def test_image_whose_exif_is_broken_is_upright(exif: bytes) -> None:
+    """Of a JPEG that has its density from JFIF, so that nobody looked at the block before."""
+    image = Image.fromarray(NOISE[:32, :32])
+    plain = encode(image, "JPEG", dpi=(72, 72))
+    broken = plain[:20] + b"\xff\xe1" + struct.pack(">H", 2 + len(exif)) + exif + plain[20:]
+
+    assert (decode_image(broken, 16) == decode_image(plain, 16)).all()
+
+
+def test_pillow_takes_as_many_pixels_as_may_be_asked_for() -> None:
+    assert Image.MAX_IMAGE_PIXELS
+    assert 2 * Image.MAX_IMAGE_PIXELS == PILLOWS_PIXELS

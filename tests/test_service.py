@@ -160,6 +160,7 @@ def test_settings_come_from_the_environment(environment: pytest.MonkeyPatch) -> 
         ("LSPT_FORMATS", "JPEG,TIFF", "'JPEG2000'"),
         ("LSPT_FORMATS", "", "at least 1 item"),
         ("LSPT_MAX_PIXELS", "0", "greater than or equal to 1"),
+        ("LSPT_MAX_PIXELS", "178956971", "less than or equal to 178956970"),
         ("LSPT_MAX_DELAY_MS", "-1", "greater than or equal to 0"),
         ("LSPT_MAX_DELAY_MS", "nan", "finite number"),
         ("LSPT_MAX_DELAY_MS", "soon", "valid number"),
