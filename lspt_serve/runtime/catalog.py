@@ -115,7 +115,7 @@ class Catalog:
         known += [f":{alias}" for alias in self.aliases.get(name, {})]
         raise UnknownTaskError(f"unknown version {reference!r}; there are {name_some(known)}")
 
-    def check_held(self, name: str) -> None:
+    def check_known(self, name: str) -> None:
         """Raises UnknownTaskError for a task that the folder does not hold, served or not."""
         known = {**self.tasks, **self.unloaded}
         if name not in known:
@@ -159,7 +159,7 @@ def scan(
             task, version = entry.manifest.name, entry.manifest.version
             if tasks.setdefault(task, {}).setdefault(version, entry) is not entry:
                 refused[name] = (
-                    f"task {task!r} version {version} is held already, from another folder"
+                    f"task {task!r} version {version} is there already, from another folder"
                 )
     ordered = {name: dict(sorted(tasks[name].items())) for name in sorted(tasks)}
     try:

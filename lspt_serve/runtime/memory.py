@@ -34,20 +34,23 @@ class BundleMemory:
                 self._bundles.move_to_end(entry)
             return bundle
 
-    def put(self, entry: Entry, bundle: Bundle) -> None:
-        """A bundle stays out if it is larger than what others that are kept leave of the memory."""
+    def put(self, entry: Entry, bundle: Bundle) -> Bundle:
+        """The bundle, or the same one of another thread that was faster.
+
+        It stays out if it is larger than what others that are kept leave of the memory.
+        """
         with self._lock:
+            if known := self._bundles.get(entry):
+                return known
             kept = sum(_size(self._bundles[own]) for own in self._kept if own in self._bundles)
-            if entry in self._bundles or _size(bundle) > self.max_bytes - kept:
-                return
+            if _size(bundle) > self.max_bytes - kept:
+                return bundle
             self._bundles[entry] = bundle
             self.num_bytes += _size(bundle)
-            for unused in [other for other in self._bundles if other not in self._kept]:
-                if self.num_bytes <= self.max_bytes:
-                    break
-                self._drop(unused)
-                self._events.evicted()
+            if self.num_bytes > self.max_bytes:
+                self._make_room()
             self._events.held(len(self._bundles), self.num_bytes)
+            return bundle
 
     def keep(self, entries: Set[Entry]) -> None:
         """These alone stay whatever comes: pinned ones, and those whose folders lost them."""
@@ -58,6 +61,13 @@ class BundleMemory:
         with self._lock:
             self._drop(entry)
             self._events.held(len(self._bundles), self.num_bytes)
+
+    def _make_room(self) -> None:
+        for unused in [other for other in self._bundles if other not in self._kept]:
+            self._drop(unused)
+            self._events.evicted()
+            if self.num_bytes <= self.max_bytes:
+                break
 
     def _drop(self, entry: Entry) -> None:
         if bundle := self._bundles.pop(entry, None):

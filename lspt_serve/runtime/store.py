@@ -59,7 +59,8 @@ class PromptStore:
         trusted: bundles that none of these keys signed are refused; None: nobody needs to sign.
 
     Raises:
-        BundleError: no such folder, or one that is itself a baseline.
+        BundleError: no such folder, or one that is itself a baseline, or aliases.json or
+            unloaded.json is broken; later the old ones go on then.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class PromptStore:
                 f"{folder}: no such folder of bundles; make one: lspt train --out {folder}/NAME"
             )
         check_no_baseline(folder)
+        load_aliases(folder), load_unloaded(folder)  # without them it might serve what it may not
         self.folder, self._graph = folder, graph
         self.generation = 0  # how often a look at the folder found a change
         self._catalog = Catalog()
@@ -225,7 +227,10 @@ class PromptStore:
             OutputError: the folder cannot be written, or others write aliases.json for seconds.
         """
         self.refresh()  # another server may have changed what there is
-        self.manifest(task if version is None else f"{task}@{version}")
+        if version is None:  # what it stood for may be gone
+            self._catalog.check_known(task)
+        else:
+            self.manifest(f"{task}@{version}")
         with locked(self.folder / ALIASES_FILE, wait_s=LOCK_WAIT_S):
             aliases = load_aliases(self.folder)
             own = {name: to for name, to in aliases.get(task, {}).items() if name != alias}
@@ -257,7 +262,7 @@ class PromptStore:
 
     def _set_unloaded(self, task: str, *, unloaded: bool) -> None:
         self.refresh()  # another server may have changed what there is
-        self._catalog.check_held(task)
+        self._catalog.check_known(task)
         with locked(self.folder / UNLOADED_FILE, wait_s=LOCK_WAIT_S):
             before = load_unloaded(self.folder)
             after = before | {task} if unloaded else before - {task}
@@ -271,7 +276,7 @@ class PromptStore:
             bundle = self._load(entry.folder)
             if bundle.manifest != entry.manifest:
                 raise BundleError(f"{entry.folder}: replaced since it was read")
-            self._memory.put(entry, bundle)
+            bundle = self._memory.put(entry, bundle)
         return bundle
 
     def _read(self, folder: Path) -> Entry:

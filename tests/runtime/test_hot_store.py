@@ -323,6 +323,10 @@ def test_default_whose_version_is_gone_hides_no_other_task(
     with pytest.raises(UnknownTaskError, match="there are @2, :default"):
         store["flowers"]
 
+    store.set_alias("flowers", "default", None)
+
+    assert number_of(store["flowers"]) == 2
+
 
 def test_bundle_that_arrives_file_by_file_is_served_when_it_is_whole(
     add: Callable[..., None], tmp_path: Path, graph: GraphSpec
@@ -387,7 +391,7 @@ def test_copy_of_a_bundle_does_not_take_its_place(
     store.refresh()
 
     assert number_of(store["flowers"]) == 1
-    assert "held already" in store.refused["a-copy"]
+    assert "there already" in store.refused["a-copy"]
 
 
 def test_broken_bundle_that_comes_after_a_gap_lets_the_old_go_on(
@@ -720,3 +724,14 @@ def test_task_that_is_replaced_again_and_again_is_never_missing_and_never_mixed_
     assert len(seen) > 5
     assert np.isin(list(seen), np.arange(40)).all()
     assert MANIFEST in {path.name for path in (watched.folder / "flowers").iterdir()}
+
+
+@pytest.mark.parametrize("file", [ALIASES_FILE, "unloaded.json"])
+def test_broken_file_ends_a_start_which_would_serve_what_it_may_not(
+    add: Callable[..., None], tmp_path: Path, graph: GraphSpec, file: str
+) -> None:
+    add("flowers")
+    (tmp_path / file).write_text("{,")
+
+    with pytest.raises(BundleError, match=f"{file}: .*JSON"):
+        PromptStore(tmp_path, graph)

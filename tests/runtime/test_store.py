@@ -12,6 +12,8 @@ from lspt_serve.errors import BundleError, UnknownTaskError
 from lspt_serve.graph import GraphSpec
 from lspt_serve.models import Backbone
 from lspt_serve.runtime import PromptStore
+from lspt_serve.runtime.catalog import Entry
+from lspt_serve.runtime.memory import BundleMemory
 from lspt_serve.runtime.store import About
 
 MakeBundle = Callable[..., Bundle]
@@ -204,7 +206,9 @@ def test_second_bundle_of_a_version_is_left_out(
     store = PromptStore(folder, graph)
 
     assert store["birds"].tensors["method.prompts"].shape == (9, 24)
-    assert store.refused == {"later": "task 'birds' version 1 is held already, from another folder"}
+    assert store.refused == {
+        "later": "task 'birds' version 1 is there already, from another folder"
+    }
 
 
 def test_baseline_is_left_out_with_the_reason(folder: Path, graph: GraphSpec) -> None:
@@ -296,3 +300,12 @@ def test_unknown_task_or_version_is_refused_and_what_there_is_named(
         PromptStore(folder, graph)[task]
 
     assert str(caught.value) == message
+
+
+def test_bundle_that_two_read_at_once_is_one(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    first, second = (make_bundle("vpt-shallow", name="flowers") for _ in range(2))
+    entry, memory = Entry(tmp_path, first.manifest), BundleMemory(2**20)
+
+    assert memory.put(entry, first) is first
+    assert memory.put(entry, second) is first
+    assert memory.get(entry) is first
