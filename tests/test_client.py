@@ -418,7 +418,7 @@ def test_the_key_is_a_bearer_token_and_the_url_may_have_a_path() -> None:
         client.classify(PNG, "colour")
 
     (request,) = requests
-    assert str(request.url) == "http://h:1/vision/classify"
+    assert str(request.url) == "http://h:1/vision/classify?task=colour"
     assert request.headers["Authorization"] == "Bearer secret"
 
 
@@ -434,7 +434,7 @@ def test_the_key_is_sent_nowhere_else(location: str) -> None:
     ):
         client.classify(PNG, "colour")
 
-    assert [str(request.url) for request in requests] == ["http://h:1/classify"]
+    assert [str(request.url) for request in requests] == ["http://h:1/classify?task=colour"]
 
 
 @pytest.mark.parametrize("url", ["", "127.0.0.1:3000", "ftp://h", "http://", "http://h:port"])

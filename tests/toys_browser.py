@@ -21,16 +21,16 @@ LABELS = {"colour": ["<b>blue</b>", "green & <i>", "r" * 90], "parity": ["even",
 MANY = [f"task-{number}" for number in range(8)]  # so that there is something to search
 BROKEN = "broken"
 # what is sent, for playwright does not see the files in it
-KEEP_BODIES = """
+KEEP_SENT = """
   const send = window.fetch;
   window.sent = [];
   window.fetch = (path, options) => {
-    if (options.body) window.sent.push(options.body);
+    if (options.body) window.sent.push({ path, body: options.body });
     return send(path, options);
   };
 """
 LAST_IMAGES = """async (field) => {
-  const files = window.sent.at(-1).getAll(field);
+  const files = window.sent.at(-1).body.getAll(field);
   return Promise.all(files.map(async (file) => [...new Uint8Array(await file.arrayBuffer())]));
 }"""
 
@@ -69,7 +69,7 @@ def opened(browser: Browser, url: str, **context: Any) -> Iterator[Page]:
         page.on("request", lambda request: asked.add(request.url))
         page.on("pageerror", lambda error: complaints.append(("error", str(error))))
         page.on("console", lambda message: complaints.append((message.type, message.text)))
-        page.add_init_script(KEEP_BODIES)
+        page.add_init_script(KEEP_SENT)
         yield page
     assert asked, "the page asked for nothing"
     elsewhere = [at for at in asked if not at.startswith((f"{url}/", f"blob:{url}/"))]

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from lspt_serve.api.auth import CallersClassifier
 from lspt_serve.api.disconnect import unless_gone
 from lspt_serve.api.failures import REQUEST_ID, RESPONSES, request_id
+from lspt_serve.api.limits import held_of
 from lspt_serve.api.openapi import body
-from lspt_serve.api.threads import DECODING, READING
+from lspt_serve.api.threads import DECODING, find_bundle
 from lspt_serve.api.uploads import malformed, read_request
 from lspt_serve.bundle import Bundle, Manifest
-from lspt_serve.errors import OverloadedError
 from lspt_serve.runtime import activate, top_labels
 from lspt_serve.schemas import (
     Answer,
@@ -41,23 +41,23 @@ async def classify(request: Request, response: Response, classifier: CallersClas
     if len(uploads) > 1:
         raise malformed("image", "given twice; POST /classify_many takes several")
 
-    bundle = classifier.held(asked.task)
-    if bundle is None:
-        bundle = await READING.run(classifier.find, asked.task)
+    bundle = await find_bundle(classifier, asked.task)
     request.state.task = f"{bundle.name}@{bundle.manifest.version}"
     with classifier.place(bundle):
         with classifier.telling(bundle.manifest):
             pixels = await DECODING.run(classifier.decode, uploads.pop().data, bundle)
+        held_of(request).release()
         decoded, deadline = time.perf_counter(), time.monotonic() + DEADLINE_S
         rows = [classifier.submit(pixels, bundle, deadline=deadline)]
     grid = classifier.engine.graph.grid
-    if asked.attention and grid:
-        try:
+    try:
+        if asked.attention and grid:
             rows.append(classifier.attend(pixels, bundle, deadline=deadline))
-        except OverloadedError:
-            rows[0].cancel()
-            raise
-    logits, *attention = await unless_gone(request, asyncio.gather(*map(asyncio.wrap_future, rows)))
+        answers = asyncio.gather(*map(asyncio.wrap_future, rows))
+        logits, *attention = await unless_gone(request, answers)
+    finally:
+        for row in rows:  # where one fails, nobody waits for the other
+            row.cancel()
     answered = time.perf_counter()
     response.headers[REQUEST_ID] = request_id(request)
     timings = Timings(

@@ -14,10 +14,10 @@ from lspt_serve.api.classify import DEADLINE_S, predict, to_ms
 from lspt_serve.api.disconnect import unless_gone
 from lspt_serve.api.failures import REQUEST_ID, RESPONSES, explain, request_id
 from lspt_serve.api.openapi import body
-from lspt_serve.api.threads import DECODING, READING
+from lspt_serve.api.threads import DECODING, find_bundle
 from lspt_serve.api.uploads import Upload, malformed, read_request
 from lspt_serve.bundle import Bundle, Manifest
-from lspt_serve.errors import LSPTError, OverloadedError, UnavailableError
+from lspt_serve.errors import LSPTError, OverloadedError, UnavailableError, UnknownTaskError
 from lspt_serve.preprocess import Preprocess
 from lspt_serve.runtime import Classifier
 from lspt_serve.schemas import (
@@ -31,6 +31,7 @@ from lspt_serve.schemas import (
 
 __all__ = ["router"]
 
+MAX_UNKNOWN = 32  # tasks of a request, each with an error of its own
 Outcome = tuple[Manifest, NDArray[np.float32]] | Exception  # logits (K)
 router = APIRouter()
 
@@ -53,7 +54,7 @@ async def classify_many(
     uploads, asked = await read_request(request, ClassifyManyFields, "images")
     if len(uploads) * len(asked.tasks) > MAX_PAIRS:
         raise malformed("images", f"{len(uploads)} x {len(asked.tasks)} tasks; at most {MAX_PAIRS}")
-    versions = await READING.run(lambda: [_find_version(classifier, task) for task in asked.tasks])
+    versions = await asyncio.to_thread(_find_versions, classifier, asked.tasks)
     _check_labels(len(uploads), versions, asked.top_k)
     job = _Job(classifier, versions)
     outcomes = await unless_gone(request, asyncio.ensure_future(job.run(uploads)))
@@ -61,7 +62,7 @@ async def classify_many(
         raise outcomes[0]  # type: ignore[misc]
     response.headers[REQUEST_ID] = request_id(request)
     files = [upload.file for upload in uploads]
-    items = await DECODING.run(_to_items, outcomes, files, asked, request)
+    items = await asyncio.to_thread(_to_items, outcomes, files, asked, request)
     timings = Timings(
         decode=to_ms(job.decode_s),
         engine=to_ms(job.engine_s),
@@ -71,12 +72,23 @@ async def classify_many(
     return ManyAnswer(items=items, request_id=request_id(request), timings_ms=timings)
 
 
-def _find_version(classifier: Classifier, task: str) -> Manifest | LSPTError:
-    """One version answers all images, whatever becomes of the folder meanwhile."""
-    try:
-        return classifier.manifest(task)
-    except LSPTError as error:
-        return error
+def _find_versions(classifier: Classifier, tasks: Sequence[str]) -> list[Manifest | LSPTError]:
+    """One version answers all images, whatever becomes of the folder meanwhile.
+
+    Raises UnknownTaskError for a request that is of little else than unknown tasks: to name the
+    nearest of each takes milliseconds.
+    """
+    found: dict[str, Manifest | LSPTError] = {}
+    unknown = 0
+    for task in dict.fromkeys(tasks):
+        try:
+            found[task] = classifier.manifest(task)
+        except UnknownTaskError as error:
+            found[task] = error
+            unknown += 1
+            if unknown > MAX_UNKNOWN:
+                raise
+    return [found[task] for task in tasks]
 
 
 def _check_labels(num_images: int, versions: Sequence[Manifest | LSPTError], top_k: int) -> None:
@@ -130,7 +142,7 @@ class _Job:
                 return version
             async with self.window:  # no more bundles than that are held in memory for it
                 reference = f"{version.name}@{version.version}"
-                bundle = await READING.run(self.classifier.find, reference)
+                bundle = await find_bundle(self.classifier, reference)
                 way = bundle.manifest.preprocess
                 with self.classifier.place(bundle):
                     if way not in decoded:

@@ -3,6 +3,7 @@
 import logging
 import re
 import uuid
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -94,7 +95,7 @@ def add_failure_handlers(app: FastAPI) -> None:
     async def on_http(request: Request, error: HTTPException) -> JSONResponse:
         code = CODES.get(error.status_code) or HTTPStatus(error.status_code).phrase
         failure = ItemFailure(code=code, message=str(error.detail))
-        return _answer(request, error.status_code, failure)
+        return _answer(request, error.status_code, failure, error.headers)
 
     @app.exception_handler(Exception)
     async def on_bug(request: Request, error: Exception) -> JSONResponse:
@@ -119,14 +120,19 @@ def explain(error: Exception, request: Request) -> tuple[int, ItemFailure]:
     return 500, ItemFailure(code="internal", message="an error of the server; its log has more")
 
 
-def _answer(request: Request, status: int, failed: ItemFailure) -> JSONResponse:
+def _answer(
+    request: Request,
+    status: int,
+    failed: ItemFailure,
+    own_headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
     request.state.code = failed.code
     failure = Failure(request_id=request_id(request), **failed.model_dump())
-    headers = {REQUEST_ID: failure.request_id}
+    headers = {**(own_headers or {}), REQUEST_ID: failure.request_id}
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     if status == 503:
         headers["Retry-After"] = str(RETRY_AFTER_S)
-    of_v2 = request.url.path == "/v2" or request.url.path.startswith("/v2/")
+    of_v2 = f"{request.scope['path']}/".startswith("/v2/")
     content = {"error": failure.message} if of_v2 else ErrorAnswer(error=failure).model_dump()
     return JSONResponse(content, status_code=status, headers=headers)

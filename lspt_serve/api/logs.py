@@ -34,6 +34,7 @@ class JsonLines(logging.Formatter):
 
 def configure_logging(log_format: str) -> None:
     """Log what BentoML lets through of its own, by its handlers, as `text` or `json`."""
+    logging.getLogger("uvicorn.access").propagate = False  # it would make a line, to drop it
     bentoml = logging.getLogger("bentoml")
     logging.getLogger("lspt_serve").setLevel(bentoml.level)
     if log_format == "json":

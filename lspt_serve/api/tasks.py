@@ -26,7 +26,7 @@ def list_tasks(classifier: CallersClassifier) -> Response:
 
 
 @router.get("/tasks/{name}", responses={404: RESPONSES[404]})
-async def get_task(name: str, classifier: CallersClassifier) -> Task:
+def get_task(name: str, classifier: CallersClassifier) -> Task:
     """One task."""
     return _describe(classifier.tasks.manifest(name), classifier.store)
 

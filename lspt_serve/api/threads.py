@@ -7,10 +7,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from typing import TypeVar, TypeVarTuple
 
+from lspt_serve.bundle import Bundle
 from lspt_serve.cores import usable_cores
 from lspt_serve.errors import OverloadedError
+from lspt_serve.runtime import Classifier
 
-__all__ = ["DECODING", "READING", "Threads"]
+__all__ = ["DECODING", "READING", "Threads", "find_bundle"]
 
 MAX_WAITING = 256  # as many as may wait for the engine
 T = TypeVar("T")
@@ -45,3 +47,13 @@ class Threads:
 
 DECODING = Threads("decoding", usable_cores() + 1)  # more would only take turns with the engine
 READING = Threads("reading", 8)  # bundles that are not in memory, from whatever disk
+
+
+async def find_bundle(classifier: Classifier, reference: str) -> Bundle:
+    """The task, if an image of it may be submitted now; one in memory waits for no disk.
+
+    Raises UnknownTaskError, OverloadedError.
+    """
+    if bundle := classifier.held(reference):
+        return bundle
+    return await READING.run(classifier.find, reference)

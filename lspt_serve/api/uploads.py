@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartParser
 from starlette.requests import ClientDisconnect
 
 from lspt_serve.api.bodies import parse_json, read_body
@@ -23,7 +25,9 @@ __all__ = ["Upload", "malformed", "read_request"]
 
 FORM = "multipart/form-data"
 CHARSETS = (b"utf-8", b"us-ascii")  # Python has some that take minutes for a megabyte
-MAX_PARTS = 1000  # of a form, of files and of other fields; of a list in JSON
+MAX_PARTS = 1000  # of a form, files and texts of a list; of a list in JSON
+MAX_FILE_NAME = 255  # letters, which an answer repeats for each task
+MultiPartParser.spool_max_size = sys.maxsize  # in memory: that is bounded, and a disk may be full
 M = TypeVar("M", bound=BaseModel)
 Fields = Iterable[tuple[str, Any]]
 
@@ -48,7 +52,8 @@ async def read_request(request: Request, model: type[M], field: str) -> tuple[li
     """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type == FORM:
-        uploads, fields = await _read_form(request, field)
+        most = MAX_PARTS + len(model.model_fields)  # of one that is a list, and the others
+        uploads, fields = await _read_form(request, field, max_fields=most)
     elif content_type == "application/json":
         uploads, fields = _read_json(await read_body(request), field)
     elif content_type == "application/octet-stream" or content_type.startswith("image/"):
@@ -71,18 +76,21 @@ def malformed(item: str, reason: str) -> RequestValidationError:
     return RequestValidationError([{"loc": ("body", item), "msg": reason, "type": "malformed"}])
 
 
-async def _read_form(request: Request, field: str) -> tuple[list[Upload], Fields]:
+async def _read_form(
+    request: Request, field: str, *, max_fields: int
+) -> tuple[list[Upload], Fields]:
     uploads, fields = [], []
     charset = parse_options_header(request.headers["content-type"])[1].get(b"charset", b"utf-8")
     if charset.lower() not in CHARSETS:
         raise HTTPException(415, f"a form in {charset[:64].decode('latin-1')!r}; wanted utf-8")
     try:
-        async with request.form(max_files=MAX_PARTS, max_fields=MAX_PARTS) as form:
+        async with request.form(max_files=MAX_PARTS, max_fields=max_fields) as form:
             for name, value in form.multi_items():
                 if isinstance(value, UploadFile) != (name == field):
                     raise malformed(name, f"wanted {'a file' if name == field else 'text'}")
                 if isinstance(value, UploadFile):
-                    uploads.append(Upload(await value.read(), value.filename))
+                    name_of_file = value.filename and value.filename[:MAX_FILE_NAME]
+                    uploads.append(Upload(await value.read(), name_of_file))
                 else:
                     fields.append((name, value))
     except ClientDisconnect:

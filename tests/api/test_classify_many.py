@@ -2,7 +2,7 @@ import base64
 import threading
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from toys import coloured, encoded, noise
 from toys_api import Api, check_refused, create_classifier, overloaded
 
+from lspt_serve.api import threads
 from lspt_serve.bundle import Bundle
 from lspt_serve.feed import TaskTensors
 from lspt_serve.models import Backbone
@@ -192,3 +193,42 @@ def test_images_whose_caller_leaves_are_not_run(api: Api, monkeypatch: pytest.Mo
 
     assert status == 499
     assert rows == [1]
+
+
+def test_as_many_tasks_as_a_request_may_have_fit_in_a_form(api: Api) -> None:
+    one = dict([*IMAGES.items()][:1])
+
+    response = post(api, one, tasks=["colour"] * 1000, top_k=1, activation="none", threshold=-9)
+
+    assert len(response.json()["items"]) == 1000
+
+
+def test_tasks_in_memory_wait_for_no_disk(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stall(*args: object) -> NoReturn:
+        raise AssertionError("read from disk")
+
+    monkeypatch.setattr(threads.READING, "run", stall)
+
+    items = post(api, IMAGES, tasks=["colour", "nobody"]).json()["items"]
+
+    assert [item.get("error", {}).get("code") for item in items] == [None, "unknown_task"] * 3
+
+
+def test_request_of_little_else_than_unknown_tasks_is_refused(api: Api) -> None:
+    names = [f"nobody-{number}" for number in range(40)]
+
+    few = post(api, IMAGES, tasks=["colour", *names[:32] * 2])
+    message = check_refused(
+        post(api, IMAGES, tasks=["colour", *names]), 404, "unknown_task", item="task"
+    )
+
+    assert few.status_code == 200
+    assert message == "unknown task 'nobody-32'"
+
+
+def test_answer_repeats_no_long_name_of_a_file(api: Api) -> None:
+    image = {"x" * 1000 + ".png": IMAGES["red.png"]}
+
+    (item,) = post(api, image, tasks=["colour"]).json()["items"]
+
+    assert item["file"] == "x" * 255

@@ -317,3 +317,10 @@ def test_no_charset_is_an_error_of_the_server(api: Api, charset: str, task: byte
     )
 
     assert response.status_code == 200 or is_refusal(response)
+
+
+def test_method_that_a_route_has_not_is_told_which_it_has(api: Api) -> None:
+    answer = api.request("DELETE", "/tasks")
+
+    check_refused(answer, 405, "method_not_allowed")
+    assert answer.headers["Allow"] == "GET"

@@ -1,4 +1,6 @@
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import anyio
@@ -153,3 +155,25 @@ def test_no_declared_length_is_an_error_of_the_server(api: Api, declared: bytes)
     status, _ = ask(api, declared, [*in_chunks(body(1000))])
 
     assert status in {200, 400, 413}
+
+
+def test_image_that_is_decoded_is_held_no_longer(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one of 15 kB is in the engine there is room for another."""
+    monkeypatch.setattr("lspt_serve.api.limits.AT_ONCE", 1)
+    engine = api.app.state.classifier.engine
+    run, running, go_on = engine.features, threading.Event(), threading.Event()
+
+    def features(*args: Any) -> Any:
+        running.set()
+        assert go_on.wait(timeout=10)
+        return run(*args)
+
+    monkeypatch.setattr(engine, "features", features)
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(send, api, body(15_000))
+        assert running.wait(timeout=10)
+        second = pool.submit(send, api, body(15_000))
+        wait([second], timeout=0.3)  # a refusal would have come
+        go_on.set()
+
+    assert [first.result().status_code, second.result().status_code] == [200, 200]

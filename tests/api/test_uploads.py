@@ -2,6 +2,8 @@
 
 import base64
 import json
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -180,3 +182,11 @@ def test_no_json_is_an_error_of_the_server(api: Api, given: Any) -> None:
 
     assert 400 <= response.status_code < 500
     assert response.json().keys() == {"error"}
+
+
+def test_image_larger_than_a_megabyte_needs_no_disk(
+    api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+
+    assert api.classify(PNG + bytes(2_000_000)).status_code == 200

@@ -14,10 +14,11 @@ from lspt_serve.api.bodies import read_body
 from lspt_serve.api.classify import DEADLINE_S
 from lspt_serve.api.disconnect import unless_gone
 from lspt_serve.api.failures import REQUEST_ID, request_id
-from lspt_serve.api.threads import DECODING, READING
+from lspt_serve.api.limits import held_of
+from lspt_serve.api.threads import DECODING, find_bundle
 from lspt_serve.api.v2.models import MODEL, VERSION, refer
-from lspt_serve.api.v2.tensors import Row, check_outputs, read_rows, to_outputs
-from lspt_serve.api.v2.wire import InferRequest, parse_request, to_response
+from lspt_serve.api.v2.tensors import Row, check_labels, check_outputs, read_rows, to_outputs
+from lspt_serve.api.v2.wire import InferRequest, decompress, parse_request, to_response
 from lspt_serve.bundle import Bundle
 from lspt_serve.errors import ImageError
 from lspt_serve.preprocess import normalise
@@ -36,14 +37,16 @@ async def infer(
 ) -> Response:
     """Scores of images: files as IMAGE, or pixels as PIXELS."""
     deadline = time.monotonic() + DEADLINE_S
-    body = await read_body(request)
+    bundle = await find_bundle(classifier, refer(name, version))
+    body = await _read_body(request)
 
     def parse(body: bytes) -> tuple[InferRequest, list[Row]]:
-        asked, binary = parse_request(body, request.headers, max_bytes=request.app.state.max_bytes)
+        asked, binary = parse_request(body, request.headers)
         check_outputs(asked)
-        return asked, read_rows(asked, binary, bundle.manifest.preprocess)
+        rows = read_rows(asked, binary, bundle.manifest.preprocess)
+        check_labels(asked, len(rows), bundle)
+        return asked, rows
 
-    bundle = await READING.run(classifier.find, refer(name, version))
     asked, rows = await DECODING.run(parse, body)
     answer = asyncio.ensure_future(_classify(rows, classifier, bundle, deadline=deadline))
     scores = await unless_gone(request, answer)
@@ -51,9 +54,19 @@ async def infer(
     record["model_version"] = str(bundle.manifest.version)
     if asked.id:
         record["id"] = asked.id
-    response = await DECODING.run(lambda: to_response(record, to_outputs(asked, scores, bundle)))
+    outputs = await asyncio.to_thread(to_outputs, asked, scores, bundle)
+    response = await asyncio.to_thread(to_response, record, outputs)
     response.headers[REQUEST_ID] = request_id(request)
     return response
+
+
+async def _read_body(request: Request) -> bytes:
+    """Decompressed; all of it is held."""
+    came, max_bytes = await read_body(request), request.app.state.max_bytes
+    body = await DECODING.run(lambda: decompress(came, request.headers, max_bytes=max_bytes))
+    if body is not came:
+        held_of(request).take(len(body))
+    return body
 
 
 async def _classify(

@@ -23,25 +23,21 @@ def refer(name: str, version: str | None) -> str:
 
 @router.get(f"{MODEL}/ready")
 @router.get(f"{VERSION}/ready")
-async def is_ready(name: str, classifier: CallersClassifier, version: str | None = None) -> None:
+def is_ready(name: str, classifier: CallersClassifier, version: str | None = None) -> None:
     """The task is served."""
     classifier.tasks.manifest(refer(name, version))
 
 
 @router.get(MODEL)
 @router.get(VERSION)
-async def get_metadata(
+def get_metadata(
     name: str, classifier: CallersClassifier, version: str | None = None
 ) -> dict[str, Any]:
     """Versions, inputs (one of which is to be given) and the output."""
     manifest = classifier.tasks.manifest(refer(name, version))
     return {
         "name": manifest.name,
-        "versions": [
-            str(row.version)
-            for row in classifier.tasks.listed()
-            if row.name == manifest.name and row.version
-        ],
+        "versions": [str(number) for number in classifier.store.about(manifest).versions],
         "platform": PLATFORM,
         "inputs": [
             {"name": IMAGE, "datatype": "BYTES", "shape": [-1]},
@@ -53,7 +49,7 @@ async def get_metadata(
 
 @router.get(f"{MODEL}/config")
 @router.get(f"{VERSION}/config")
-async def get_config(
+def get_config(
     name: str, classifier: CallersClassifier, version: str | None = None
 ) -> dict[str, Any]:
     """As Triton's ModelConfig has it; `dims` have the batch in front, as max_batch_size 0 says.

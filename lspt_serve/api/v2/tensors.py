@@ -19,8 +19,9 @@ from lspt_serve.api.v2.wire import InferRequest, InputTensor, OutputTensor, Tens
 from lspt_serve.bundle import Bundle
 from lspt_serve.preprocess import Preprocess
 from lspt_serve.runtime import top_labels
+from lspt_serve.schemas import MAX_LABELS
 
-__all__ = ["Row", "check_outputs", "read_rows", "to_outputs"]
+__all__ = ["Row", "check_labels", "check_outputs", "read_rows", "to_outputs"]
 
 MAX_ROWS = 1000
 BEYOND = 10  # times what normalised pixels can be: more is another unit
@@ -58,13 +59,20 @@ def check_outputs(asked: InferRequest) -> list[OutputTensor]:
     return outputs
 
 
+def check_labels(asked: InferRequest, num_rows: int, bundle: Bundle) -> None:
+    """Raises HTTPException(400) for an answer that would be too much text."""
+    for output in check_outputs(asked):
+        best = output.parameters.classification
+        count = num_rows * min(best or len(bundle.labels), len(bundle.labels))
+        if count > MAX_LABELS and (best or not _is_binary(asked, output)):
+            _refuse(f"{count} scores as text; at most {MAX_LABELS}, or any number as binary data")
+
+
 def to_outputs(asked: InferRequest, scores: NDArray[np.float32], bundle: Bundle) -> list[Tensor]:
     """Scores (N x K) as the request wants them."""
     tensors = []
     for output in check_outputs(asked):
-        as_binary = output.parameters.binary_data
-        if as_binary is None:
-            as_binary = asked.parameters.binary_data_output
+        as_binary = _is_binary(asked, output)
         if count := output.parameters.classification:
             tensors.append(_classes(scores, bundle, count, as_binary=as_binary))
         else:
@@ -72,6 +80,11 @@ def to_outputs(asked: InferRequest, scores: NDArray[np.float32], bundle: Bundle)
             data = {} if as_binary else {"data": scores.ravel().tolist()}
             tensors.append((tensor | data, scores.astype("<f4").tobytes() if as_binary else None))
     return tensors
+
+
+def _is_binary(asked: InferRequest, output: OutputTensor) -> bool:
+    own = output.parameters.binary_data
+    return asked.parameters.binary_data_output if own is None else own
 
 
 def _classes(scores: NDArray[np.float32], bundle: Bundle, count: int, *, as_binary: bool) -> Tensor:

@@ -7,15 +7,24 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from fastapi import Response
-from pydantic import BaseModel, Field, StrictBool
+from pydantic import AfterValidator, BaseModel, Field, StrictBool
 from starlette.exceptions import HTTPException
 
 from lspt_serve.api.bodies import parse_json, validate
 
-__all__ = ["InferRequest", "InputTensor", "OutputTensor", "Tensor", "parse_request", "to_response"]
+__all__ = [
+    "InferRequest",
+    "InputTensor",
+    "OutputTensor",
+    "Tensor",
+    "decompress",
+    "parse_request",
+    "to_response",
+]
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 WBITS = {"gzip": 31, "deflate": 15}  # deflate is zlib's own format, in HTTP
+MAX_ID = 1024
 MAX_TENSORS = 16  # of a request; more than one are refused, but by what is wrong with them
 Size = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 Name = Annotated[str, Field(max_length=64)]
@@ -54,28 +63,35 @@ class _RequestParameters(BaseModel):
     binary_data_output: StrictBool = False
 
 
+def _check_id(given: str) -> str:
+    if len(given) > MAX_ID:  # pydantic's own check is of UTF-8, which an id need not be
+        raise ValueError(f"{len(given)} letters; at most {MAX_ID}")
+    return given
+
+
 class InferRequest(BaseModel):
     """What is asked of a model; parameters of the protocol that are not here change nothing."""
 
-    id: str = ""
+    id: Annotated[str, AfterValidator(_check_id)] = ""  # the answer repeats it
     inputs: Annotated[list[InputTensor], Field(max_length=MAX_TENSORS, fail_fast=True)]
     outputs: Annotated[list[OutputTensor], Field(max_length=MAX_TENSORS, fail_fast=True)] = []
     parameters: _RequestParameters = _RequestParameters()
 
 
-def parse_request(
-    body: bytes, headers: Mapping[str, str], *, max_bytes: int
-) -> tuple[InferRequest, list[bytes | None]]:
-    """A request, and the binary data of each of its inputs.
-
-    Args:
-        max_bytes: of a body that came compressed.
+def decompress(body: bytes, headers: Mapping[str, str], *, max_bytes: int) -> bytes:
+    """A body as it is, or what was compressed in it.
 
     Raises:
-        HTTPException: 400, 413 (too long once decompressed) or 415 (compressed in another way).
+        HTTPException: 400, 413 (more than `max_bytes`) or 415 (compressed in another way).
     """
-    if (encoding := headers.get("content-encoding", "identity").strip().lower()) != "identity":
-        body = _decompress(body, encoding, max_bytes)
+    encoding = headers.get("content-encoding", "identity").strip().lower()
+    return body if encoding == "identity" else _decompress(body, encoding, max_bytes)
+
+
+def parse_request(
+    body: bytes, headers: Mapping[str, str]
+) -> tuple[InferRequest, list[bytes | None]]:
+    """A request, and the binary data of each of its inputs; raises HTTPException(400)."""
     length = _header_length(headers.get(HEADER_LENGTH), len(body))
     asked = validate(InferRequest, parse_json(body[:length]))
     sizes = [tensor.parameters.binary_data_size for tensor in asked.inputs]

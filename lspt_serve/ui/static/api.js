@@ -19,9 +19,13 @@ export async function fetchTasks() {
   return (await send("tasks")).text();
 }
 
-/** One task's answer, with its attention where the server gives it; `ms` is there and back. */
+/** One task's answer, with its attention where the server gives it; `ms` is there and back.
+ *
+ * A busy server looks for the task in the query, and need not read the image to refuse it.
+ */
 export function classify(image, task, topK, signal) {
-  return ask("classify", { image, task, top_k: topK, attention: true }, signal);
+  const path = `classify?${new URLSearchParams({ task })}`;
+  return ask(path, { image, top_k: topK, attention: true }, signal);
 }
 
 /** Many tasks' answers to one image that is sent once; a task that is refused has an `error`. */

@@ -4,8 +4,10 @@ import base64
 import gzip
 import json
 import struct
+import threading
 import zlib
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NoReturn
 
 import httpx
 import numpy as np
@@ -17,6 +19,8 @@ from numpy.typing import NDArray
 from toys import coloured, encoded, random_bundle
 from toys_api import TASKS, Api, create_classifier
 
+from lspt_serve.api import threads
+from lspt_serve.api.v2 import tensors
 from lspt_serve.export import create_model
 from lspt_serve.models import Backbone
 from lspt_serve.preprocess import normalise, preprocess_image
@@ -439,3 +443,97 @@ def test_no_binary_data_is_an_error_of_the_server(
     answer = post(api, header + binary, **{LENGTH: str(len(header))})
 
     assert answer.status_code in {400, 415, 422}
+
+
+def test_body_that_was_compressed_is_held_at_its_full_size(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """600 kB of a few hundred bytes, of which two would be more than all may hold."""
+    monkeypatch.setattr("lspt_serve.api.limits.AT_ONCE", 1)
+    padded = FILES[0] + bytes(600_000)
+    data = struct.pack("<I", len(padded)) + padded
+    binary = {**IMAGE, "parameters": {"binary_data_size": len(data)}}
+    header = json.dumps({"inputs": [binary]}).encode()
+    content, length = gzip.compress(header + data), str(len(header))
+    engine = api.app.state.classifier.engine
+    run, running, go_on = engine.features, threading.Event(), threading.Event()
+
+    def features(*args: Any) -> Any:
+        running.set()
+        assert go_on.wait(timeout=10)
+        return run(*args)
+
+    def send() -> httpx.Response:
+        return post(api, content, **{LENGTH: length, "Content-Encoding": "gzip"})
+
+    monkeypatch.setattr(engine, "features", features)
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(send)
+        assert running.wait(timeout=10)
+        message = check_refused(send(), 503)
+        go_on.set()
+
+    assert len(content) < 10_000
+    assert message.endswith("bytes are held already; try again later")
+    assert first.result().status_code == 200
+
+
+def test_task_in_memory_waits_for_no_disk(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stall(*args: object) -> NoReturn:
+        raise AssertionError("read from disk")
+
+    monkeypatch.setattr(threads.READING, "run", stall)
+
+    assert post(api, {"inputs": [GOOD]}).status_code == 200
+
+
+def test_answer_that_is_there_waits_for_no_decoding(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once the image has been run there is no room in the threads that decode."""
+    engine = api.app.state.classifier.engine
+    run = engine.features
+
+    def features(*args: Any) -> Any:
+        monkeypatch.setattr(threads.DECODING, "_limit", 0)
+        return run(*args)
+
+    monkeypatch.setattr(engine, "features", features)
+
+    assert post(api, {"inputs": [GOOD]}).status_code == 200
+
+
+def test_task_that_there_is_not_is_refused_before_the_body_is_looked_at(api: Api) -> None:
+    message = check_refused(post(api, b"no JSON", model="color"), 404)
+
+    assert message == "unknown task 'color'; nearest: colour"
+
+
+@pytest.mark.parametrize(
+    ("output", "status"),
+    [
+        ({"parameters": {"binary_data": False}}, 400),
+        ({"parameters": {"binary_data": True}}, 200),
+        ({"parameters": {"binary_data": True, "classification": 3}}, 400),
+        ({"parameters": {"binary_data": False, "classification": 1}}, 200),
+    ],
+)
+def test_scores_that_are_too_much_text_are_refused(
+    api: Api, monkeypatch: pytest.MonkeyPatch, output: Any, status: int
+) -> None:
+    """Two images of three labels are six, of which five may be told as text."""
+    monkeypatch.setattr(tensors, "MAX_LABELS", 5)
+    texts = [base64.b64encode(data).decode() for data in FILES[:2]]
+    asked = {"inputs": [{**IMAGE, "shape": [2], "data": texts}]}
+
+    answer = post(api, {**asked, "outputs": [{"name": "SCORES", **output}]})
+
+    assert answer.status_code == status, answer.text
+    if status == 400:
+        assert "6 scores as text; at most 5" in check_refused(answer)
+
+
+def test_long_id_is_refused(api: Api) -> None:
+    message = check_refused(post(api, {"id": "x" * 1025, "inputs": [GOOD]}))
+
+    assert message == "id: 1025 letters; at most 1024"
