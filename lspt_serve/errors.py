@@ -25,8 +25,8 @@ LSPTError (a ValueError: the caller can mend it)
     └── UndecodableError        the right format, but the file is broken
 
 Messages are one line: what was got, what was wanted, what to do. The command line prints them and
-exits with code 2; the service maps them to 4xx answers, to 503 where it has too much to do or lacks
-the server behind it, and to 504 past a deadline.
+exits with code 2. The service maps what a caller can cause to 4xx answers, to 503 where it has too
+much to do or lacks the server behind it, and to 504 past a deadline; the rest is a 500.
 """
 
 import unicodedata

@@ -56,7 +56,7 @@ class _Row(Generic[J]):
 
 
 class Batcher(Generic[J]):
-    """Runs one batch at a time, in a thread of its own; while it runs, the next one gathers.
+    """Runs batches in threads of its own; while one runs, the next one gathers.
 
     Args:
         run: images (B x 3 x H x W) and the job of each to an answer or error of each.
@@ -184,8 +184,10 @@ class Batcher(Generic[J]):
                 row = self._queue.take()
                 if row.is_wanted():
                     rows.append(row)
-                    self._events.waited(time.monotonic() - row.arrived)
-            self._events.waiting(len(self._queue))
+            waiting, now = len(self._queue), time.monotonic()
+        self._events.waiting(waiting)
+        for row in rows:
+            self._events.waited(now - row.arrived)
         return rows
 
     def _run_timed(self, images: Array, jobs: Sequence[J]) -> Sequence[Array | Exception]:

@@ -177,7 +177,7 @@ class Classifier:
     @property
     def window(self) -> int:
         """Images of one request that may wait at a time, so that others have room."""
-        return self.capacity // 4
+        return max(1, self.capacity // 4)
 
     def close(self) -> None:
         """Answer what waits and stop."""
@@ -205,11 +205,15 @@ class Classifier:
         return [_check_finite(answers[row], job) for row, job in enumerate(jobs)]
 
     def _logits(self, images: Array, bundles: Sequence[Bundle]) -> list[Array]:
-        rows = self.engine.features(images, [bundle.method_tensors for bundle in bundles])
-        heads = [bundle.head for bundle in bundles]
-        return [
-            weight @ features + bias for features, (weight, bias) in zip(rows, heads, strict=True)
-        ]
+        features = self.engine.features(images, [bundle.method_tensors for bundle in bundles])
+        rows: dict[int, list[int]] = {}  # of each bundle, whose head is read once for all of them
+        for row, bundle in enumerate(bundles):
+            rows.setdefault(id(bundle), []).append(row)
+        logits: dict[int, Array] = {}
+        for own in rows.values():
+            weight, bias = bundles[own[0]].head
+            logits |= dict(zip(own, features[own] @ weight.T + bias, strict=True))
+        return [logits[row] for row in range(len(bundles))]
 
     def _attention(self, images: Array, bundles: Sequence[Bundle]) -> list[Array]:
         return [*self.engine.attention(images, [bundle.method_tensors for bundle in bundles])]

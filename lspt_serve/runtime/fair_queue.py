@@ -21,6 +21,7 @@ class FairQueue(Generic[T]):
         self.capacity = capacity
         self._waiting: OrderedDict[str, deque[T]] = OrderedDict()  # next in turn first
         self._coming: Counter[str] = Counter()
+        self._num_coming = 0
         self._size = 0
 
     def __len__(self) -> int:
@@ -32,12 +33,13 @@ class FairQueue(Generic[T]):
         Those that are coming have their room. Where it is crowded a task takes no more than its
         share: of tasks that all ask for too much none has to give way to another.
         """
-        taken = self._size + self._coming.total()
+        taken = self._size + self._num_coming
         if taken < CROWDED * self.capacity:
             return True
         own = len(self._waiting.get(task, ())) + self._coming[task]
-        tasks = self._waiting.keys() | self._coming.keys() | {task}
-        if own >= max(1, self.capacity // len(tasks)):
+        others = sum(other not in self._waiting for other in self._coming)
+        tasks = len(self._waiting) + others + (own == 0)
+        if own >= max(1, self.capacity // tasks):
             return False
         most = max(map(len, self._waiting.values()), default=0)
         giving_way = taken - self.capacity  # to those that are coming, already
@@ -46,9 +48,11 @@ class FairQueue(Generic[T]):
     def come(self, task: str) -> None:
         """An item of the task is being made; it leaves when it was put, or will not be."""
         self._coming[task] += 1
+        self._num_coming += 1
 
     def leave(self, task: str) -> None:
         self._coming[task] -= 1
+        self._num_coming -= 1
         if not self._coming[task]:
             del self._coming[task]
 
