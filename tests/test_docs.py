@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import typer.main
 
+from lspt_serve.api.failures import CODES, FAILURES
 from lspt_serve.bundle import Bundle, save_bundle
 from lspt_serve.cli import app
 
@@ -88,6 +89,16 @@ def test_every_promise_names_a_test() -> None:
 @pytest.mark.parametrize("target", re.findall(r"make (\w+)", (ROOT / "README.md").read_text()))
 def test_a_documented_make_target_exists(target: str) -> None:
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M)
+
+
+def test_the_table_of_errors_has_every_code() -> None:
+    text = (ROOT / "docs" / "serving.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (\d+) \|", text.split("### Errors")[1], re.M)
+    codes = [(code, status) for code, status, _ in FAILURES.values()]
+    codes += [(code, status) for status, code in CODES.items()]
+
+    assert len(rows) == len(set(rows))
+    assert {(code, int(status)) for code, status in rows} == {*codes, ("internal", 500)}
 
 
 def test_the_code_in_the_bundle_format_runs(

@@ -51,14 +51,16 @@ FAILURES: dict[type[LSPTError], tuple[str, int, str | None]] = {
     UnsupportedFormatError: ("unsupported_format", 415, "image"),
     UndecodableError: ("undecodable", 422, "image"),
 }
-# codes of what the web framework itself refuses
+# codes of what is raised as a status, by the web framework too
 CODES = {
     400: "malformed",
     404: "not_found",
     405: "method_not_allowed",
+    409: "conflict",
     413: "too_large",
     415: "unsupported_format",
     CLIENT_GONE: "client_gone",
+    503: "unavailable",
 }
 RETRY_AFTER_S = 1
 RESPONSES: dict[int | str, dict[str, Any]] = {

@@ -14,7 +14,9 @@ from toys_api import Api, check_refused, create_classifier
 
 from lspt_serve.api.auth import Access, Key, get_store, load_access
 from lspt_serve.errors import SettingError
+from lspt_serve.files import locked
 from lspt_serve.models import Backbone
+from lspt_serve.runtime.aliases import ALIASES_FILE
 
 PNG = encoded(coloured("red", np.random.default_rng(0)))
 V2_INFER: dict[str, Any] = {"inputs": []}
@@ -154,6 +156,34 @@ def test_alias_that_cannot_be_is_refused(
 
     assert answer.status_code == status
     assert answer.json()["error"].keys() == {"code", "message", "request_id", "item"}
+
+
+def set_alias(api: Api) -> httpx.Response:
+    path, admin = "/tasks/colour/aliases/stable", bearer("token")
+    return api.request("PUT", path, json={"version": 1}, headers=admin)
+
+
+def test_alias_in_a_broken_file_is_a_conflict(with_token: Api) -> None:
+    file = with_token.app.state.classifier.store.folder / ALIASES_FILE
+    file.write_text("{")
+    try:
+        answer = set_alias(with_token)
+    finally:
+        file.unlink()
+
+    assert check_refused(answer, 409, "conflict").endswith("is broken; see the log")
+
+
+def test_alias_that_cannot_be_written_is_unavailable_for_now(
+    with_token: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lspt_serve.runtime.store.LOCK_WAIT_S", 0.05)
+
+    with locked(with_token.app.state.classifier.store.folder / ALIASES_FILE):
+        answer = set_alias(with_token)
+
+    assert check_refused(answer, 503, "unavailable").endswith("cannot be written now")
+    assert answer.headers["Retry-After"] == "1"
 
 
 def uses(api: Api, task: str, headers: Any) -> list[httpx.Response]:
