@@ -24,8 +24,9 @@ def engines(
 ) -> None:
     """Show what can run a graph here, how fast and how exactly, and why the rest cannot.
 
-    Every engine runs a batch of 8 images of two tasks and is held to what torch answered in fp32
-    when the graph was exported. lspt serve takes the fastest of the precision it is told.
+    onnxruntime, openvino and torch are tried, in fp32, bf16 and int8. Each runs a batch of 8 images
+    of two tasks and is held to what torch answered in fp32 when the graph was exported. lspt serve
+    takes the fastest of the precision it is told.
 
     Example:  lspt engines --graph graph
     """

@@ -26,7 +26,10 @@ def serve(
     port: Annotated[int, typer.Option(help="Port to listen at.", min=1, max=65535)] = 3000,
     engine: Annotated[
         Literal["auto", "onnxruntime", "openvino", "torch", "tensorrt", "triton"],
-        typer.Option(envvar="LSPT_ENGINE", help="auto: the fastest here; lspt engines shows them."),
+        typer.Option(
+            envvar="LSPT_ENGINE",
+            help="auto: the fastest here of onnxruntime, openvino and, on a GPU, torch.",
+        ),
     ] = "auto",
     triton_url: Annotated[
         str | None,
