@@ -46,8 +46,9 @@ prove-quick: $(VENV)/train ## the proofs of reliability, rough and small: minute
 	$(BIN)/python benchmarks/prove_faults.py --quick
 	$(BIN)/python benchmarks/prove_attack.py --quick
 
-clean: ## delete what the quickstart wrote; the environment stays
-	rm -rf build bundles graph
+clean: ## delete what the quickstart wrote; all else stays
+	rm -rf $(TASKS:%=bundles/%) $(TASKS:%=bundles/%.run) build/digits build/linear graph
+	@rmdir bundles build 2>/dev/null || true
 
 # The environment: serving, training and the examples; then what development needs.
 $(VENV)/train: pyproject.toml constraints.txt
