@@ -29,7 +29,7 @@ def load_tensorrt() -> Any:
         import tensorrt
     except ImportError as error:
         raise GraphError(
-            "a TensorRT engine needs TensorRT's Python libraries: pip install 'tensorrt<11'"
+            "a TensorRT engine needs TensorRT's Python libraries: pip install 'tensorrt-cu13<11'"
         ) from error
     if not torch.cuda.is_available():
         raise GraphError("a TensorRT engine is built on the GPU it is for, and there is none")
@@ -83,7 +83,7 @@ def _set_precision(trt: Any, network: Any, config: Any, precision: Precision) ->
     if flag is None:
         raise GraphError(
             f"TensorRT {trt.__version__} builds no engine in {precision} of a graph in fp32, which "
-            "TensorRT 10 does: pip install 'tensorrt<11'"
+            "TensorRT 10 does: pip install 'tensorrt-cu13<11'"
         )
     config.set_flag(flag)
     config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)

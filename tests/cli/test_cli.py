@@ -470,7 +470,7 @@ def test_tensorrt_that_is_not_there_is_one_line_and_nothing_is_written(
 
     ended = lspt("export", "--like", bundle, "--tensorrt", "fp16", "--out", tmp_path / "out")
 
-    check_error(ended, "needs TensorRT's Python libraries: pip install 'tensorrt<11'$")
+    check_error(ended, "needs TensorRT's Python libraries: pip install 'tensorrt-cu13<11'$")
     assert not (tmp_path / "out").exists()
 
 
