@@ -9,7 +9,15 @@ from lspt_serve.files import atomic_file
 from lspt_serve.pictures import BLUE, GREY, INK, PALE, RED, drawing, save_figure
 from lspt_serve.results.table import Grid, Text
 
-__all__ = ["COLOURS", "draw_panels", "load_limits", "to_ratio", "to_spread", "to_table"]
+__all__ = [
+    "COLOURS",
+    "draw_panels",
+    "load_limits",
+    "to_measured",
+    "to_ratio",
+    "to_spread",
+    "to_table",
+]
 
 COLOURS = (BLUE, RED, INK, PALE, GREY)
 PANEL = (3.6, 3.4)  # inches
@@ -30,6 +38,16 @@ def to_spread(figures: Mapping[str, float] | None, digits: int = 1) -> str:
 
 def to_ratio(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
+
+
+def to_measured(record: Mapping[str, Any], digits: int) -> str:
+    """What was measured for a target, with more digits where a miss would look like the target."""
+    measured, target = record["measured"], record["target"]
+    shown = f"{measured:.{digits}g}"
+    while not record["reached"] and float(shown) == target:
+        digits += 1
+        shown = f"{measured:.{digits}g}"
+    return shown
 
 
 def draw_panels(path: Path, titles: Sequence[str], draw: Callable[[Any, int], object]) -> None:

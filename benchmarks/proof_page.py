@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from common import HERE, Target, create_parser, describe_machine
-from page_parts import load_limits
+from page_parts import load_limits, to_measured
 
 __all__ = ["Proof", "finish", "parse_proof", "to_page", "write_page"]
 
@@ -118,7 +118,7 @@ def _to_line(record: Mapping[str, Any]) -> str:
         return f"- **{record['name']}**: {wanted}; not measured: {record['note']}."
     verdict = "reached" if record["reached"] else "missed"
     note = f" ({record['note']})" if record["note"] else ""
-    measured = f"measured {record['measured']:.4g}{unit}"
+    measured = f"measured {to_measured(record, 4)}{unit}"
     return f"- **{record['name']}**: {wanted}, {measured}: {verdict}{note}."
 
 

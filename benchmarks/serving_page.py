@@ -19,7 +19,7 @@ import engines_page
 import gpu_page
 import tasks_page
 from common import HERE, Target
-from page_parts import load_limits
+from page_parts import load_limits, to_measured
 
 __all__ = ["finish", "to_page", "to_verdict", "write_page"]
 
@@ -124,12 +124,12 @@ def to_verdict(name: str, record: Mapping[str, Any], units: Mapping[str, str]) -
     if record["measured"] is None:
         return f"- **{name}**: wanted {wanted}; not measured: {record['note']}."
     difference = abs(record["measured"] - record["target"])
-    missed = f"missed by {difference:.3g} {unit} ({difference / record['target']:.1%})"
-    verdict = "reached" if record["reached"] else missed
+    percent = 100 * difference / record["target"]
+    share = f"{percent:.1f}%" if percent >= 0.05 else f"{percent:.1g}%"
+    verdict = "reached" if record["reached"] else f"missed by {difference:.3g} {unit} ({share})"
     note = f" ({record['note']})" if record["note"] else ""
-    return (
-        f"- **{name}**: wanted {wanted}, measured {record['measured']:.3g} {unit}: {verdict}{note}."
-    )
+    measured = f"measured {to_measured(record, 3)} {unit}"
+    return f"- **{name}**: wanted {wanted}, {measured}: {verdict}{note}."
 
 
 def main() -> None:

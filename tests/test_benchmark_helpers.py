@@ -98,6 +98,16 @@ def test_an_arm_that_differs_ends_the_script() -> None:
         ("at most", 2.5, "wanted at most 2.5 ms, measured 2.5 ms: reached (why)."),
         ("at most", 5.0, "wanted at most 2.5 ms, measured 5 ms: missed by 2.5 ms (100.0%) (why)."),
         ("at most", None, "wanted at most 2.5 ms; not measured: why."),
+        (
+            "at least",
+            2.49925,
+            "wanted at least 2.5 ms, measured 2.499 ms: missed by 0.00075 ms (0.03%) (why).",
+        ),
+        (
+            "at most",
+            2.50001,
+            "wanted at most 2.5 ms, measured 2.50001 ms: missed by 1e-05 ms (0.0004%) (why).",
+        ),
     ],
 )
 def test_a_target_says_whether_it_was_reached(
