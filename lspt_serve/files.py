@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from lspt_serve.errors import OutputError
 
@@ -80,7 +81,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
-    """A hidden working folder beside `path`, gone afterwards whatever happened."""
+    """A hidden working folder beside `path`, gone afterwards whatever happened.
+
+    An OSError that names a file elsewhere, one that is read meanwhile, stays what it is.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
@@ -89,9 +93,19 @@ def _temporary(path: Path) -> Iterator[Path]:
     try:
         yield folder
     except OSError as error:
+        if error.filename is not None and not _lies_in(error.filename, folder, path):
+            raise
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _lies_in(filename: Any, *folders: Path) -> bool:
+    """Whether what an OSError names is one of these or in one; a file by its number may be."""
+    if isinstance(filename, int):
+        return True
+    path = Path(os.fsdecode(filename)).absolute()
+    return any(path.is_relative_to(folder.absolute()) for folder in folders)
 
 
 def remove_leftovers(path: Path) -> None:

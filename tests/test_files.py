@@ -95,6 +95,23 @@ def test_a_failing_disk_is_an_output_error_that_names_the_path(
     assert list(target.parent.iterdir()) == []
 
 
+def test_an_input_that_cannot_be_read_is_not_blamed_on_the_output(
+    atomic: Atomic, target: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"), atomic(target):
+        (tmp_path / "nowhere").read_bytes()
+    assert list(target.parent.iterdir()) == []
+
+
+def test_what_fails_inside_the_output_is_blamed_on_it(
+    atomic: Atomic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    wanted = "^target cannot be written: No such file"
+    with pytest.raises(OutputError, match=wanted), atomic(Path("target")) as temporary:
+        (temporary.parent / "none" / "file").write_text("new")
+
+
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "I/O error"), KeyboardInterrupt()])
 def test_an_old_folder_comes_back_if_the_new_one_cannot_take_its_place(
     target: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException

@@ -18,7 +18,7 @@ from lspt_serve.cli.serve import serve
 from lspt_serve.cli.sign import sign
 from lspt_serve.cli.sweep import sweep
 from lspt_serve.cli.train import train
-from lspt_serve.errors import LSPTError, printable
+from lspt_serve.errors import LSPTError, first_line, printable
 
 __all__ = ["app", "main"]
 
@@ -67,6 +67,11 @@ def main() -> None:
         app()
     except LSPTError as error:
         _fail(str(error))
+    except BrokenPipeError:  # of `lspt results | head`; typer ends the command
+        raise
+    except OSError as error:  # of a path that may not be looked at, say
+        where = "" if error.filename is None else f"{error.filename}: "
+        _fail(f"{where}{error.strerror or first_line(error)}")
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:

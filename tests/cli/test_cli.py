@@ -1,3 +1,4 @@
+import errno
 import gc
 import json
 import os
@@ -668,6 +669,47 @@ def test_mistake_in_another_command_is_one_line_and_exit_code_2(
     check_error(lspt(*words), message)
 
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["results", "x" * 300],
+        ["export", "--like", "colour", "--out", "x" * 300],
+        ["train", "--backbone", "x" * 300, "--data", "photos", "--out", "new"],
+        ["train", "--backbone", "vit_digits_patch8_32", "--data", "x" * 300, "--out", "new"],
+    ],
+    ids=["results", "output", "backbone", "data"],
+)
+def test_path_that_the_system_does_not_take_is_one_line(
+    lspt: Command, bundle: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    monkeypatch.chdir(bundle.parent)
+
+    check_error(lspt(*words), "x{300}.*(name too long|[Nn]o such|unknown backbone)")
+
+
+def test_folder_that_may_not_be_read_is_one_line(
+    lspt: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+
+    check_error(lspt("results", tmp_path), f"^error: {tmp_path}: Permission denied$")
+
+
+def test_pipe_that_nobody_reads_is_no_error_of_the_users(bundle: Path) -> None:
+    with start(["inspect", str(bundle), "--json"]) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        printed = process.stderr.read()
+
+    assert process.returncode != 2
+    assert "error" not in printed
+    assert "Traceback" not in printed
 
 
 @pytest.mark.parametrize(
