@@ -165,7 +165,7 @@ def to_choices(runs: Sequence[Run], plans: Iterable[Plan]) -> str:
         own = [found.get((plan.name, task)) for task in tasks]
         cells = [choice(run, plan) if run else "-" for run in own]
         searched = "; ".join(f"{name} {words(values)}" for name, values in lists(plan).items())
-        start = " ".join(dict.fromkeys(run.init for run in own if run))
+        start = " ".join(dict.fromkeys(run.init for run in own if run and run.init))
         rows.append([Text(plan.name), *map(Text, cells), Text(start), Text(searched)])
         at_the_end += sum(run is not None and is_at_the_end(run, plan) for run in own)
     caption = "What the search chose, and its accuracy on val in %. *start* is that of the prompts."

@@ -1,16 +1,29 @@
-"""Runs from files and folders: a results.json, or what bundles and baselines say of themselves."""
+"""Runs from files and folders: a results.json, or what bundles and baselines say of themselves.
 
+How these were trained their run says, NAME.run beside the folder NAME, once it is finished.
+"""
+
+import json
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lspt_serve.baseline import BaselineRecord, load_baseline
 from lspt_serve.bundle import BASELINE, MANIFEST, Manifest, MethodRef, Metrics, load_bundle
 from lspt_serve.errors import SweepError
-from lspt_serve.results.runs import SETTINGS, Run, load_runs
+from lspt_serve.results.runs import Run, load_runs
 
-__all__ = ["runs_of"]
+__all__ = ["CONFIG", "EPOCHS", "STATE", "runs_of"]
+
+# of a run's folder: what is trained, the log of its epochs, and what is there until it is finished
+CONFIG, EPOCHS, STATE = "config.json", "epochs.csv", "state.pt"
+# of CONFIG, what is no setting of how to train, or differs from seed to seed
+OTHERS = {
+    *("method", "options", "pool", "init", "seed", "processes", "backbone", "preprocess"),
+    *("labels", "train", "val", "test", "made_with"),
+}
 
 
 class _Found(NamedTuple):
@@ -46,10 +59,9 @@ def runs_of(paths: Iterable[Path], others: Iterable[Run] = ()) -> list[Run]:
 
 def _are_seeds(runs: Sequence[Run]) -> bool:
     """Whether all were trained alike, each with another seed; a run may be there twice."""
-    settings = [[getattr(run, name) for name in SETTINGS] for run in runs]
-    different = [run for place, run in enumerate(runs) if run not in runs[:place]]
-    seeds = {run.seed for run in different}
-    return len(seeds) == len(different) and all(own == settings[0] for own in settings)
+    first, *others = [run for place, run in enumerate(runs) if run not in runs[:place]]
+    seeds = {run.seed for run in (first, *others)}
+    return len(seeds) == 1 + len(others) and not any(map(first.differs_in, others))
 
 
 def _short_names(folders: set[Path]) -> dict[Path, str]:
@@ -81,7 +93,7 @@ def _find(path: Path) -> list[_Found]:
 def _run_of_folder(folder: Path) -> Run | None:
     if (folder / BASELINE).is_file():
         record = load_baseline(folder)
-        return _run_of(record, record.method, record.metrics, record.num_bytes)
+        return _run_of(folder, record, record.method, record.metrics, record.num_bytes)
     if not (folder / MANIFEST).is_file():
         return None
     bundle = load_bundle(folder)
@@ -90,18 +102,36 @@ def _run_of_folder(folder: Path) -> Run | None:
         return None
     task_bytes = sum(4 * tensor.size for tensor in bundle.tensors.values())
     method = manifest.trained_as or manifest.method
-    return _run_of(manifest, method, manifest.metrics, task_bytes)
+    return _run_of(folder, manifest, method, manifest.metrics, task_bytes)
 
 
 def _run_of(
-    record: Manifest | BaselineRecord, method: MethodRef, metrics: Metrics, task_bytes: int
+    folder: Path,
+    record: Manifest | BaselineRecord,
+    method: MethodRef,
+    metrics: Metrics,
+    task_bytes: int,
 ) -> Run:
+    config = _find_config(folder)
+    wanted = {
+        "method": method.name,
+        "options": method.options,
+        "pool": record.pool,
+        "seed": metrics.seed,
+        "backbone": record.backbone.sha256,
+        "preprocess": json.loads(json.dumps(asdict(record.preprocess))),
+        "labels": record.labels,
+    }
+    if any(config.get(name) != value for name, value in wanted.items()):  # of another result
+        config = {}
     return Run(
         task=record.name,
         name=method.name,
         method=method.name,
         options=method.options,
         pool=record.pool,
+        init=config.get("init"),
+        train={name: value for name, value in config.items() if name not in OTHERS},
         image_size=record.preprocess.img_size,
         crop_pct=record.preprocess.crop_pct,
         mean=record.preprocess.mean,
@@ -115,3 +145,16 @@ def _run_of(
         backbone=record.backbone.sha256[:12],
         lspt_serve=record.created_with.removeprefix("lspt-serve "),
     )
+
+
+def _find_config(folder: Path) -> dict[str, Any]:
+    """What the finished run beside a folder says; nothing where there is none."""
+    folder = folder.resolve()
+    run = folder.with_name(f"{folder.name}.run")
+    try:
+        if (run / STATE).exists() or not (run / EPOCHS).exists():  # begun anew since then
+            return {}
+        config = json.loads((run / CONFIG).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}

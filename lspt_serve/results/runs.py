@@ -18,7 +18,8 @@ SETTINGS = ("method", "options", "pool", "init", "train")  # of a Run, what its 
 class Run(BaseModel):
     """One task learned with one seed; accuracies are top-1, in [0, 1].
 
-    `train` holds the TrainSettings without the seed. `val` is the accuracy that the settings were
+    `train` holds the TrainSettings without the seed; it is empty, and `init` None, where nobody
+    knows them: a bundle alone does not say them. `val` is the accuracy that the settings were
     chosen by; None for settings that were chosen for another entry. A run that failed has an
     `error` and no `test`.
     """
@@ -30,7 +31,7 @@ class Run(BaseModel):
     method: str
     options: dict[str, Any] = {}
     pool: str | None = None  # None: the backbone's
-    init: str = "uniform"
+    init: str | None = None
     train: dict[str, Any] = {}
     image_size: int
     crop_pct: float = 1.0
@@ -54,6 +55,16 @@ class Run(BaseModel):
         """What runs must share to stand in one table."""
         pixels = self.image_size, self.crop_pct, self.mean, self.std
         return (self.protocol, *pixels, self.backbone)
+
+    def differs_in(self, other: "Run") -> str | None:
+        """Of SETTINGS, one that is not known to be the same; None: both may be seeds of one entry.
+
+        Which they are not, as far as is known, where nobody knows how they were trained.
+        """
+        for name in SETTINGS:
+            if getattr(self, name) != getattr(other, name):
+                return name
+        return None if self.train else "train"
 
 
 RUNS = TypeAdapter(list[Run])

@@ -17,7 +17,7 @@ from lspt_serve.results.published import (
     Pretraining,
     published_note,
 )
-from lspt_serve.results.runs import SETTINGS, Run, Triple
+from lspt_serve.results.runs import Run, Triple
 from lspt_serve.results.statistics import Figure, mean_over_tasks, paired_difference, summarise
 
 __all__ = ["Comparison", "Grid", "Row", "Text", "compare", "comparison_grid"]
@@ -82,11 +82,11 @@ def _check_alike(runs: list[Run]) -> None:
         if run.error is not None:
             continue
         first = firsts.setdefault((run.name, run.task), run)
-        for name in SETTINGS:
-            if getattr(run, name) != getattr(first, name):
-                raise SweepError(
-                    f"runs of {run.name!r} on task {run.task!r} differ in {name}; {APART}"
-                )
+        if first is not run and (name := first.differs_in(run)):
+            differ = "differ" if run.train else "may differ"
+            raise SweepError(
+                f"runs of {run.name!r} on task {run.task!r} {differ} in {name}; {APART}"
+            )
 
 
 def _compare(runs: list[Run]) -> Comparison:

@@ -9,11 +9,10 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lspt_serve.errors import OutputError
 from lspt_serve.files import atomic_file
+from lspt_serve.results.folders import EPOCHS
 from lspt_serve.training.progress import Epoch
 
-__all__ = ["EPOCHS", "Logs", "is_event_file"]
-
-EPOCHS = "epochs.csv"
+__all__ = ["Logs", "is_event_file"]
 
 
 def is_event_file(path: Path) -> bool:

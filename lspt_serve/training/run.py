@@ -30,10 +30,11 @@ from lspt_serve.errors import OutputError, RunError, first_line, name_some
 from lspt_serve.files import atomic_file, locked, remove_leftovers
 from lspt_serve.models import Backbone, PromptedViT
 from lspt_serve.preprocess import Preprocess
+from lspt_serve.results.folders import CONFIG, EPOCHS, STATE
 from lspt_serve.training.data import SPLITS, Dataset, Split
 from lspt_serve.training.distributed import rank, share_from_first, world_size
 from lspt_serve.training.init import Init
-from lspt_serve.training.logs import EPOCHS, Logs, is_event_file
+from lspt_serve.training.logs import Logs, is_event_file
 from lspt_serve.training.progress import Epoch, Progress
 from lspt_serve.training.settings import TrainSettings, pick_precision
 
@@ -48,7 +49,7 @@ __all__ = [
     "open_run",
 ]
 
-CONFIG, STATE, REPORT, RESULT = "config.json", "state.pt", "report", "result.json"
+REPORT, RESULT = "report", "result.json"
 MADE_WITH = "made_with"  # of config.json: what may differ, at the cost of the last bits
 RESTART = "--restart to begin anew, or another --run"
 

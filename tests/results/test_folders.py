@@ -1,5 +1,8 @@
+import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +16,36 @@ def measured(bundle: Bundle, **metrics: float) -> Bundle:
     known = {"val_accuracy": 0.5, "test_accuracy": 0.25, "best_epoch": 1, "seed": 7, "train_s": 2.5}
     record = Metrics.model_validate({**known, "split": {"test": 4}, **metrics})
     return Bundle(bundle.manifest.model_copy(update={"metrics": record}), bundle.tensors)
+
+
+TRAIN = {"lr": 0.003, "epochs": 30}
+
+
+def save_with_run(bundle: Bundle, folder: Path, **other: Any) -> None:
+    """A bundle and the run beside it; `other` is what that says and a run of the bundle would not.
+
+    A run that says more than is looked at is tests/training/test_run.py's.
+    """
+    save_bundle(bundle, folder)
+    manifest = bundle.manifest
+    assert manifest.metrics is not None
+    config = {
+        "method": manifest.method.name,
+        "options": manifest.method.options,
+        "pool": manifest.pool,
+        "init": "tokens",
+        "seed": manifest.metrics.seed,
+        "backbone": manifest.backbone.sha256,
+        "preprocess": asdict(manifest.preprocess),
+        "labels": manifest.labels,
+        "train": {"images": 70, "sha256": "0" * 64},
+        **TRAIN,
+        **other,
+    }
+    run = folder.with_name(f"{folder.name}.run")
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps(config))
+    (run / "epochs.csv").touch()
 
 
 def test_a_missing_file_is_said() -> None:
@@ -100,11 +133,59 @@ def test_folders_called_alike_are_told_apart_by_those_they_lie_in(
 
 def test_seeds_of_one_entry_share_a_row(tmp_path: Path, make_bundle: Callable[..., Bundle]) -> None:
     for seed in (0, 1):
-        save_bundle(measured(make_bundle(name="birds"), seed=seed), tmp_path / f"birds-{seed}")
+        save_with_run(measured(make_bundle(name="birds"), seed=seed), tmp_path / f"birds-{seed}")
 
     runs = runs_of([tmp_path])
 
     assert [(run.name, run.seed) for run in runs] == [("lspt", 0), ("lspt", 1)]
+    assert [(run.init, run.train) for run in runs] == [("tokens", TRAIN)] * 2
+    assert [row.tasks["birds"].n for row in compare(runs)[0].rows] == [2]
+
+
+@pytest.mark.parametrize("other", [{"lr": 0.1}, {"init": "uniform"}], ids=["lr", "init"])
+def test_bundles_that_were_trained_otherwise_are_no_seeds_of_one_entry(
+    tmp_path: Path, make_bundle: Callable[..., Bundle], other: dict[str, Any]
+) -> None:
+    first, second = (measured(make_bundle(name="birds"), seed=seed) for seed in (0, 1))
+    save_with_run(first, tmp_path / "one")
+    save_with_run(second, tmp_path / "two", **other)
+
+    assert [run.name for run in runs_of([tmp_path])] == ["lspt (one)", "lspt (two)"]
+
+
+def forget(run: Path) -> None:
+    (run / "config.json").unlink()
+
+
+def begin_anew(run: Path) -> None:
+    (run / "epochs.csv").unlink()
+
+
+def leave_unfinished(run: Path) -> None:
+    (run / "state.pt").touch()
+
+
+def be_anothers(run: Path) -> None:
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"seed": 3}))
+
+
+def be_no_record(run: Path) -> None:
+    (run / "config.json").write_text("[]")
+
+
+@pytest.mark.parametrize("spoil", [forget, begin_anew, leave_unfinished, be_anothers, be_no_record])
+def test_bundles_of_which_nobody_knows_how_they_were_trained_are_no_seeds(
+    tmp_path: Path, make_bundle: Callable[..., Bundle], spoil: Callable[[Path], None]
+) -> None:
+    for seed in (0, 1):
+        save_with_run(measured(make_bundle(name="birds"), seed=seed), tmp_path / f"birds-{seed}")
+        spoil(tmp_path / f"birds-{seed}.run")
+
+    runs = runs_of([tmp_path])
+
+    assert [run.name for run in runs] == ["lspt (birds-0)", "lspt (birds-1)"]
+    assert [(run.init, run.train) for run in runs] == [(None, {})] * 2
 
 
 def test_a_bundle_is_told_apart_from_a_run_of_a_sweep(

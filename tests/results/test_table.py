@@ -13,6 +13,8 @@ def run(
 ) -> Run:
     known: dict[str, Any] = {
         "method": "lspt",
+        "init": "uniform",
+        "train": {"lr": 0.01},
         "image_size": 32,
         "protocol": "vtab",
         "trials": 6,
@@ -177,6 +179,14 @@ def test_seeds_of_different_settings_are_no_entry(field: str, other: dict[str, A
         compare([run(seed=0), run(seed=1, **other)])
     compare([run("a", seed=0), run("b", seed=1, **other)])  # each task has its own choice
     compare([run(seed=0), run(seed=1, test=None, error="diverged", **other)])
+
+
+def test_runs_of_which_nobody_knows_how_they_were_trained_are_no_seeds_of_one_entry() -> None:
+    unknown: dict[str, Any] = {"init": None, "train": {}}
+
+    with pytest.raises(SweepError, match="'lspt' on task 'a' may differ in train; compare them"):
+        compare([run(seed=0, **unknown), run(seed=1, **unknown)])
+    compare([run(seed=0, **unknown), run("b", seed=1, **unknown)])
 
 
 def test_nothing_compares_to_nothing() -> None:

@@ -3,7 +3,7 @@ import io
 import json
 import zipfile
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,11 @@ import torch
 from toys import COLOURS, coloured_dataset
 
 from lspt_serve import __version__
+from lspt_serve.bundle import save_bundle
 from lspt_serve.errors import OutputError, RunError
 from lspt_serve.files import locked
 from lspt_serve.models import Backbone
+from lspt_serve.results import runs_of
 from lspt_serve.training import (
     Dataset,
     Epoch,
@@ -24,6 +26,7 @@ from lspt_serve.training import (
     check_run,
     finish_run,
     is_unfinished,
+    train_task,
     tune,
 )
 
@@ -343,6 +346,26 @@ def test_new_run_replaces_logs_and_report(train: Train, tmp_path: Path) -> None:
     assert before.isdisjoint(run.glob("events*"))
     assert not (run / "report").exists()
     assert json.loads((run / "config.json").read_bytes())["epochs"] == 1
+
+
+def test_finished_run_says_how_its_bundle_was_trained(
+    tiny_backbone: Backbone, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lspt_serve.training.task.write_report", lambda *given, **named: None)
+    out, run = tmp_path / "colour", tmp_path / "colour.run"
+    bundle = train_task(
+        tiny_backbone, dataset, name="colour", method="vfpt", settings=SHORT, run=run
+    )
+    save_bundle(bundle, out)
+
+    (before,) = runs_of([out])
+    finish_run(run)
+    (after,) = runs_of([out])
+
+    assert (before.init, before.train) == (None, {})
+    settings = asdict(SHORT) | {"precision": "float32", "prompt_lr_scale": 1.0}
+    wanted = {name: value for name, value in settings.items() if name not in ("seed", "device")}
+    assert (after.init, after.train) == ("uniform", wanted)
 
 
 def test_temporaries_of_a_killed_writer_are_deleted(train: Train, unfinished: Path) -> None:
