@@ -5,6 +5,7 @@ LSPTError (a ValueError: the caller can mend it)
 ├── MethodError         a prompt method or one of its options that does not exist
 ├── DataError           training data that cannot be learned from
 ├── CompileError        a machine on which torch.compile does not work
+├── OutOfMemoryError    a GPU that has too little memory just now
 ├── BundleError         a bundle that is missing, broken or meant for something else
 ├── GraphError          an exported graph that is missing, broken or fails its parity check
 ├── SweepError          a sweep's configuration, storage or results that cannot be used
@@ -51,6 +52,7 @@ __all__ = [
     "LSPTError",
     "MethodError",
     "OptionError",
+    "OutOfMemoryError",
     "OutputError",
     "OverloadedError",
     "RunError",
@@ -92,6 +94,10 @@ class DataError(LSPTError):
 
 class CompileError(LSPTError):
     """A machine on which torch.compile does not work."""
+
+
+class OutOfMemoryError(LSPTError):
+    """A GPU that has too little memory just now: no fault of what is trained."""
 
 
 class BundleError(LSPTError):

@@ -26,12 +26,14 @@ __all__ = ["Batches"]
 class Batches:
     """Images stay uint8 and are augmented and normalised batch by batch, on the device.
 
-    They lie in the device's memory, those of a np.memmap on disk. Where nothing before the head is
-    trained (a linear probe) and images do not vary, the features of all images are computed once,
-    in fp32, and only the head runs from then on. Targets (N) stay on the CPU.
+    They lie in the device's memory; those of a np.memmap stay on disk, and those that are read
+    once where they are. Where nothing before the head is trained (a linear probe) and images do
+    not vary, the features of all images are computed once, in fp32, and only the head runs from
+    then on. Targets (N) stay on the CPU.
 
     Args:
         varied: images are augmented or mixed.
+        once: all are read a single time.
         forward: runs in place of the model, for example the model compiled.
     """
 
@@ -42,6 +44,7 @@ class Batches:
         model: PromptedViT,
         *,
         varied: bool = False,
+        once: bool = False,
         forward: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         side = preprocess.resized_side
@@ -58,8 +61,8 @@ class Batches:
         self.img_size = preprocess.img_size
         self.margin = side - preprocess.img_size
         self.data_s = 0.0  # waited for inputs so far; on a GPU, by the host
-        on_disk = isinstance(split.images, np.memmap)
-        self.images = split.images if on_disk else _planes(split.images).to(self.device)
+        stay = once or isinstance(split.images, np.memmap)
+        self.images = split.images if stay else _planes(split.images).to(self.device)
         self.targets = torch.from_numpy(split.targets)
         self.mean = torch.tensor(preprocess.mean, device=self.device).view(3, 1, 1)
         self.std = torch.tensor(preprocess.std, device=self.device).view(3, 1, 1)

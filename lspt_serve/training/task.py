@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lspt_serve.bundle import BackboneRef, Bundle, MethodRef, Metrics, Rounding
-from lspt_serve.errors import DataError, first_line
+from lspt_serve.errors import first_line
 from lspt_serve.models import Backbone, PromptedViT, check_bundled, create_prompted_vit
 from lspt_serve.preprocess import Preprocess
 from lspt_serve.rounding import Dtype, round_tensors
@@ -23,6 +23,7 @@ from lspt_serve.training.calibration import calibration_error, fit_temperature, 
 from lspt_serve.training.data import Dataset
 from lspt_serve.training.distributed import rank
 from lspt_serve.training.init import LR_SCALES, Init, initialise_prompts, pick_init
+from lspt_serve.training.memory import enough_memory
 from lspt_serve.training.report import Record, write_report
 from lspt_serve.training.run import Run, describe_run, open_run
 from lspt_serve.training.settings import TrainSettings, pick_device
@@ -49,6 +50,7 @@ class Tuned:
     settings: TrainSettings
 
 
+@enough_memory()
 def tune(
     backbone: Backbone,
     dataset: Dataset,
@@ -76,7 +78,8 @@ def tune(
 
     Raises:
         MethodError: unknown method, option, pool or init, or an init without prompts.
-        DataError: a setting out of range, training that diverged, or too little GPU memory.
+        DataError: a setting out of range, or training that diverged.
+        OutOfMemoryError: too little GPU memory.
         OutputError, RunError: see `open_run`.
     """
     started = time.perf_counter()
@@ -103,13 +106,7 @@ def tune(
         initialise_prompts(model, dataset.train, preprocess, init, seed=settings.seed)
         if rank():
             torch.manual_seed(settings.seed + rank())  # processes drop prompts each in its own way
-        try:
-            best = fit(model, dataset, preprocess, settings, on_epoch=keep_epoch, run=folder)
-        except torch.OutOfMemoryError as error:
-            raise DataError(
-                f"the GPU has too little memory ({first_line(error)}); lower batch_size "
-                f"{settings.batch_size}, or raise accumulate {settings.accumulate}"
-            ) from error
+        best = fit(model, dataset, preprocess, settings, on_epoch=keep_epoch, run=folder)
     train_s = time.perf_counter() - started
     if folder is not None:
         epochs, train_s = folder.earlier + epochs, folder.earlier_s + train_s

@@ -13,6 +13,7 @@ from lspt_serve.preprocess import Preprocess
 from lspt_serve.training.batches import Batches
 from lspt_serve.training.data import Dataset, Split
 from lspt_serve.training.distributed import copy_from_first
+from lspt_serve.training.memory import enough_memory
 from lspt_serve.training.progress import Epoch, Progress
 from lspt_serve.training.run import Run
 from lspt_serve.training.settings import TrainSettings, pick_precision
@@ -81,9 +82,10 @@ def accuracy(logits: Tensor, targets: Tensor) -> float:
     return (logits.argmax(dim=-1) == targets).float().mean().item()
 
 
+@enough_memory()
 def predict(model: PromptedViT, split: Split, preprocess: Preprocess) -> tuple[Tensor, Tensor]:
-    """Logits (N x K) and targets (N) of a split, in fp32."""
-    batches = Batches(split, preprocess, model)
+    """Logits (N x K) and targets (N) of a split, in fp32; raises OutOfMemoryError."""
+    batches = Batches(split, preprocess, model, once=True)
     return _predict(batches, 64, torch.float32), batches.targets.to(batches.device)
 
 

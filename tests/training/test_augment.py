@@ -184,3 +184,12 @@ def test_images_that_are_no_bytes_are_refused(tiny_backbone: Backbone) -> None:
     nan: Any = np.full(split.images.shape, np.nan, np.float32)
     with pytest.raises(DataError, match=r"images are float32 \[32, 32, 3\], wanted uint8"):
         Batches(replace(split, images=nan), tiny_backbone.preprocess, linear(tiny_backbone))
+
+
+def test_images_that_are_read_once_stay_where_they_are(tiny_backbone: Backbone) -> None:
+    split, model = split_of(noise(70, 32)), linear(tiny_backbone)
+
+    kept, once = (Batches(split, tiny_backbone.preprocess, model, once=o) for o in (False, True))
+
+    assert once.images is split.images
+    assert torch.equal(once.all_logits(), kept.all_logits())

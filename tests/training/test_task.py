@@ -12,11 +12,11 @@ from torch import Tensor
 from toys import COLOURS, coloured_dataset
 
 from lspt_serve.bundle import Bundle, Metrics
-from lspt_serve.errors import BundleError, DataError
+from lspt_serve.errors import BundleError, OutOfMemoryError
 from lspt_serve.export import create_model
 from lspt_serve.models import Backbone
 from lspt_serve.preprocess import normalise
-from lspt_serve.training import Dataset, Split, TrainSettings, calibration, train_task, tune
+from lspt_serve.training import Dataset, Split, TrainSettings, calibration, train_task
 
 LABELS = list(COLOURS)
 SHORT = TrainSettings(epochs=1, batch_size=8, warmup_epochs=0, precision="fp32", device="cpu")
@@ -84,20 +84,31 @@ def test_float16_is_the_float32_bundle_rounded(tiny_backbone: Backbone, colours:
         )
 
 
+@pytest.mark.parametrize(
+    "where",
+    [
+        "models.PromptedViT.to",
+        "training.task.initialise_prompts",
+        "training.task.fit",
+        "training.trainer._predict",
+    ],
+)
 def test_too_little_gpu_memory_says_what_to_change(
-    tiny_backbone: Backbone, colours: Dataset, monkeypatch: pytest.MonkeyPatch
+    tiny_backbone: Backbone, colours: Dataset, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     def fails(*args: Any, **kwargs: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.\nMore lines")
 
-    monkeypatch.setattr("lspt_serve.training.task.fit", fails)
+    monkeypatch.setattr("lspt_serve.training.trainer._measure", lambda *given: (1.0, 0.5))
+    monkeypatch.setattr(f"lspt_serve.{where}", fails)
 
     message = (
-        r"^the GPU has too little memory \(CUDA out of memory\. Tried to allocate 20 GiB\.\); "
-        "lower batch_size 64, or raise accumulate 1$"
+        r"^the GPU has too little memory \(CUDA out of memory\. Tried to allocate 20 GiB\.\); end "
+        "what else runs on it, lower batch_size, raise accumulate, or keep the images on disk with "
+        "cache$"
     )
-    with pytest.raises(DataError, match=message):
-        tune(tiny_backbone, colours)
+    with pytest.raises(OutOfMemoryError, match=message):
+        train_task(tiny_backbone, colours, name="colour", settings=SHORT)
 
 
 def test_a_tensor_too_large_for_float16_is_named(

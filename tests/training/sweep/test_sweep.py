@@ -20,7 +20,7 @@ from sqlalchemy.engine import Engine
 from torch.nn.functional import cross_entropy
 
 from lspt_serve import __version__
-from lspt_serve.errors import CompileError, DataError, SweepError
+from lspt_serve.errors import CompileError, DataError, OutOfMemoryError, SweepError
 from lspt_serve.models import Backbone
 from lspt_serve.preprocess import NORMALISATIONS, normalise
 from lspt_serve.results import Run, runs_of_storage
@@ -378,15 +378,29 @@ def test_a_trial_that_diverges_counts_and_is_not_chosen(
     assert trials[2].user_attrs["error"] == "training diverged: lower lr 0.2"
 
 
-def test_machine_that_cannot_compile_ends_the_sweep_and_is_no_result(
-    sweep: Do, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("where", "error", "raised"),
+    [
+        (TUNE, CompileError, CompileError),
+        ("lspt_serve.training.task.fit", torch.OutOfMemoryError, OutOfMemoryError),
+        ("lspt_serve.training.trainer._predict", torch.OutOfMemoryError, OutOfMemoryError),
+    ],
+    ids=["compile", "memory to train", "memory to measure"],
+)
+def test_what_the_machine_cannot_do_ends_the_sweep_and_is_no_result(
+    sweep: Do,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    error: type[Exception],
+    raised: type[Exception],
 ) -> None:
     def fails(*args: Any, **kwargs: Any) -> NoReturn:
-        raise CompileError("torch.compile failed: no compiler")
+        raise error("no compiler, or no memory just now")
 
     with monkeypatch.context() as patch:
-        patch.setattr(TUNE, fails)
-        with pytest.raises(CompileError):
+        patch.setattr("lspt_serve.training.trainer._measure", lambda *given: (1.0, 0.5))
+        patch.setattr(where, fails)
+        with pytest.raises(raised):
             sweep(space={"lr": [0.01]}, sampler="grid", trials=None)
 
     runs = sweep(space={"lr": [0.01]}, sampler="grid", trials=None)
