@@ -110,7 +110,7 @@ def train(
         Literal["auto", "fp32", "bf16", "fp16"],
         typer.Option(help="auto: bf16 where it is faster."),
     ] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     compile: Annotated[
         bool, typer.Option("--compile", help="Run the model through torch.compile.")
     ] = False,

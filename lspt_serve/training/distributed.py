@@ -40,7 +40,7 @@ def is_launched() -> bool:
 
 
 def own_device(device: torch.device) -> torch.device:
-    """Under torchrun `cuda` is the GPU of this process; else the device as it is.
+    """Under torchrun `cuda` is the GPU of this process; else the device is as it was given.
 
     Raises:
         DataError: more processes than GPUs, or one GPU asked for by all.
@@ -48,8 +48,10 @@ def own_device(device: torch.device) -> torch.device:
     if not is_launched() or device.type != "cuda":
         return device
     here = int(os.environ["LOCAL_WORLD_SIZE"])
-    if device.index is not None and here > 1:
-        raise DataError(f"device {device} was asked for by {here} processes; give cuda, or cpu")
+    if device.index is not None:
+        if here > 1:
+            raise DataError(f"device {device} was asked for by {here} processes; give cuda, or cpu")
+        return device
     if here > torch.cuda.device_count():
         raise DataError(
             f"{here} processes on {torch.cuda.device_count()} GPU(s); lower --nproc-per-node"

@@ -118,10 +118,15 @@ def pick_device(device: str) -> torch.device:
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", device):
+    if not re.fullmatch(r"cpu|cuda(:(0|[1-9]\d{0,2}))?", device):
         raise DataError(f"unknown device {device!r}; wanted auto, cpu, cuda or cuda:N")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise DataError(f"device {device!r} was asked for, but torch sees no CUDA GPU; use cpu")
+    _, _, index = device.partition(":")
+    if index and int(index) >= (count := torch.cuda.device_count()):
+        raise DataError(
+            f"device {device!r} was asked for, and the last is cuda:{count - 1}; use it"
+        )
     return own_device(torch.device(device))
 
 

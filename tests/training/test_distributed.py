@@ -40,6 +40,15 @@ def test_processes_are_not_put_on_one_gpu() -> None:
 
 
 @pytest.mark.usefixtures("torchrun")
+def test_the_only_process_has_the_gpu_that_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+
+    assert str(pick_device("cuda:2")) == "cuda:2"
+    assert str(pick_device("cuda")) == "cuda:0"
+
+
+@pytest.mark.usefixtures("torchrun")
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
 

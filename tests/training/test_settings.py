@@ -123,7 +123,21 @@ def test_gpu_that_is_asked_for_and_absent_is_refused(monkeypatch: pytest.MonkeyP
         pick_device("cuda")
 
 
-@pytest.mark.parametrize("device", ["tpu", "", "cpu:x"])
+@pytest.mark.parametrize(("device", "there"), [("cuda:1", True), ("cuda:2", False)])
+def test_gpu_is_one_of_those_that_there_are(
+    monkeypatch: pytest.MonkeyPatch, device: str, *, there: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+    if there:
+        assert str(pick_device(device)) == device
+    else:
+        with pytest.raises(DataError, match="'cuda:2' was asked for, and the last is cuda:1; use"):
+            pick_device(device)
+
+
+@pytest.mark.parametrize("device", ["tpu", "", "cpu:x", "cuda:x", "cuda:01", "cuda:1000"])
 def test_device_that_torch_does_not_know_is_refused(device: str) -> None:
     with pytest.raises(DataError, match="device"):
         pick_device(device)
