@@ -70,12 +70,14 @@ def load_backbone(
     Raises:
         BackboneError: unknown name (the nearest are named), unreadable file, missing, unexpected or
             misshapen tensors (all are counted), weights that are not finite, a timm model that is
-            no VisionTransformer, no network, an image size that is no multiple of the patch size.
+            no VisionTransformer, no network, images of other channels than red, green and blue, an
+            image size that is no multiple of the patch size.
     """
     path = WEIGHTS / f"{source}.safetensors" if source in EMBEDDED else Path(source)
     is_file = path.suffix in SUFFIXES or (path.exists() and not find_registered(source))
     loaded = _from_file(path) if is_file else _from_timm(source)
     _check_finite(loaded.vit, source)
+    _check_channels(loaded.vit, source)
     sha256 = sha256_of_tensors(loaded.vit)
     _resize(loaded.vit, source, img_size)
     preprocess = _create_preprocess(loaded, source, normalisation)
@@ -158,6 +160,14 @@ def _check_finite(vit: VisionTransformer, source: str) -> None:
     for name, tensor in vit.state_dict().items():
         if not tensor.isfinite().all():
             raise BackboneError(f"{source}: {name} is not finite; the weights are broken")
+
+
+def _check_channels(vit: VisionTransformer, source: str) -> None:
+    channels = vit.patch_embed.proj.weight.shape[1]
+    if channels != 3:
+        raise BackboneError(
+            f"{source}: takes images of {channels} channel(s); wanted 3, red, green and blue"
+        )
 
 
 def _resize(vit: VisionTransformer, source: str, img_size: int | None) -> None:

@@ -414,6 +414,18 @@ def test_metadata_that_makes_no_sense_is_refused(
         load_backbone(source)
 
 
+@pytest.mark.parametrize("told", [True, False], ids=["told", "inferred"])
+@pytest.mark.parametrize("channels", [1, 4])
+def test_images_must_be_red_green_and_blue(tmp_path: Path, channels: int, *, told: bool) -> None:
+    architecture = PLAIN | {"num_classes": 0, "in_chans": channels}
+    metadata = {"architecture": json.dumps(architecture)} if told else {}
+    path = write(tmp_path / "x.safetensors", create_vit(**architecture).state_dict(), **metadata)
+
+    wanted = rf"x\.safetensors: takes images of {channels} channel\(s\); wanted 3, red, green"
+    with pytest.raises(BackboneError, match=wanted):
+        load_backbone(path)
+
+
 def test_images_must_be_square(tmp_path: Path) -> None:
     architecture = PLAIN | {"img_size": [16, 32], "num_classes": 0}
     vit = VisionTransformer(**architecture)
