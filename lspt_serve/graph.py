@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from lspt_serve.bounds import MAX_PROMPTS
 from lspt_serve.bundle import BackboneRef, Bundle, MethodRef
 from lspt_serve.errors import BundleError, GraphError, first_mistake, name_some
 from lspt_serve.preprocess import Preprocess
@@ -48,7 +49,6 @@ FEATURES, ATTENTION = "features", "attention"
 PLACE, BACK, NUM_PROMPTS = "place", "back", "num_prompts"  # whose row is whose
 # 1 took the tensors of one task, 2 those of all slots, 3 did not give the attention
 FORMAT_VERSION: Literal[4] = 4
-MAX_PROMPTS = 256  # all rows of a batch are as long as its longest
 OF_THE_GRAPH = ("img_size", "mean", "std")  # of a Preprocess; how images are cropped is the task's
 Dim = int | str  # a fixed size, or the name of a free one
 

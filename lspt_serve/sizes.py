@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from lspt_serve.graph import BACK, IMAGES, MAX_PROMPTS, NUM_PROMPTS, PLACE, GraphSpec
+from lspt_serve.bounds import MAX_PROMPTS
+from lspt_serve.graph import BACK, IMAGES, NUM_PROMPTS, PLACE, GraphSpec
 
 __all__ = [
     "LARGEST",

@@ -3,6 +3,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lspt_serve.bundle import BackboneRef, Bundle, MethodRef
@@ -134,8 +135,11 @@ def test_number_of_prompts_is_free_within_bounds(
 def test_task_that_would_slow_down_all_others_is_refused(
     graph: GraphSpec, make_bundle: Callable[..., Bundle]
 ) -> None:
+    bundle = make_bundle(num_prompts=256)
+    more = np.zeros((3, 257, 24), np.float32)
+
     with pytest.raises(BundleError, match=r"is \[3, 257, 24\], wanted 1 to 256 prompts"):
-        check_fits(make_bundle(num_prompts=257), graph)
+        check_fits(Bundle(bundle.manifest, bundle.tensors | {"method.prompts": more}), graph)
 
 
 def test_how_a_task_crops_its_images_is_its_own(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lspt_serve.bundle import Bundle
 from lspt_serve.errors import GraphError, first_line
-from lspt_serve.export.fresh import free_shapes, method_tensors, with_one_more_prompt
+from lspt_serve.export.fresh import free_shapes, method_tensors, with_other_prompts
 from lspt_serve.export.parity import check_parity, create_session
 from lspt_serve.export.to_onnx import atomic_onnx, write_onnx
 from lspt_serve.export.wrapper import OneTaskGraph, create_model
@@ -101,7 +101,7 @@ def _write_model(
 ) -> None:
     tensors = {name: tensor.detach() for name, tensor in model.task_tensors().items()}
     of_method = method_tensors(model)
-    shapes = free_shapes(of_method, method_tensors(with_one_more_prompt(backbone, model)))
+    shapes = free_shapes(of_method, method_tensors(with_other_prompts(backbone, model)))
     axes: dict[str, dict[int, str]] = {
         name: {axis: size for axis, size in enumerate(shape) if isinstance(size, str)}
         for name, shape in shapes.items()

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lspt_serve.bounds import MAX_PROMPTS
 from lspt_serve.graph import NUM_PROMPTS, Dim
 from lspt_serve.models import Backbone, PromptedViT, create_prompted_vit
 
-__all__ = ["Inputs", "free_shapes", "fresh_task", "method_tensors", "with_one_more_prompt"]
+__all__ = ["Inputs", "free_shapes", "fresh_task", "method_tensors", "with_other_prompts"]
 
 NOISE = 0.1
 NUM_CLASSES = 10
@@ -30,11 +31,11 @@ def fresh_task(
     return model
 
 
-def with_one_more_prompt(backbone: Backbone, model: PromptedViT) -> PromptedViT:
-    """A fresh task of the same method and options, with one more prompt where it has any."""
+def with_other_prompts(backbone: Backbone, model: PromptedViT) -> PromptedViT:
+    """A fresh task of the same method and options, but the number of prompts where it has any."""
     options = asdict(model.method.settings)
     if NUM_PROMPTS in options:
-        options[NUM_PROMPTS] += 1
+        options[NUM_PROMPTS] += 1 if options[NUM_PROMPTS] < MAX_PROMPTS else -1
     return fresh_task(backbone, model.method.name, pool=model.pool, **options)
 
 
@@ -46,12 +47,12 @@ def method_tensors(model: PromptedViT) -> dict[str, Tensor]:
     }
 
 
-def free_shapes(tensors: Mapping[str, Tensor], wider: Mapping[str, Tensor]) -> Inputs:
-    """The shape of every tensor; where a task with one more prompt differs the size is a name."""
+def free_shapes(tensors: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> Inputs:
+    """The shape of every tensor; where a task of other prompts differs the size is a name."""
     return {
         name: [
-            size if size == wide else NUM_PROMPTS
-            for size, wide in zip(tensor.shape, wider[name].shape, strict=True)
+            size if size == other else NUM_PROMPTS
+            for size, other in zip(tensor.shape, others[name].shape, strict=True)
         ]
         for name, tensor in tensors.items()
     }

@@ -13,7 +13,7 @@ from lspt_serve.export.fresh import (
     free_shapes,
     fresh_task,
     method_tensors,
-    with_one_more_prompt,
+    with_other_prompts,
 )
 from lspt_serve.export.parity import Predict, check_parity, create_session
 from lspt_serve.export.to_onnx import TRACED, write_onnx
@@ -60,8 +60,8 @@ def export_graph(backbone: Backbone, out: Path, *, like: Bundle | None = None) -
         OutputError: OUT cannot be written.
     """
     first = create_model(backbone, like) if like else fresh_task(backbone, "lspt")
-    second = with_one_more_prompt(backbone, first)
-    tasks = {like.name if like else "fresh": first, "fresh, one more prompt": second}
+    second = with_other_prompts(backbone, first)
+    tasks = {like.name if like else "fresh": first, "fresh, other prompts": second}
     inputs = free_shapes(method_tensors(first), method_tensors(second))
     own = [_arrays(model) for model in tasks.values()]
     feed = create_feed(inputs, [own[row % len(own)] for row in range(TRACED)])

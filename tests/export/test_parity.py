@@ -155,6 +155,6 @@ def test_no_zeros_hide_a_part_of_the_graph_from_the_check(
 
     export_graph(tiny_backbone, tmp_path / "graph", like=make_bundle(deep=True))
 
-    fresh = checked["fresh, one more prompt"].method
+    fresh = checked["fresh, other prompts"].method
     assert [name for name, tensor in fresh.named_parameters() if not tensor.any()] == []
     assert isinstance(fresh.get_submodule("coder.up"), torch.nn.Linear)

@@ -12,6 +12,7 @@ from toys import PAPER, export_once, noise, random_bundle, run_graph
 from lspt_serve.bundle import Bundle
 from lspt_serve.errors import BundleError
 from lspt_serve.export import create_model, export_graph
+from lspt_serve.export.fresh import free_shapes, method_tensors, with_other_prompts
 from lspt_serve.feed import create_feed
 from lspt_serve.graph import (
     ATTENTION,
@@ -24,7 +25,7 @@ from lspt_serve.graph import (
     check_fits,
     load_graph_spec,
 )
-from lspt_serve.models import METHODS, Backbone, load_backbone
+from lspt_serve.models import METHODS, Backbone, create_prompted_vit, load_backbone
 from lspt_serve.models.coders import CODERS
 
 NO_CLS = {"class_token": False, "global_pool": "avg"}
@@ -244,3 +245,16 @@ def test_bundle_of_another_backbone_is_refused_and_nothing_is_written(
         export_graph(tiny_backbone, tmp_path / "graph", like=stranger)
 
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("num_prompts", "other"), [(1, 2), (255, 256), (256, 255)])
+def test_graph_is_checked_with_another_number_of_prompts(
+    tiny_backbone: Backbone, num_prompts: int, other: int
+) -> None:
+    model = create_prompted_vit(tiny_backbone, "lspt", num_classes=2, num_prompts=num_prompts)
+
+    second = with_other_prompts(tiny_backbone, model)
+
+    assert second.method.get_parameter("prompts").shape == (3, other, 24)
+    inputs = free_shapes(method_tensors(model), method_tensors(second))
+    assert inputs["method.prompts"] == [3, "num_prompts", 24]

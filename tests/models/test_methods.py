@@ -217,6 +217,11 @@ def test_options_may_be_the_strings_of_a_command_line() -> None:
         ("vfpt", {"fourier_share": 1.5}, r"^fourier_share must be in \[0, 1\], got 1\.5$"),
         ("vfpt", {"fourier_share": -0.5}, r"^fourier_share must be in \[0, 1\], got -0\.5$"),
         ("vfpt", {"fourier_share": math.nan}, "^fourier_share must be in .*got nan$"),
+        *(
+            (name, {"num_prompts": 257}, "^num_prompts must be at most 256, .*, got 257$")
+            for name in METHODS
+            if name != "linear"
+        ),
         ("v2apt", {"num_prompts": 0}, "^num_prompts must be at least 1, got 0$"),
         ("v2apt", {"num_vae_prompts": 0}, "^num_vae_prompts must be at least 1, got 0$"),
         ("v2apt", {"latent_dim": 0}, "^latent_dim must be at least 1, got 0$"),

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from lspt_serve.bounds import MAX_PROMPTS
 from lspt_serve.errors import MethodError
 from lspt_serve.models.methods.base import PromptMethod, Settings, Shape, State, uniform_prompts
 from lspt_serve.models.rows import Rows
@@ -27,6 +28,11 @@ class VPTSettings(Settings):
     def __post_init__(self) -> None:
         if self.num_prompts < 1:
             raise MethodError(f"num_prompts must be at least 1, got {self.num_prompts}")
+        if self.num_prompts > MAX_PROMPTS:
+            raise MethodError(
+                f"num_prompts must be at most {MAX_PROMPTS}, which servers take, got "
+                f"{self.num_prompts}"
+            )
         if not 0 <= self.prompt_dropout < 1:
             raise MethodError(f"prompt_dropout must be in [0, 1), got {self.prompt_dropout}")
 
