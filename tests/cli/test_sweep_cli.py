@@ -213,6 +213,21 @@ def test_two_tables_are_no_picture(lspt: Command, tmp_path: Path) -> None:
     assert not (tmp_path / "plot.png").exists()
 
 
+def test_a_picture_without_matplotlib_says_what_to_install(
+    lspt: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(
+        task="a", name="x", method="lspt", image_size=32, protocol="vtab", seed=0, test=0.5,
+        backbone="0" * 12, lspt_serve="0.1.0",
+    )  # fmt: skip
+    save_runs(tmp_path / "runs.json", [run])
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+
+    ended = lspt("results", tmp_path / "runs.json", "--plot", tmp_path / "plot.png")
+
+    check_error(ended, r"needs matplotlib, .* pip install '\.\[train\]' in a clone$")
+
+
 @pytest.fixture
 def slow_words(words: list[str], data: Path, tmp_path: Path) -> list[str]:
     """One task and entry, four trials and two seeds that take some tenths of a second each."""
