@@ -27,7 +27,7 @@ class BaselineRecord(BaseModel):
     preprocess: Preprocess
     pool: str
     num_bytes: int  # of all weights, float32
-    weights: str | None  # their file; None where timm has no such model
+    weights: str  # their file
     metrics: Metrics
     created_with: str = f"lspt-serve {__version__}"
 

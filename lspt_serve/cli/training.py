@@ -28,6 +28,7 @@ from lspt_serve.training import (
     Init,
     TrainSettings,
     announce_result,
+    check_baseline,
     check_run,
     finish_run,
     has_saved,
@@ -88,9 +89,11 @@ def open_backbone(
 def check_method(
     backbone: Backbone, method: str, *, pool: str | None, init: Init, options: dict[str, Any]
 ) -> None:
-    """Raises MethodError for what no model can be made of."""
+    """Raises MethodError for what no model can be made of, or of which nothing could be kept."""
     model = create_prompted_vit(backbone, method, num_classes=2, pool=pool, **options)
     pick_init(model.method, init)
+    if model.method.trains_backbone:
+        check_baseline(model)
 
 
 def decode(data: Path, img_size: int, **settings: Any) -> Dataset:
@@ -139,8 +142,6 @@ def tune_and_save(
         leave_processes()
         if not is_first:
             return None
-        if isinstance(record, BaselineRecord) and record.weights is None:
-            print_note("weights are not kept: no VisionTransformer of timm answers the same")
         finish_run(run)
     return record
 

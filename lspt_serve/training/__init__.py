@@ -1,6 +1,11 @@
 """Tune the tensors of one task on a frozen backbone and hand them on as a bundle."""
 
-from lspt_serve.training.baseline import Baseline, save_baseline, train_baseline
+from lspt_serve.training.baseline import (
+    Baseline,
+    check_baseline,
+    save_baseline,
+    train_baseline,
+)
 from lspt_serve.training.data import Dataset, Split, load_dataset
 from lspt_serve.training.distributed import join_processes, leave_processes, rank
 from lspt_serve.training.init import Init, pick_init
@@ -24,6 +29,7 @@ __all__ = [
     "TrainSettings",
     "Tuned",
     "announce_result",
+    "check_baseline",
     "check_run",
     "create_bundle",
     "finish_run",

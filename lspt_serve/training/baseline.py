@@ -11,14 +11,15 @@ from typing import Any
 
 from lspt_serve.baseline import BaselineRecord
 from lspt_serve.bundle import BASELINE, BackboneRef, MethodRef
+from lspt_serve.errors import MethodError
 from lspt_serve.files import atomic_folder
-from lspt_serve.models import Backbone, PromptedViT
+from lspt_serve.models import Backbone, PromptedViT, create_prompted_vit
 from lspt_serve.models.timm_file import describe_in_timm, save_in_timm
 from lspt_serve.training.data import Dataset
 from lspt_serve.training.settings import TrainSettings
 from lspt_serve.training.task import leave_report, measure, tune
 
-__all__ = ["Baseline", "save_baseline", "train_baseline"]
+__all__ = ["Baseline", "check_baseline", "save_baseline", "train_baseline"]
 
 WEIGHTS = "model.safetensors"
 
@@ -29,7 +30,21 @@ class Baseline:
 
     record: BaselineRecord
     model: PromptedViT
-    architecture: dict[str, Any] | None
+    architecture: dict[str, Any]
+
+
+def check_baseline(model: PromptedViT) -> dict[str, Any]:
+    """What its weights will be kept as, trained or not yet: timm's keyword arguments.
+
+    Raises:
+        MethodError: they could not be kept.
+    """
+    if architecture := describe_in_timm(model):
+        return architecture
+    raise MethodError(
+        f"the weights could not be kept: with pool {model.pool!r} no VisionTransformer of timm "
+        "answers as this backbone does; give pool cls or patch_mean, or another backbone"
+    )
 
 
 def train_baseline(
@@ -48,11 +63,17 @@ def train_baseline(
         run: as in `tune`, and a report is left in it, as by `train_task`.
         on_baseline: called with the baseline before the report is begun, to save it.
         tuning: the other arguments of `tune`, and its errors.
+
+    Raises:
+        MethodError: see `check_baseline`.
     """
+    classes, pool = len(dataset.labels), tuning.get("pool")
+    architecture = check_baseline(
+        create_prompted_vit(backbone, "full", num_classes=classes, pool=pool)
+    )
     tuned = tune(backbone, dataset, method="full", settings=settings, run=run, **tuning)
     model = tuned.model
     metrics, test = measure(model, tuned, dataset, seed=settings.seed)
-    architecture = describe_in_timm(model)
     record = BaselineRecord(
         name=name,
         labels=dataset.labels,
@@ -61,7 +82,7 @@ def train_baseline(
         preprocess=tuned.preprocess,
         pool=model.pool,
         num_bytes=sum(tensor.nbytes for tensor in model.task_tensors().values()),
-        weights=WEIGHTS if architecture else None,
+        weights=WEIGHTS,
         metrics=metrics,
     )
     baseline = Baseline(record, model, architecture)
@@ -78,7 +99,6 @@ def save_baseline(baseline: Baseline, folder: Path) -> None:
     """
     record = baseline.record
     with atomic_folder(folder) as temporary:
-        if baseline.architecture:
-            path = temporary / WEIGHTS
-            save_in_timm(baseline.model, path, record.preprocess, baseline.architecture)
+        path = temporary / WEIGHTS
+        save_in_timm(baseline.model, path, record.preprocess, baseline.architecture)
         (temporary / BASELINE).write_text(record.model_dump_json(indent=2) + "\n", "utf-8")

@@ -194,15 +194,16 @@ def test_serve_refuses_a_baseline(
     check_error(lspt("serve", "--graph", graph, "--bundles", tmp_path), "a baseline .*, no bundle")
 
 
-def test_weights_that_are_not_kept_are_noted(
+def test_weights_that_could_not_be_kept_are_refused_before_any_image_is_read(
     lspt: Command, quick: list[str], tmp_path: Path
 ) -> None:
-    out = tmp_path / "colour"
+    words = [*quick, "--data", tmp_path / "none", "--out", tmp_path / "colour"]
 
-    ended = lspt(*quick, "--method", "full", "--pool", "cls+patch_mean", "--out", out, "--json")
+    ended = lspt(*words, "--method", "full", "--pool", "cls+patch_mean")
 
-    assert "note: weights are not kept" in ended.err
-    assert json.loads(ended.out)["weights"] is None
+    check_error(
+        ended, r"the weights could not be kept: with pool 'cls\+patch_mean' no .*; give pool"
+    )
 
 
 @pytest.mark.parametrize(

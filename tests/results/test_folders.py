@@ -215,7 +215,7 @@ def test_a_baseline_is_a_run_beside_bundles(
         preprocess=manifest.preprocess,
         pool=manifest.pool,
         num_bytes=1000,
-        weights=None,
+        weights="model.safetensors",
         metrics=manifest.metrics,
     )
     save_bundle(measured(make_bundle(name="birds"), test_accuracy=0.5), tmp_path / "a")

@@ -198,16 +198,13 @@ def test_a_run_leaves_a_report_once_the_baseline_is_saved(
     assert f"full on {tiny_backbone.source}, 3 labels" in page
 
 
-def test_weights_that_timm_cannot_hold_are_left_out(
-    tiny_backbone: Backbone, colours: Dataset, tmp_path: Path
+def test_what_timm_cannot_hold_is_refused_before_training(
+    tiny_backbone: Backbone, colours: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    baseline = train_baseline(
-        tiny_backbone, colours, name="colour", pool="cls+patch_mean", settings=SHORT
-    )
-    save_baseline(baseline, tmp_path / "colour")
+    monkeypatch.setattr("lspt_serve.training.baseline.tune", None)
 
-    assert baseline.record.weights is None
-    assert [path.name for path in (tmp_path / "colour").iterdir()] == [BASELINE]
+    with pytest.raises(MethodError, match=r"with pool 'cls\+patch_mean' no VisionTransformer of"):
+        train_baseline(tiny_backbone, colours, name="colour", pool="cls+patch_mean", settings=SHORT)
 
 
 def test_baseline_is_written_whole_or_not_at_all(
