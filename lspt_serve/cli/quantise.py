@@ -1,7 +1,7 @@
 """lspt quantise: the shared graph in int8."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import typer
@@ -32,7 +32,13 @@ def quantise(
     data: Annotated[Path, typer.Option(help="The images of its task, as for lspt train.")],
     graph: Annotated[Path, typer.Option(help="What lspt export wrote.")] = Path("graph"),
     images: Annotated[int, typer.Option(help="Of train, to measure ranges on.", min=2)] = 128,
-    seed: Annotated[int, typer.Option(help="Of the choice, and of a split as in lspt train.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(help="Of the choice, and of a split as in lspt train.", min=0, max=2**63 - 1),
+    ] = 0,
+    on_bad_image: Annotated[
+        Literal["refuse", "skip"], typer.Option(help="What to do when an image cannot be read.")
+    ] = "refuse",
     cache: Annotated[
         Path | None, typer.Option(help="Keep decoded images in this folder for the next run.")
     ] = None,
@@ -58,7 +64,12 @@ def quantise(
         load_nncf()  # say that it is missing before minutes of decoding
         preprocess = task.manifest.preprocess
         dataset = decode(
-            data, preprocess.img_size, crop_pct=preprocess.crop_pct, seed=seed, cache=cache
+            data,
+            preprocess.img_size,
+            crop_pct=preprocess.crop_pct,
+            seed=seed,
+            cache=cache,
+            on_bad_image=on_bad_image,
         )
         _check_labels(task, dataset)
         with locked(target):

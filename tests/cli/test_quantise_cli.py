@@ -111,6 +111,31 @@ def test_one_image_is_too_few(lspt: Command, words: list[object], tmp_path: Path
     assert not (tmp_path / "graph" / INT8).exists()
 
 
+@pytest.mark.parametrize(
+    ("seed", "bound"), [(-1, "greater than or equal to 0"), (2**63, f"equal to {2**63 - 1}")]
+)
+def test_seed_is_one_that_train_takes(
+    lspt: Command, words: list[object], tmp_path: Path, seed: int, bound: str
+) -> None:
+    ended = lspt(*words, "--seed", seed)
+
+    assert ended.code == 2
+    assert bound in re.sub(r"[\s│]+", " ", ended.err)
+    assert not (tmp_path / "graph" / INT8).exists()
+
+
+def test_unreadable_images_are_skipped_when_asked(
+    lspt: Command, words: list[object], tmp_path: Path
+) -> None:
+    (tmp_path / "data" / "red" / "broken.png").write_bytes(b"no image")
+
+    check_error(lspt(*words), "1 of 29 images cannot be read")
+    ended = lspt(*words, "--on-bad-image", "skip")
+
+    assert ended.code == 0, ended.err
+    assert "note: skipped 1 unreadable image(s)" in ended.err
+
+
 def test_without_its_package_is_told_how_to_get_it(
     lspt: Command, words: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
