@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import aclosing, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -76,7 +77,7 @@ def classify(
 
     Folders are searched whole, in order of name, and answers come in that order. An image that
     cannot be classified has an error in its place; if none could be, the exit code is 1. With --out
-    x.csv a command that is stopped leaves what it has done in x.partial.csv.
+    x.csv a command that is stopped leaves what it has done in x.partial.csv, or x.partial-2.csv.
 
     Example:  lspt classify photo.jpg --task flowers
 
@@ -247,8 +248,18 @@ def _output(out: Path | None, as_json: bool, bar: Progress, tally: _Tally) -> It
                 yield write
         except (KeyboardInterrupt, LSPTError) as stop:
             if tally.images:
-                tally.kept = out.with_name(f"{out.stem}.partial{out.suffix}")
+                tally.kept = _find_partial(out)
                 temporary.replace(tally.kept)
                 if isinstance(stop, LSPTError):
                     print_note(tally.what_is_left())
             raise
+
+
+def _find_partial(out: Path) -> Path:
+    """x.partial.csv, or the first of x.partial-2.csv, ... that is not there yet."""
+    kept = out.with_name(f"{out.stem}.partial{out.suffix}")
+    for number in count(2):
+        if not kept.exists():
+            break
+        kept = out.with_name(f"{out.stem}.partial-{number}{out.suffix}")
+    return kept

@@ -173,7 +173,7 @@ def _targets(options: _Options, task: Bundle | None) -> list[Path]:
         return [repository / name for name in ([own.name] if own else shared)]
     assert options.out is not None
     if own and options.onnx_adapter:
-        return [options.out / f"{own.name}.onnx_adapter"]
+        return [options.out / f"{own.name}{suffix}" for suffix in (".onnx_adapter", ".json")]
     return [options.out]
 
 

@@ -230,6 +230,11 @@ def train(
 def _check_apart(run: Path, out: Path) -> None:
     if out.resolve() in (run.resolve(), *run.resolve().parents):
         raise OutputError(f"{run} lies in {out}, which is replaced as a whole; give another --run")
+    report = run.resolve() / "report"
+    if report in (out.resolve(), *out.resolve().parents):
+        raise OutputError(
+            f"{out} lies where the run writes its report; give another --out or --run"
+        )
 
 
 def _print(out: Path, run: Path, record: Manifest | BaselineRecord) -> None:

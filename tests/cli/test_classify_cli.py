@@ -430,6 +430,15 @@ def test_a_server_that_goes_away_ends_the_command_and_what_was_done_is_kept(
     assert said in ended.err.replace("\n", "")
     assert [row["file"] for row in read(tmp_path / "a.partial.jsonl")] == FILES[:2]
     assert [path.name for path in tmp_path.iterdir()] == ["a.partial.jsonl"]
+    (tmp_path / "a.partial.jsonl").write_text("precious")
+    (tmp_path / "a.partial-2.jsonl").write_text("precious")
+
+    ended = run("photos", *URL, "--out", tmp_path / "a.jsonl")
+
+    assert "are in" in ended.err
+    assert [row["file"] for row in read(tmp_path / "a.partial-3.jsonl")] == FILES[:2]
+    for name in ("a.partial.jsonl", "a.partial-2.jsonl"):
+        assert (tmp_path / name).read_text() == "precious"
 
 
 @pytest.mark.slow

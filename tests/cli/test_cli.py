@@ -364,6 +364,8 @@ def test_bundles_are_exported_as_adapters_of_one_model(
     }
     check_error(again, f"{target} exists already")
     assert lspt(*words, "--overwrite").code == 0
+    target.unlink()
+    check_error(lspt(*words), f"{out / 'colour.json'} exists already")
 
 
 def test_serve_takes_what_it_is_not_given_from_the_environment(

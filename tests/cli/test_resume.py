@@ -312,6 +312,15 @@ def test_run_folder_inside_the_bundle_is_refused(train: Train, tmp_path: Path, r
     assert "replaced as a whole" in " ".join(printed.split())
 
 
+@pytest.mark.parametrize("out", ["run/report", "run/report/colour"])
+def test_bundle_inside_the_report_is_refused(train: Train, tmp_path: Path, out: str) -> None:
+    code, printed = train(tmp_path / out, "--run", tmp_path / "run")
+
+    assert code == 2
+    assert "lies where the run writes its report" in " ".join(printed.split())
+    assert list(tmp_path.rglob("report")) == []
+
+
 def train_by_two(words: list[object], printed: Path, *, die: str | None = None) -> None:
     """As torchrun would; with `die` the first process kills itself, and torchrun the other."""
     with socket.create_server(("127.0.0.1", 0)) as free:
