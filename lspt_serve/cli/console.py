@@ -82,7 +82,7 @@ def parse_options(options: list[str] | None) -> dict[str, Any]:
             raise MethodError(f"option {word!r} is not of the form KEY=VALUE")
         try:
             parsed[name.replace("-", "_")] = json.loads(value.lower())
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # ValueError: numbers too long to be read, too
             parsed[name.replace("-", "_")] = None if value.lower() == "none" else value
     return parsed
 
@@ -112,7 +112,7 @@ def stoppable(what_is_left: Callable[[], str] = lambda: "nothing was written") -
     try:
         yield
     except KeyboardInterrupt as stop:
-        console.print(f"stopped; {what_is_left()}", soft_wrap=True, highlight=False)
+        console.print(f"stopped; {escape(what_is_left())}", soft_wrap=True, highlight=False)
         raise typer.Exit(143 if isinstance(stop, Terminated) else 130) from None
     finally:
         signal.signal(signal.SIGTERM, before)

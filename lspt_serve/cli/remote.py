@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import suppress
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -92,7 +93,8 @@ def _ask(url: str, method: str, path: str, version: int | None = None) -> Any:
     except httpx.HTTPError as error:
         raise UnavailableError(f"no server answers at {url}: {error}") from error
     if answer.status_code == 200:
-        return answer.json()
+        with suppress(ValueError):  # no JSON, as of a proxy's page
+            return answer.json()
     raise ServerError(f"{url}: {_explain(answer.status_code, answer.text)}")
 
 

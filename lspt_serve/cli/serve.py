@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from lspt_serve.cli.console import DeviceOption, PrecisionOption, console
-from lspt_serve.errors import AddressError, OptionError
+from lspt_serve.errors import AddressError, OptionError, first_line
 
 __all__ = ["serve"]
 
@@ -89,8 +89,9 @@ def _find_address(host: str, port: int) -> str:
     try:
         (family, *_, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         socket.create_server(address[:2], family=family).close()
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise AddressError(
-            f"{host} port {port} cannot be listened at: {error.strerror}; give another --port"
+            f"{host} port {port} cannot be listened at: {reason}; give another --host or --port"
         ) from error
     return str(address[0])

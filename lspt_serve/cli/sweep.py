@@ -57,6 +57,8 @@ def sweep(
     Example:  lspt sweep sweep.toml --backbone vit.pth --data clothing10.tar
     --data signdigits10.tar --storage build/sweep.db --cache build/cache
     """
+    if storage.is_dir():
+        raise SweepError(f"--storage {storage} is a folder; give a file in it, such as sweep.db")
     out = out or storage.with_suffix(".json")
     if out.resolve() == storage.resolve():
         raise SweepError(f"--storage {storage} would be replaced by the runs; give another --out")

@@ -631,6 +631,8 @@ def test_images_are_cropped_augmented_and_cached_when_asked(
         (["--option", "num_promts=3"], "unknown option 'num_promts'; .*nearest: num_prompts"),
         (["--option", "num-prompts=0"], "num_prompts must be at least 1, got 0"),
         (["--option", "num_prompts=many"], "num_prompts: .*integer"),
+        (["--option", f"num_prompts={'9' * 5000}"], "num_prompts: .*integer"),
+        (["--option", f"num_prompts={'[' * 100_000}"], "num_prompts: .*integer"),
         (["--option", "num_prompts"], "'num_prompts' is not of the form KEY=VALUE"),
         (["--option", "coder=lstmm"], "unknown coder 'lstmm'; .*nearest: lstm"),
         (["--img-size", "30"], "img_size 30 is no multiple of the patch size 8; nearest: 24, 32"),
@@ -878,6 +880,16 @@ def test_serve_refuses_a_port_that_is_taken(
         ended = lspt("serve", "--graph", graph, "--bundles", bundle.parent, "--port", port)
 
     check_error(ended, f"port {port} cannot be listened at: Address already in use")
+
+
+def test_serve_refuses_what_no_host_can_be_called(
+    lspt: Command, bundle: Path, tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    graph = export_once(tiny_backbone, tmp_path_factory)
+
+    ended = lspt("serve", "--graph", graph, "--bundles", bundle.parent, "--host", "127..0.1")
+
+    check_error(ended, r"127\.\.0\.1 port 3000 cannot be listened at: .*; give another --host or")
 
 
 @pytest.mark.parametrize(

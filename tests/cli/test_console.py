@@ -22,7 +22,7 @@ def test_a_stop_is_one_line_and_an_exit_code(
 
 
 def test_the_inner_of_two_says_what_is_left(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(typer.Exit), stoppable(), stoppable(lambda: "half of it is there"):
+    with pytest.raises(typer.Exit), stoppable(), stoppable(lambda: "half is in [red]/x"):
         os.kill(os.getpid(), signal.SIGTERM)
 
-    assert capsys.readouterr().err == "stopped; half of it is there\n"
+    assert capsys.readouterr().err == "stopped; half is in [red]/x\n"

@@ -32,6 +32,11 @@ class OtherServer(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.send_error(404)
 
+    def do_PUT(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"<html>Sign in</html>")
+
     def log_message(self, *args: object) -> None:
         pass
 
@@ -76,10 +81,13 @@ def test_missing_token_is_told(
     assert "LSPT_ADMIN_TOKEN is not set" in run("load", "flowers")[1]
 
 
+@pytest.mark.parametrize(
+    ("words", "status"), [(["load", "flowers"], 404), (["alias", "flowers:stable", "3"], 200)]
+)
 def test_server_that_is_not_ours_is_told(
-    run: Callable[..., tuple[int, str]], other_server: str
+    run: Callable[..., tuple[int, str]], other_server: str, words: list[str], status: int
 ) -> None:
-    code, printed = run("load", "flowers", "--url", other_server)
+    code, printed = run(*words, "--url", other_server)
 
     assert (code, printed.count("\n")) == (2, 1)
-    assert "answered 404, and not as lspt serve does" in printed
+    assert f"answered {status}, and not as lspt serve does" in printed

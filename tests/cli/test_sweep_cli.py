@@ -131,6 +131,7 @@ def test_results_of_files_and_bundles_side_by_side(
         (["--backbone", "nowhere.pth"], "no such file"),
         (["--storage", "sweep.json"], "--storage sweep.json would be replaced by the runs; give"),
         (["--out", "sweep.toml"], "sweep.toml is no list of runs as lspt sweep writes it"),
+        (["--storage", "."], r"--storage \. is a folder; give a file in it, such as sweep\.db$"),
         (["--storage", "sweep.toml"], "sweep.toml is no storage of a sweep"),
     ],
 )
