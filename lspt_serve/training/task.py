@@ -92,6 +92,11 @@ def tune(
     init = pick_init(model.method, init)
     if settings.prompt_lr_scale is None:
         settings = replace(settings, prompt_lr_scale=LR_SCALES[init])
+    if settings.warmup_epochs >= settings.epochs and not rank():
+        on_note(
+            f"all {settings.epochs} epoch(s) are within the warm-up of {settings.warmup_epochs:g}: "
+            "the learning rate never falls from its peak; lower warmup_epochs"
+        )
     opened: AbstractContextManager[Run | None] = nullcontext()
     if run is not None:
         config = describe_run(model, backbone, dataset, preprocess, init=init, settings=settings)

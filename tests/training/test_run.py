@@ -348,6 +348,18 @@ def test_new_run_replaces_logs_and_report(train: Train, tmp_path: Path) -> None:
     assert json.loads((run / "config.json").read_bytes())["epochs"] == 1
 
 
+@pytest.mark.parametrize(("warmup_epochs", "noted"), [(1.5, False), (2, True), (3, True)])
+def test_warm_up_that_never_ends_is_noted(
+    train: Train, warmup_epochs: float, *, noted: bool
+) -> None:
+    note = (
+        f"all 2 epoch(s) are within the warm-up of {warmup_epochs}: the learning rate never falls "
+        "from its peak; lower warmup_epochs"
+    )
+
+    assert train(settings=replace(SHORT, warmup_epochs=warmup_epochs)) == [note] * noted
+
+
 def test_finished_run_says_how_its_bundle_was_trained(
     tiny_backbone: Backbone, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
