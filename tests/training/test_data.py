@@ -1,11 +1,15 @@
+import itertools
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from lspt_serve.errors import DataError
+from lspt_serve.preprocess import decode_image
 from lspt_serve.training.data import SPLITS, Dataset, Split, load_dataset
 
 LABELS = ("cat", "dog", "eel")
@@ -264,3 +268,24 @@ def test_progress_counts_every_image_once(tmp_path: Path) -> None:
     load_dataset(tmp_path, 4, on_image=lambda done, total: seen.append((done, total)))
 
     assert seen == [(done, 7) for done in range(1, 8)]
+
+
+def test_ctrl_c_does_not_wait_for_what_is_queued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_labels(tmp_path, {"cat": 100, "dog": 100})
+    begun = itertools.count()
+
+    def slowly(data: bytes, img_size: int, **how: Any) -> Any:
+        next(begun)
+        time.sleep(0.01)
+        return decode_image(data, img_size, **how)
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lspt_serve.training.data.decode.decode_image", slowly)
+    with pytest.raises(KeyboardInterrupt):
+        load_dataset(tmp_path, 4, on_image=stop)
+
+    assert next(begun) < 100  # of the 140 of train, which were queued at once

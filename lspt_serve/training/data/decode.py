@@ -1,8 +1,9 @@
 """Every image of a source read, decoded and hashed once."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -48,7 +49,7 @@ def decode_source(
     side = preprocess.resized_side
     decoded = Decoded()
     first_seen: dict[bytes, tuple[str, str]] = {}  # sha1 -> split, name
-    with ThreadPoolExecutor() as pool:
+    with _threads() as pool:
         for split, samples in source.splits.items():
             images = allocate(split, (len(samples), side, side, 3))
             kept: list[int] = []
@@ -70,6 +71,16 @@ def decode_source(
             "mend or convert them, or leave them out with --on-bad-image skip"
         )
     return decoded
+
+
+@contextmanager
+def _threads() -> Iterator[ThreadPoolExecutor]:
+    """After an exception, Ctrl-C's too, what is queued is left undone."""
+    pool = ThreadPoolExecutor()
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _decode_one(sample: Sample, preprocess: Preprocess) -> tuple[NDArray[np.uint8], bytes] | str:
