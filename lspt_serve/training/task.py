@@ -251,7 +251,9 @@ def create_bundle(model: PromptedViT, backbone: Backbone, **fields: Any) -> Bund
 
 
 def _arrays(model: PromptedViT) -> dict[str, NDArray[np.float32]]:
-    return {k: v.detach().float().cpu().numpy() for k, v in model.task_tensors().items()}
+    """Copies: the model's own memory would change as it is trained on."""
+    tensors = model.task_tensors()
+    return {name: t.detach().float().cpu().numpy().copy() for name, t in tensors.items()}
 
 
 def _method_ref(model: PromptedViT) -> MethodRef:

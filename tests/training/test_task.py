@@ -14,9 +14,17 @@ from toys import COLOURS, coloured_dataset
 from lspt_serve.bundle import Bundle, Metrics
 from lspt_serve.errors import BundleError, OutOfMemoryError
 from lspt_serve.export import create_model
-from lspt_serve.models import Backbone
+from lspt_serve.models import Backbone, create_prompted_vit
 from lspt_serve.preprocess import normalise
-from lspt_serve.training import Dataset, Split, TrainSettings, calibration, train_task
+from lspt_serve.training import (
+    Dataset,
+    Split,
+    TrainSettings,
+    calibration,
+    create_bundle,
+    fit,
+    train_task,
+)
 
 LABELS = list(COLOURS)
 SHORT = TrainSettings(epochs=1, batch_size=8, warmup_epochs=0, precision="fp32", device="cpu")
@@ -109,6 +117,21 @@ def test_too_little_gpu_memory_says_what_to_change(
     )
     with pytest.raises(OutOfMemoryError, match=message):
         train_task(tiny_backbone, colours, name="colour", settings=SHORT)
+
+
+def test_bundle_stays_as_it_is_while_its_model_is_trained_on(
+    tiny_backbone: Backbone, colours: Dataset
+) -> None:
+    model = create_prompted_vit(tiny_backbone, "lspt", num_classes=len(LABELS))
+    bundle = create_bundle(model, tiny_backbone, name="colour", labels=LABELS)
+    before = {name: tensor.copy() for name, tensor in bundle.tensors.items()}
+
+    fit(model, colours, tiny_backbone.preprocess, SHORT)
+
+    after = create_bundle(model, tiny_backbone, name="colour", labels=LABELS).tensors
+    assert [name for name in before if np.array_equal(after[name], before[name])] == []
+    for name, tensor in bundle.tensors.items():
+        assert np.array_equal(tensor, before[name]), name
 
 
 def test_a_tensor_too_large_for_float16_is_named(
