@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from lspt_serve.errors import BackboneError, name_some, nearest
+from lspt_serve.errors import BackboneError, name_some, nearest, printable
 from lspt_serve.models.checkpoint import load_checkpoint
 from lspt_serve.models.timm_registry import (
     create_as_configured,
@@ -73,6 +73,12 @@ def load_backbone(
             no VisionTransformer, no network, images of other channels than red, green and blue, an
             image size that is no multiple of the patch size.
     """
+    try:
+        source.encode()
+    except UnicodeEncodeError as error:
+        raise BackboneError(
+            f"{printable(source)}: a name that is no UTF-8, which a bundle cannot hold; rename it"
+        ) from error
     path = WEIGHTS / f"{source}.safetensors" if source in EMBEDDED else Path(source)
     is_file = path.suffix in SUFFIXES or (path.exists() and not find_registered(source))
     loaded = _from_file(path) if is_file else _from_timm(source)

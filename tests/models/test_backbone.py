@@ -230,6 +230,13 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
         load_backbone(str(tmp_path / name))
 
 
+def test_a_name_that_no_bundle_holds_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "caf\udce9.safetensors", create_vit().state_dict())
+
+    with pytest.raises(BackboneError, match=r"caf\\udce9\.safetensors: a name that is no UTF-8"):
+        load_backbone(path)
+
+
 def test_a_folder_is_no_backbone(tmp_path: Path) -> None:
     with pytest.raises(BackboneError, match=r"is a folder; give the \.safetensors or"):
         load_backbone(str(tmp_path))

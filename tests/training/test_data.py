@@ -289,3 +289,22 @@ def test_ctrl_c_does_not_wait_for_what_is_queued(
         load_dataset(tmp_path, 4, on_image=stop)
 
     assert next(begun) < 100  # of the 140 of train, which were queued at once
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_names_that_are_no_utf8_are_spelt_out(tmp_path: Path, cached: bool) -> None:
+    data, cache = tmp_path / "data", tmp_path / "cache" if cached else None
+    write_splits(data, train={"cat": 3, "dog": 2}, val={"cat": 1}, test={"dog": 1})
+    odd = data / "train" / "cat"
+    (odd / "1.png").rename(odd / "caf\udce9.png")
+    (data / "val" / "cat" / "caf\udce9.png").write_bytes((odd / "caf\udce9.png").read_bytes())
+    (odd / "\udcff.png").write_bytes(b"no image")
+
+    for _ in range(2 if cached else 1):
+        dataset = load_dataset(data, 8, on_bad_image="skip", cache=cache)
+
+        assert dataset.train.names is not None
+        assert f"{odd}/caf\\udce9.png" in dataset.train.names
+        skipped, twins, *_ = dataset.notes
+        assert f"skipped 1 unreadable image(s): {odd}/\\udcff.png (" in skipped
+        assert f"{data}/val/cat/caf\\udce9.png (val) = {odd}/caf\\udce9.png (train)" in twins

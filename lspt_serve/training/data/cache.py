@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from lspt_serve import __version__
-from lspt_serve.errors import OutputError
+from lspt_serve.errors import OutputError, printable
 from lspt_serve.files import atomic_folder, remove_leftovers
 from lspt_serve.preprocess import Preprocess
 from lspt_serve.training.data.decode import Decoded, OnBadImage, OnImage, decode_source
@@ -66,7 +66,8 @@ def decode_cached(
                 return _load(folder, key, source, preprocess), notes
             except (OSError, ValueError) as error:  # ValueError: pydantic's too
                 reason = " ".join(str(error).split())
-                notes.append(f"cache {folder} is broken ({reason}); its images are decoded again")
+                where = printable(str(folder))
+                notes.append(f"cache {where} is broken ({reason}); its images are decoded again")
         with atomic_folder(folder) as new:
             decoded = decode_source(
                 source,

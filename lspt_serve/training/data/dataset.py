@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lspt_serve.errors import DataError, name_some
+from lspt_serve.errors import DataError, name_some, printable
 from lspt_serve.preprocess import Preprocess
 from lspt_serve.training.data.cache import decode_cached
 from lspt_serve.training.data.decode import (
@@ -123,7 +123,7 @@ def _to_splits(source: Source, decoded: Decoded) -> dict[str, Split]:
     for name, samples in source.splits.items():
         kept = decoded.kept[name]
         targets = np.array([index[samples[i].label] for i in kept], np.int64)
-        names = [samples[i].name for i in kept]
+        names = [printable(samples[i].name) for i in kept]
         splits[name] = Split(decoded.images[name][: len(kept)], targets, names)
     return splits
 

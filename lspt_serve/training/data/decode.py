@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lspt_serve.errors import DataError, name_some
+from lspt_serve.errors import DataError, name_some, printable
 from lspt_serve.preprocess import Preprocess, decode_image
 from lspt_serve.training.data.source import Sample, Source
 
@@ -55,14 +55,15 @@ def decode_source(
             kept: list[int] = []
             results = pool.map(lambda sample: _decode_one(sample, preprocess), samples)
             for index, (sample, result) in enumerate(zip(samples, results, strict=True)):
+                name = printable(sample.name)
                 if isinstance(result, str):
-                    decoded.bad.append(f"{sample.name} ({result})")
+                    decoded.bad.append(f"{name} ({result})")
                 else:
                     images[len(kept)], sha1 = result
                     kept.append(index)
-                    other, name = first_seen.setdefault(sha1, (split, sample.name))
+                    other, twin = first_seen.setdefault(sha1, (split, name))
                     if other != split:
-                        decoded.twins.append(f"{sample.name} ({split}) = {name} ({other})")
+                        decoded.twins.append(f"{name} ({split}) = {twin} ({other})")
                 on_image(done := done + 1, total)
             decoded.images[split], decoded.kept[split] = images, kept
     if decoded.bad and on_bad_image == "refuse":
