@@ -23,7 +23,14 @@ from lspt_serve.errors import LSPTError, first_line, printable
 __all__ = ["app", "main"]
 
 TRAIN_PACKAGES = (
-    *("jinja2", "matplotlib", "onnx", "onnxscript", "optuna", "tensorboard", "timm", "torch"),
+    "jinja2",
+    "matplotlib",
+    "onnx",
+    "onnxscript",
+    "optuna",
+    "tensorboard",
+    "timm",
+    "torch",
     "torchvision",
 )
 EXTRAS = dict.fromkeys(TRAIN_PACKAGES, "train") | {  # package -> extra
