@@ -24,13 +24,14 @@ QUIET_S = 3.0
 
 
 class Lengths(NamedTuple):
-    """Seconds, of the measurement of a capacity and of far too many requests."""
+    """Seconds: of a measurement of the capacity, of far too many requests, of filling the queue."""
 
     capacity_s: float
     excess_s: float
+    fill_s: float = 5.0
 
 
-FULL, QUICK = Lengths(60.0, 60.0), Lengths(2.0, 3.0)
+FULL, QUICK = Lengths(60.0, 60.0), Lengths(2.0, 3.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,12 @@ class Trial:
         shots = poisson(rate, seconds, lambda rng, at_s: draw(tasks, rng, at_s), seed)
         begin = time.monotonic() + 1
         return self.start(self.load(shots=shots, seconds=seconds, start=begin)).result()
+
+    def fill_queue(self, tasks: Tasks, capacity: float) -> Run:
+        """Once, so that what its queue may hold is held: more later is what it does not let go."""
+        run = self.shoot(tasks, EXCESS * capacity, self.lengths.fill_s, seed=4)
+        time.sleep(self.lengths.fill_s)
+        return run
 
     def load(self, **settings: Any) -> Load:
         own: dict[str, Any] = {

@@ -3,12 +3,13 @@
     python benchmarks/prove_load.py
 
 A real `lspt serve` of a ViT-Ti with 200 tasks, with one worker and with two. What it can do is
-measured first, by callers that each wait for their answer. Then requests come at random times (a
-Poisson process), at 80 % of that, for ten minutes, while 100 tasks are added, 100 replaced and 100
-removed. Then its capacity is measured again, and requests come at three times that, for a minute.
-Traffic comes from a process of its own, which has its part of the machine. Every answer is held to
-what the model answers in this process, for the versions whose files lay there between request and
-answer; a server may take 3 seconds to see a change.
+measured first, by callers that each wait for their answer, and its queue, which bounds what it
+holds, is filled once. Then requests come at random times (a Poisson process), at 80 % of its
+capacity, for ten minutes, while 100 tasks are added, 100 replaced and 100 removed. Then its
+capacity is measured again, and requests come at three times that, for a minute. Traffic comes from
+a process of its own, which has its part of the machine. Every answer is held to what the model
+answers in this process, for the versions whose files lay there between request and answer; a server
+may take 3 seconds to see a change.
 """
 
 import math
@@ -49,12 +50,16 @@ def prove(
     folder = fill(world, f"bundles-{workers}")
     with serve(world.folder, workers=workers, bundles=folder.path) as server:
         trial = Trial(server, world, start, workers, lengths)
-        capacity, _ = trial.measure_capacity(tasks_at(world.names, []))
+        everything = tasks_at(world.names, [])
+        capacity, _ = trial.measure_capacity(everything)
+        full = trial.fill_queue(everything, capacity)
         steady, samples = run_steady(trial, folder, capacity, args.minutes * 60)
         time.sleep(QUIET_S)
         left = [name for (name, _), (_, last) in folder.lives.items() if last == math.inf]
         excess, again = trial.exceed(tasks_at(left, []))
-    faults = judge([*steady.seen, *excess.run.seen, *again.seen], world.answers, folder.lives)
+    faults = judge(
+        [*full.seen, *steady.seen, *excess.run.seen, *again.seen], world.answers, folder.lives
+    )
     for fault, count in faults.most_common(10):
         progress(f"{count} x {fault}")
     name, done = f"{workers} worker(s)", folder.done - len(world.names)
