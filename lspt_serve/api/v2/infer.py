@@ -62,9 +62,9 @@ async def infer(
 
 async def _read_body(request: Request) -> bytes:
     """Decompressed; all of it is held."""
-    came, max_bytes = await read_body(request), request.app.state.max_bytes
-    body = await DECODING.run(lambda: decompress(came, request.headers, max_bytes=max_bytes))
-    if body is not came:
+    body, max_bytes = await read_body(request), request.app.state.max_bytes
+    if encoding := request.headers.get("content-encoding"):
+        body = await DECODING.run(decompress, body, encoding, max_bytes)
         held_of(request).take(len(body))
     return body
 

@@ -78,14 +78,27 @@ class InferRequest(BaseModel):
     parameters: _RequestParameters = _RequestParameters()
 
 
-def decompress(body: bytes, headers: Mapping[str, str], *, max_bytes: int) -> bytes:
-    """A body as it is, or what was compressed in it.
+def decompress(body: bytes, encoding: str, max_bytes: int) -> bytes:
+    """What was compressed in a body, as Content-Encoding says.
 
     Raises:
         HTTPException: 400, 413 (more than `max_bytes`) or 415 (compressed in another way).
     """
-    encoding = headers.get("content-encoding", "identity").strip().lower()
-    return body if encoding == "identity" else _decompress(body, encoding, max_bytes)
+    encoding = encoding.strip().lower()
+    if encoding == "identity":
+        return body
+    if encoding not in WBITS:
+        raise HTTPException(415, f"Content-Encoding {encoding[:64]!r}; wanted gzip or deflate")
+    unpacker = zlib.decompressobj(WBITS[encoding])
+    try:
+        unpacked = unpacker.decompress(body, max_bytes + 1)
+    except zlib.error as error:
+        raise HTTPException(400, f"the body is not {encoding}") from error
+    if len(unpacked) > max_bytes:
+        raise HTTPException(413, f"request body over {max_bytes} bytes once decompressed")
+    if not unpacker.eof or unpacker.unused_data:
+        raise HTTPException(400, f"the body is not {encoding} from its start to its end")
+    return unpacked
 
 
 def parse_request(
@@ -130,18 +143,3 @@ def _header_length(given: str | None, num_bytes: int) -> int:
     if int(given) == 0:
         raise HTTPException(400, f"{HEADER_LENGTH} is 0; which input it is, only JSON can say")
     return int(given)
-
-
-def _decompress(body: bytes, encoding: str, max_bytes: int) -> bytes:
-    if encoding not in WBITS:
-        raise HTTPException(415, f"Content-Encoding {encoding[:64]!r}; wanted gzip or deflate")
-    unpacker = zlib.decompressobj(WBITS[encoding])
-    try:
-        unpacked = unpacker.decompress(body, max_bytes + 1)
-    except zlib.error as error:
-        raise HTTPException(400, f"the body is not {encoding}") from error
-    if len(unpacked) > max_bytes:
-        raise HTTPException(413, f"request body over {max_bytes} bytes once decompressed")
-    if not unpacker.eof or unpacker.unused_data:
-        raise HTTPException(400, f"the body is not {encoding} from its start to its end")
-    return unpacked
