@@ -546,5 +546,5 @@ def test_the_code_in_the_documents_runs(
     assert [line.split()[:2] for line in printed[1:5]] == [
         [file, task] for file in ("photo.jpg", "other.png") for task in ("colour", "parity")
     ]
-    assert printed[5] == "['colour', 'parity']"
+    assert printed[5] == "['colour', 'parity'] True"
     assert len(printed) == 7
