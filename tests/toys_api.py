@@ -1,10 +1,10 @@
 """The real HTTP app, in process, over a real graph of a tiny backbone."""
 
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import anyio
@@ -20,7 +20,7 @@ from lspt_serve.bundle import save_bundle
 from lspt_serve.errors import OverloadedError
 from lspt_serve.feed import TaskTensors
 from lspt_serve.models import Backbone
-from lspt_serve.runtime import SILENT, Classifier, Events, OnnxEngine, PromptStore
+from lspt_serve.runtime import SILENT, Classifier, Engine, Events, OnnxEngine, PromptStore
 
 TASKS = {"colour": ("blue", "green", "red"), "parity": ("even", "odd")}
 
@@ -101,17 +101,23 @@ def to_scope(request: httpx.Request) -> Scope:
     }
 
 
-@contextmanager
-def overloaded(classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """While its engine is busy with a first batch and its queue is full; then all is answered."""
-    run, go, busy = classifier.engine.features, threading.Event(), threading.Event()
+def stall(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> tuple[Event, Event]:
+    """Batches stay in the engine, which sets the first event, until the second is set."""
+    run, busy, go_on = engine.features, Event(), Event()
 
     def features(images: NDArray[np.float32], tasks: Sequence[TaskTensors]) -> NDArray[np.float32]:
         busy.set()
-        assert go.wait(timeout=30)
+        assert go_on.wait(timeout=30)
         return run(images, tasks)
 
-    monkeypatch.setattr(classifier.engine, "features", features)
+    monkeypatch.setattr(engine, "features", features)
+    return busy, go_on
+
+
+@contextmanager
+def overloaded(classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """While its engine is busy with a first batch and its queue is full; then all is answered."""
+    busy, go_on = stall(classifier.engine, monkeypatch)
     bundle = classifier.store["colour"]
     waiting = [classifier.submit(noise(1)[0], bundle)]
     assert busy.wait(timeout=10)  # it takes no more from the queue
@@ -121,7 +127,7 @@ def overloaded(classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> Itera
     try:
         yield
     finally:
-        go.set()
+        go_on.set()
         wait(waiting, timeout=30)
 
 

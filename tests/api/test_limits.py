@@ -1,4 +1,3 @@
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 from starlette.types import Message
 from toys import coloured, encoded
-from toys_api import Api, check_refused, create_classifier
+from toys_api import Api, check_refused, create_classifier, stall
 
 from lspt_serve.models import Backbone
 
@@ -160,18 +159,10 @@ def test_no_declared_length_is_an_error_of_the_server(api: Api, declared: bytes)
 def test_image_that_is_decoded_is_held_no_longer(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     """While one of 15 kB is in the engine there is room for another."""
     monkeypatch.setattr("lspt_serve.api.limits.AT_ONCE", 1)
-    engine = api.app.state.classifier.engine
-    run, running, go_on = engine.features, threading.Event(), threading.Event()
-
-    def features(*args: Any) -> Any:
-        running.set()
-        assert go_on.wait(timeout=10)
-        return run(*args)
-
-    monkeypatch.setattr(engine, "features", features)
+    busy, go_on = stall(api.app.state.classifier.engine, monkeypatch)
     with ThreadPoolExecutor() as pool:
         first = pool.submit(send, api, body(15_000))
-        assert running.wait(timeout=10)
+        assert busy.wait(timeout=10)
         second = pool.submit(send, api, body(15_000))
         wait([second], timeout=0.3)  # a refusal would have come
         go_on.set()

@@ -54,8 +54,9 @@ async def infer(
     record["model_version"] = str(bundle.manifest.version)
     if asked.id:
         record["id"] = asked.id
-    outputs = await asyncio.to_thread(to_outputs, asked, scores, bundle)
-    response = await asyncio.to_thread(to_response, record, outputs)
+    response = await asyncio.to_thread(
+        lambda: to_response(record, to_outputs(asked, scores, bundle))
+    )
     response.headers[REQUEST_ID] = request_id(request)
     return response
 

@@ -4,8 +4,8 @@ import base64
 import gzip
 import json
 import struct
-import threading
 import zlib
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from toys import coloured, encoded, random_bundle
-from toys_api import TASKS, Api, create_classifier
+from toys_api import TASKS, Api, create_classifier, stall
 
 from lspt_serve.api import threads
 from lspt_serve.api.v2 import tensors
@@ -455,21 +455,14 @@ def test_body_that_was_compressed_is_held_at_its_full_size(
     binary = {**IMAGE, "parameters": {"binary_data_size": len(data)}}
     header = json.dumps({"inputs": [binary]}).encode()
     content, length = gzip.compress(header + data), str(len(header))
-    engine = api.app.state.classifier.engine
-    run, running, go_on = engine.features, threading.Event(), threading.Event()
-
-    def features(*args: Any) -> Any:
-        running.set()
-        assert go_on.wait(timeout=10)
-        return run(*args)
+    busy, go_on = stall(api.app.state.classifier.engine, monkeypatch)
 
     def send() -> httpx.Response:
         return post(api, content, **{LENGTH: length, "Content-Encoding": "gzip"})
 
-    monkeypatch.setattr(engine, "features", features)
     with ThreadPoolExecutor() as pool:
         first = pool.submit(send)
-        assert running.wait(timeout=10)
+        assert busy.wait(timeout=10)
         message = check_refused(send(), 503)
         go_on.set()
 
@@ -503,10 +496,17 @@ def test_answer_that_is_there_waits_for_no_decoding(
     assert post(api, {"inputs": [GOOD]}).status_code == 200
 
 
-def test_task_that_there_is_not_is_refused_before_the_body_is_looked_at(api: Api) -> None:
-    message = check_refused(post(api, b"no JSON", model="color"), 404)
+def test_task_that_there_is_not_is_refused_before_the_body_is_read(api: Api) -> None:
+    read = []
 
-    assert message == "unknown task 'color'; nearest: colour"
+    async def body() -> AsyncIterator[bytes]:
+        read.append(True)
+        yield b"{}"
+
+    answer = api.request("POST", "/v2/models/color/infer", content=body())
+
+    assert check_refused(answer, 404) == "unknown task 'color'; nearest: colour"
+    assert read == []
 
 
 @pytest.mark.parametrize(
