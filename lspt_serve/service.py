@@ -13,11 +13,10 @@ import bentoml
 
 from lspt_serve.api import configure_logging, create_app, ignore_warnings_of_decoders
 from lspt_serve.api.auth import load_access
-from lspt_serve.api.timeout import ANSWER_S
+from lspt_serve.middleware import configure_middleware
 from lspt_serve.runtime import Watch
 from lspt_serve.settings import ServiceSettings, load_classifier
 from lspt_serve.supervisor import configure_supervisor
-from lspt_serve.tracing import configure_tracing
 
 __all__ = ["LSPTService"]
 
@@ -27,11 +26,11 @@ GC_THRESHOLD = 10_000
 logger = logging.getLogger(__name__)
 app = create_app()
 configure_supervisor()
+configure_middleware(app)
 
 
 @bentoml.service(
     name="lspt",
-    traffic={"timeout": 1.5 * ANSWER_S},  # the app gives up before, and answers as always
     # the app has its own of both, which say more, and count nothing by what a caller made up
     metrics={"enabled": False},
     logging={"access": {"enabled": False}},
@@ -65,6 +64,3 @@ class LSPTService:
 
     def __is_ready__(self) -> bool:
         return self.ready
-
-
-configure_tracing(LSPTService)

@@ -16,6 +16,7 @@ from starlette.types import Message, Scope
 from toys import export_once, noise, random_bundle
 
 from lspt_serve.api import create_app
+from lspt_serve.api.overload import RefuseEarly
 from lspt_serve.bundle import save_bundle
 from lspt_serve.errors import OverloadedError
 from lspt_serve.feed import TaskTensors
@@ -49,9 +50,10 @@ class Api:
     def __init__(self, classifier: Classifier, **settings: Any) -> None:
         self.app = create_app(**settings)
         self.app.state.classifier = classifier
+        self.served = RefuseEarly(self.app, api=self.app)  # as the service does
 
     def request(self, method: str, path: str, **settings: Any) -> httpx.Response:
-        transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
+        transport = httpx.ASGITransport(self.served, raise_app_exceptions=False)
 
         async def send() -> httpx.Response:
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:

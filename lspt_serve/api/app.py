@@ -8,8 +8,7 @@ from lspt_serve.api.failures import add_failure_handlers
 from lspt_serve.api.limits import LimitBody
 from lspt_serve.api.metrics import Metrics, get_metrics
 from lspt_serve.api.observe import Observe
-from lspt_serve.api.overload import RefuseEarly
-from lspt_serve.api.timeout import AnswerInTime
+from lspt_serve.api.timeout import ANSWER_S, AnswerInTime
 from lspt_serve.sizes import MAX_REQUEST_BYTES
 from lspt_serve.ui import add_page
 
@@ -27,11 +26,11 @@ def create_app(*, max_bytes: int = MAX_REQUEST_BYTES) -> FastAPI:
     app = FastAPI(title="lspt-serve", docs_url=None, redoc_url=None, openapi_url=None)
     app.router.redirect_slashes = False  # to whatever Host the caller named
     app.state.max_bytes = max_bytes
+    app.state.answer_s = ANSWER_S
     app.state.access = Access()
     app.state.metrics = Metrics()
     app.add_middleware(LimitBody)
     app.add_middleware(AnswerInTime)
-    app.add_middleware(RefuseEarly, path="/classify")
     app.add_middleware(Observe)
     add_failure_handlers(app)
     for part in (classify, classify_many, tasks, aliases, v2):

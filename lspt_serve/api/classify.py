@@ -27,7 +27,7 @@ from lspt_serve.schemas import (
 
 __all__ = ["DEADLINE_S", "predict", "router", "to_ms"]
 
-DEADLINE_S = 30.0  # for an image to be run; BentoML gives up after 60
+DEADLINE_S = 30.0  # for an image to be run
 router = APIRouter()
 
 

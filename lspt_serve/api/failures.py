@@ -38,6 +38,7 @@ __all__ = [
 ]
 
 REQUEST_ID = "X-Request-ID"
+PLAIN = re.compile("[A-Za-z0-9._-]{1,64}")
 logger = logging.getLogger(__name__)
 
 # code, status and blamed field of what a caller can cause
@@ -71,11 +72,11 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 
 def request_id(request: Request) -> str:
     """The caller's X-Request-ID if it is a plain one, else a new one; the same all request long."""
-    if not hasattr(request.state, "request_id"):
+    state: dict[str, Any] = request.scope.setdefault("state", {})
+    if "request_id" not in state:
         given = request.headers.get(REQUEST_ID, "")
-        plain = re.fullmatch(r"[A-Za-z0-9._-]{1,64}", given)
-        request.state.request_id = given if plain else uuid.uuid4().hex
-    return str(request.state.request_id)
+        state["request_id"] = given if PLAIN.fullmatch(given) else uuid.uuid4().hex
+    return str(state["request_id"])
 
 
 def add_failure_handlers(app: FastAPI) -> None:

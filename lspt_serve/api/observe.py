@@ -53,8 +53,8 @@ class Observe:
 
         try:
             await self.app(scope, receive, watched)
-        except asyncio.CancelledError:  # by BentoML, whose own limit is shorter then
-            status, scope["state"]["code"] = 504, "deadline"
+        except asyncio.CancelledError:  # the server stops, and waits no longer
+            status, scope["state"]["code"] = 503, "unavailable"
             raise
         finally:
             route = scope["state"].get("route") or getattr(scope.get("route"), "path", "")

@@ -10,13 +10,13 @@ from lspt_serve.errors import DeadlineError
 
 __all__ = ["ANSWER_S", "AnswerInTime"]
 
-ANSWER_S = 60.0  # from a request's headers to the start of its answer
+ANSWER_S = 60.0
 
 
 class AnswerInTime:
-    """ASGI middleware: a request whose answer has not begun in ANSWER_S is answered with 504.
+    """ASGI middleware: what is not answered in the app's `state.answer_s` is answered with 504.
 
-    The time that its body takes to come is among that.
+    That is from a request's headers to the start of its answer, with the time of its body.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -26,7 +26,8 @@ class AnswerInTime:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        limit = asyncio.timeout(ANSWER_S)
+        answer_s: float = scope["app"].state.answer_s
+        limit = asyncio.timeout(answer_s)
 
         async def begin(message: Message) -> None:
             limit.reschedule(None)
@@ -38,5 +39,5 @@ class AnswerInTime:
         except TimeoutError:
             if not limit.expired():
                 raise
-            error = DeadlineError(f"not answered in {ANSWER_S:g} s, its body's time included")
+            error = DeadlineError(f"not answered in {answer_s:g} s, its body's time included")
             await refuse(Request(scope), error)(scope, receive, send)

@@ -116,7 +116,7 @@ def test_a_path_writes_no_line_of_its_own(api: Api, access: pytest.LogCaptureFix
 def test_a_body_that_does_not_come_is_a_line_that_says_so(
     api: Api, access: pytest.LogCaptureFixture
 ) -> None:
-    """BentoML, told of a shorter limit, cancels the request, and answers with 504."""
+    """A server that stops cancels what it no longer waits for."""
     scope = {
         "type": "http",
         "http_version": "1.1",
@@ -141,7 +141,7 @@ def test_a_body_that_does_not_come_is_a_line_that_says_so(
 
     (record,) = access.records
     line = json.loads(JsonLines().format(record))
-    assert (line["status"], line["code"]) == (504, "deadline")
+    assert (line["status"], line["code"]) == (503, "unavailable")
 
 
 def test_what_pillow_says_of_a_file_is_no_warning() -> None:

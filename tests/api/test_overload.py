@@ -37,7 +37,7 @@ def api(tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Ap
 @contextmanager
 def listening(api: Api) -> Iterator[http.client.HTTPConnection]:
     """A connection to the app behind a real server, in a thread."""
-    server = uvicorn.Server(uvicorn.Config(api.app, port=0, lifespan="off", log_level="error"))
+    server = uvicorn.Server(uvicorn.Config(api.served, port=0, lifespan="off", log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

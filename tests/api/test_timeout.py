@@ -3,14 +3,16 @@ import pytest
 from starlette.types import Message, Scope
 from toys_api import Api, create_classifier
 
-from lspt_serve.api import timeout
+from lspt_serve.api.timeout import AnswerInTime
 from lspt_serve.models import Backbone
 from lspt_serve.schemas import ErrorAnswer
 
 
 @pytest.fixture(scope="module")
 def api(tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Api:
-    return Api(create_classifier(tiny_backbone, tmp_path_factory))
+    api = Api(create_classifier(tiny_backbone, tmp_path_factory))
+    api.app.state.answer_s = 0.2
+    return api
 
 
 def ask(api: Api, path: str, *, body_after_s: float) -> list[Message]:
@@ -34,11 +36,6 @@ def ask(api: Api, path: str, *, body_after_s: float) -> list[Message]:
 
     anyio.run(api.app, scope, receive, send)
     return sent
-
-
-@pytest.fixture(autouse=True)
-def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timeout, "ANSWER_S", 0.2)
 
 
 def test_body_that_does_not_come_is_answered_as_every_failure_is(api: Api) -> None:
@@ -71,6 +68,6 @@ def test_answer_that_has_begun_is_sent_to_its_end(api: Api) -> None:
     async def send(message: Message) -> None:
         sent.append(message)
 
-    anyio.run(timeout.AnswerInTime(slow), {"type": "http"}, receive, send)
+    anyio.run(AnswerInTime(slow), {"type": "http", "app": api.app}, receive, send)
 
     assert [each.get("body") for each in sent] == [None, b"whole"]

@@ -1,0 +1,43 @@
+"""What of BentoML's middleware stands before its routes, and what of ours is put there."""
+
+import os
+
+from _bentoml_impl.server.app import ServiceAppFactory
+from bentoml._internal.configuration.containers import BentoMLContainer
+from bentoml._internal.server.http.traffic import TimeoutMiddleware
+from fastapi import FastAPI
+from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+from starlette.middleware import Middleware
+
+from lspt_serve.api.overload import RefuseEarly
+
+__all__ = ["configure_middleware"]
+
+DISABLED = "OTEL_SDK_DISABLED"  # OpenTelemetry's own: who sets it up himself says false
+_of_bentoml = ServiceAppFactory.middlewares
+
+
+def configure_middleware(api: FastAPI) -> None:
+    """A server that is too busy says so at little cost. Call it before BentoML makes its app.
+
+    The app refuses before BentoML's routes. It keeps BentoML's limit of time, which is a task and a
+    timer for every request there. Spans are made where something collects them, not anyway; a trace
+    that a caller names is in the log all the same.
+
+    Args:
+        api: what the routes lead to.
+    """
+
+    def middlewares(factory: ServiceAppFactory) -> list[Middleware]:
+        api.state.answer_s = factory.timeout
+        unwanted: list[object] = [TimeoutMiddleware]
+        if not _collects_spans():
+            unwanted.append(OpenTelemetryMiddleware)
+        wanted = [each for each in _of_bentoml.__get__(factory) if each.cls not in unwanted]
+        return [*wanted, Middleware(RefuseEarly, api=api)]
+
+    ServiceAppFactory.middlewares = property(middlewares)
+
+
+def _collects_spans() -> bool:
+    return BentoMLContainer.tracing.exporter_type.get() is not None or DISABLED in os.environ
