@@ -18,6 +18,7 @@ import psutil
 __all__ = ["Server", "count_files", "free_port", "run_server", "serve", "wait_until"]
 
 WORKER = "_bentoml_impl.worker.service"  # in the command line of BentoML's workers
+SERVES = " task(s)"  # in the log of each of them: connections come to those that serve already
 READY_S, END_S = 120.0, 15.0
 STEP_S = 0.05
 
@@ -113,6 +114,11 @@ def serve(
     ]
     added = {"BENTOML_CONFIG": config, "BENTOML_HOME": folder / "bentoml", **(environment or {})}
     with run_server([*command, "--port"], folder, environment=added) as server:
+
+        def all_serve() -> bool:
+            return server.log.read_text().count(SERVES) >= workers
+
+        wait_until(all_serve, timeout_s=READY_S, what=f"{workers} workers ready")
         yield server
 
 
