@@ -224,7 +224,7 @@ def normalise(images: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.f
     """... x H x W x C uint8 to ... x C x H x W float32: (pixel / 255 - mean) / std."""
     mean, std = np.asarray([preprocess.mean, preprocess.std], np.float32)[..., None, None]
     planes = np.moveaxis(images, -1, -3)
-    scaled = np.empty(planes.shape, np.float32)  # in planes from the start: in a tenth of the time
+    scaled = np.empty(planes.shape, np.float32)  # in planes from the start: no strides
     np.multiply(planes, np.float32(1 / 255) / std, out=scaled)
     scaled -= mean / std
     return scaled

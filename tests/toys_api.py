@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from concurrent.futures import wait
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -103,33 +104,61 @@ def to_scope(request: httpx.Request) -> Scope:
     }
 
 
-def stall(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> tuple[Event, Event]:
-    """Batches stay in the engine, which sets the first event, until the second is set."""
-    run, busy, go_on = engine.features, Event(), Event()
+@dataclass
+class Stalled:
+    """An engine in which a batch stays until `go_on` is set; `rows` of those that it has run."""
+
+    busy: Event = field(default_factory=Event)  # a batch is there
+    go_on: Event = field(default_factory=Event)
+    rows: list[int] = field(default_factory=list)
+
+
+def stall(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Stalled:
+    run, stalled = engine.features, Stalled()
 
     def features(images: NDArray[np.float32], tasks: Sequence[TaskTensors]) -> NDArray[np.float32]:
-        busy.set()
-        assert go_on.wait(timeout=30)
+        stalled.busy.set()
+        assert stalled.go_on.wait(timeout=30)
+        stalled.rows.append(len(tasks))
         return run(images, tasks)
 
     monkeypatch.setattr(engine, "features", features)
-    return busy, go_on
+    return stalled
+
+
+def leave_busy(
+    api: "Api", monkeypatch: pytest.MonkeyPatch, path: str, **settings: Any
+) -> tuple[int, list[int]]:
+    """As `Api.leave`, while an image of somebody else is in the engine; the classifier is closed.
+
+    Returns:
+        The status in the log, and the rows of each batch that ran.
+    """
+    classifier: Classifier = api.app.state.classifier
+    stalled = stall(classifier.engine, monkeypatch)
+    first = classifier.submit(noise(1)[0], classifier.store["colour"])
+    assert stalled.busy.wait(timeout=10)
+    status = api.leave(path, **settings)
+    stalled.go_on.set()
+    first.result(timeout=10)
+    classifier.close()
+    return status, stalled.rows
 
 
 @contextmanager
 def overloaded(classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """While its engine is busy with a first batch and its queue is full; then all is answered."""
-    busy, go_on = stall(classifier.engine, monkeypatch)
+    stalled = stall(classifier.engine, monkeypatch)
     bundle = classifier.store["colour"]
     waiting = [classifier.submit(noise(1)[0], bundle)]
-    assert busy.wait(timeout=10)  # it takes no more from the queue
+    assert stalled.busy.wait(timeout=10)  # it takes no more from the queue
     with suppress(OverloadedError):
         while True:
             waiting.append(classifier.submit(noise(1)[0], bundle))
     try:
         yield
     finally:
-        go_on.set()
+        stalled.go_on.set()
         wait(waiting, timeout=30)
 
 

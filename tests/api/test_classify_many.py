@@ -1,19 +1,16 @@
 import base64
-import threading
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import httpx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from toys import coloured, encoded, noise
-from toys_api import Api, check_refused, create_classifier, overloaded
+from toys import coloured, encoded
+from toys_api import Api, check_refused, create_classifier, leave_busy, overloaded
 
 from lspt_serve.api import threads
 from lspt_serve.bundle import Bundle
-from lspt_serve.feed import TaskTensors
 from lspt_serve.models import Backbone
 
 RNG = np.random.default_rng(0)
@@ -172,24 +169,12 @@ def test_overload_of_all_is_answered_with_when_to_come_again(
 
 
 def test_images_whose_caller_leaves_are_not_run(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    classifier = api.app.state.classifier
-    run, rows, go, busy = classifier.engine.features, [], threading.Event(), threading.Event()
+    sent = {
+        "files": [("images", data) for data in IMAGES.values()],
+        "data": {"tasks": ["colour", "parity"]},
+    }
 
-    def features(images: NDArray[np.float32], tasks: Sequence[TaskTensors]) -> NDArray[np.float32]:
-        busy.set()
-        assert go.wait(timeout=10)
-        rows.append(len(tasks))
-        return run(images, tasks)  # type: ignore[no-any-return]
-
-    monkeypatch.setattr(classifier.engine, "features", features)
-    first = classifier.submit(noise(1)[0], classifier.store["colour"])
-    assert busy.wait(timeout=5)
-
-    files = [("images", data) for data in IMAGES.values()]
-    status = api.leave("/classify_many", files=files, data={"tasks": ["colour", "parity"]})
-    go.set()
-    first.result(timeout=5)
-    classifier.close()
+    status, rows = leave_busy(api, monkeypatch, "/classify_many", **sent)
 
     assert status == 499
     assert rows == [1]

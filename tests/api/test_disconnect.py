@@ -1,18 +1,14 @@
 import asyncio
-import threading
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 from fastapi import Request
-from numpy.typing import NDArray
 from starlette.exceptions import HTTPException
-from toys import coloured, encoded, noise
-from toys_api import Api, create_classifier
+from toys import coloured, encoded
+from toys_api import Api, create_classifier, leave_busy
 
 from lspt_serve.api.disconnect import unless_gone
-from lspt_serve.feed import TaskTensors
 from lspt_serve.models import Backbone
 
 
@@ -65,23 +61,10 @@ def test_image_whose_caller_leaves_while_it_waits_is_not_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     classifier = create_classifier(tiny_backbone, tmp_path_factory)
-    run, rows, go, busy = classifier.engine.features, [], threading.Event(), threading.Event()
-
-    def features(images: NDArray[np.float32], tasks: Sequence[TaskTensors]) -> NDArray[np.float32]:
-        busy.set()
-        assert go.wait(timeout=10)
-        rows.append(len(tasks))
-        return run(images, tasks)
-
-    monkeypatch.setattr(classifier.engine, "features", features)
-    first = classifier.submit(noise(1)[0], classifier.store["colour"])
-    assert busy.wait(timeout=5)
-
     image = encoded(coloured("red", np.random.default_rng(0)))
-    status = Api(classifier).leave("/classify", files={"image": image}, data={"task": "colour"})
-    go.set()
-    first.result(timeout=5)
-    classifier.close()
+    sent = {"files": {"image": image}, "data": {"task": "colour"}}
+
+    status, rows = leave_busy(Api(classifier), monkeypatch, "/classify", **sent)
 
     assert status == 499
     assert rows == [1]

@@ -159,12 +159,12 @@ def test_no_declared_length_is_an_error_of_the_server(api: Api, declared: bytes)
 def test_image_that_is_decoded_is_held_no_longer(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     """While one of 15 kB is in the engine there is room for another."""
     monkeypatch.setattr("lspt_serve.api.limits.AT_ONCE", 1)
-    busy, go_on = stall(api.app.state.classifier.engine, monkeypatch)
+    stalled = stall(api.app.state.classifier.engine, monkeypatch)
     with ThreadPoolExecutor() as pool:
         first = pool.submit(send, api, body(15_000))
-        assert busy.wait(timeout=10)
+        assert stalled.busy.wait(timeout=10)
         second = pool.submit(send, api, body(15_000))
         wait([second], timeout=0.3)  # a refusal would have come
-        go_on.set()
+        stalled.go_on.set()
 
     assert [first.result().status_code, second.result().status_code] == [200, 200]

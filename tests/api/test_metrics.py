@@ -1,17 +1,12 @@
-import threading
-from collections.abc import Sequence
-
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
-from toys import coloured, encoded, noise
-from toys_api import Api, create_classifier
+from toys import coloured, encoded
+from toys_api import Api, create_classifier, leave_busy
 
 from lspt_serve.api.metrics import Metrics
-from lspt_serve.feed import TaskTensors
 from lspt_serve.models import Backbone
-from lspt_serve.runtime import Classifier
 
 PNG = encoded(coloured("red", np.random.default_rng(0), side=40))
 Array = NDArray[np.float32]
@@ -100,23 +95,7 @@ def test_an_error_of_the_server_is_counted(api: Api, monkeypatch: pytest.MonkeyP
 
 
 def test_a_caller_who_left_is_counted(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    classifier: Classifier = api.app.state.classifier
-    run, busy = classifier.engine.features, threading.Event()
-
-    go = threading.Event()
-
-    def features(images: Array, tasks: Sequence[TaskTensors]) -> Array:
-        busy.set()
-        assert go.wait(timeout=10)
-        return run(images, tasks)
-
-    monkeypatch.setattr(classifier.engine, "features", features)
-    first = classifier.submit(noise(1)[0], classifier.store["colour"])
-    assert busy.wait(timeout=10)
-    api.leave("/classify", files={"image": PNG}, data={"task": "colour"})
-    go.set()
-    first.result(timeout=10)
-    classifier.close()
+    leave_busy(api, monkeypatch, "/classify", files={"image": PNG}, data={"task": "colour"})
 
     assert values(api, "lspt_errors_total") == [({"code": "client_gone"}, 1)]
     assert values(api, "lspt_requests_total") == [

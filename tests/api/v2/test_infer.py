@@ -455,16 +455,16 @@ def test_body_that_was_compressed_is_held_at_its_full_size(
     binary = {**IMAGE, "parameters": {"binary_data_size": len(data)}}
     header = json.dumps({"inputs": [binary]}).encode()
     content, length = gzip.compress(header + data), str(len(header))
-    busy, go_on = stall(api.app.state.classifier.engine, monkeypatch)
+    stalled = stall(api.app.state.classifier.engine, monkeypatch)
 
     def send() -> httpx.Response:
         return post(api, content, **{LENGTH: length, "Content-Encoding": "gzip"})
 
     with ThreadPoolExecutor() as pool:
         first = pool.submit(send)
-        assert busy.wait(timeout=10)
+        assert stalled.busy.wait(timeout=10)
         message = check_refused(send(), 503)
-        go_on.set()
+        stalled.go_on.set()
 
     assert len(content) < 10_000
     assert message.endswith("bytes are held already; try again later")
