@@ -19,6 +19,7 @@ WORTH_IT = 1.05  # how much faster, per image, the best size must be than a smal
 GIVE_UP = (
     1.25  # a size whose images take so much longer than the best's has no larger ones measured
 )
+LONG_S = 1.0  # nor has a size after a batch that takes so long, which all in it wait for
 REPEATS = 3
 logger = logging.getLogger(__name__)
 
@@ -70,8 +71,9 @@ def grow_while_it_pays(seconds: Callable[[int], float], *, limit: int) -> int:
     of_an_image: dict[int, float] = {}
     size = 1
     while size <= limit:
-        of_an_image[size] = seconds(size) / size
-        if of_an_image[size] > GIVE_UP * min(of_an_image.values()):
+        taken = seconds(size)
+        of_an_image[size] = taken / size
+        if taken > LONG_S or of_an_image[size] > GIVE_UP * min(of_an_image.values()):
             break
         size *= 2
     best = min(of_an_image.values())

@@ -18,10 +18,11 @@ from lspt_serve.runtime.batch_size import grow_while_it_pays, measure_pace
         ({1: 10, 2: 19.5, 4: 39, 8: 78, 16: 156}, 1),  # 2.6 % are not worth it
         ({1: 10, 2: 21, 4: 20, 8: 40, 16: 80}, 4),  # one bad measurement costs nothing
         ({1: 10, 2: 30}, 1),  # so bad that no more is measured
+        ({1: 300, 2: 550, 4: 1001}, 4),  # so slow that no more is measured
     ],
 )
 def test_batches_grow_while_it_pays(milliseconds: dict[int, float], best: int) -> None:
-    assert grow_while_it_pays(milliseconds.__getitem__, limit=16) == best
+    assert grow_while_it_pays(lambda size: milliseconds[size] / 1000, limit=16) == best
 
 
 @pytest.mark.parametrize("limit", [1, 2, 8])
