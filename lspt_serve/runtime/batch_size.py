@@ -16,10 +16,10 @@ __all__ = ["Pace", "grow_while_it_pays", "measure_pace"]
 # every 71.
 BETWEEN_S = 0.003
 WORTH_IT = 1.05  # how much faster, per image, the best size must be than a smaller one
-GIVE_UP = (
-    1.25  # a size whose images take so much longer than the best's has no larger ones measured
-)
-LONG_S = 1.0  # nor has a size after a batch that takes so long, which all in it wait for
+# No larger size is measured than one whose images take so many times as long as the best one's, or
+# whose batch takes so long: everybody in it waits for it.
+GIVE_UP = 1.25
+LONG_S = 1.0
 REPEATS = 3
 logger = logging.getLogger(__name__)
 
