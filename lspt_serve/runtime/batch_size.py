@@ -1,12 +1,14 @@
 """How fast an engine is on this machine, and how large batches are worth their while."""
 
 import logging
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
+from lspt_serve.runtime.company import seconds_in_company
 from lspt_serve.runtime.engine import Engine
 
 __all__ = ["Pace", "grow_while_it_pays", "measure_pace"]
@@ -16,11 +18,8 @@ __all__ = ["Pace", "grow_while_it_pays", "measure_pace"]
 # every 71.
 BETWEEN_S = 0.003
 WORTH_IT = 1.05  # how much faster, per image, the best size must be than a smaller one
-# No larger size is measured than one whose images take so many times as long as the best one's, or
-# whose batch takes so long: everybody in it waits for it.
-GIVE_UP = 1.25
-LONG_S = 1.0
-REPEATS = 3
+ENOUGH = 2  # sizes that are not worth it, one after the other: no larger one is measured
+LONG_S = 0.25  # nor one after a batch that took so long: everybody in it waits for it
 logger = logging.getLogger(__name__)
 
 
@@ -34,47 +33,56 @@ class Pace(NamedTuple):
 def measure_pace(engine: Engine, *, limit: int) -> Pace:
     """Of an engine that does nothing else; a batch of every size that pays has run then.
 
-    Where larger batches are no faster (a CPU has its caches full early) they would only make
-    everybody wait for everybody.
+    As many batches run at a time as the engine may be given. Where larger ones are no faster (a CPU
+    has its caches full early) they would only make everybody wait for everybody.
     """
-    graph, usual = engine.graph, engine.num_prompts
+    graph, usual, number = engine.graph, engine.num_prompts, engine.num_batches
 
-    def seconds(batch_size: int, *, repeats: int = REPEATS, num_prompts: int = usual) -> float:
+    def run(batch_size: int, num_prompts: int) -> None:
         task = {
             name: np.zeros([num_prompts if isinstance(n, str) else n for n in shape], np.float32)
             for name, shape in graph.inputs.items()
         }
         images = np.zeros((batch_size, 3, *[graph.preprocess.img_size] * 2), np.float32)
-        times = []
-        for _ in range(repeats):
-            started = time.perf_counter()
-            engine.features(images, [task] * batch_size)
-            times.append(time.perf_counter() - started)
-        return min(times)
+        engine.features(images, [task] * batch_size)
 
-    best = grow_while_it_pays(lambda size: BETWEEN_S + seconds(size), limit=limit)
-    for batch_size in range(1, best):
-        seconds(batch_size, repeats=1)  # engines prepare for the size of a batch when it comes
-    for batch_size in {1, best}:
-        seconds(batch_size, repeats=1, num_prompts=usual + 1)  # and for other numbers of prompts
-    pace = Pace(best, best / seconds(best))
+    def seconds(batch_size: int) -> float:
+        return BETWEEN_S + seconds_in_company(partial(run, batch_size, usual), number)
+
+    best, taken = grow_while_it_pays(seconds, limit=limit)
+    with ThreadPoolExecutor(number) as pool:  # engines prepare for a size of batches when it comes,
+        for size in range(1, best + 1):
+            list(pool.map(run, [size] * number, [usual] * number))
+        for size in {1, best}:  # and for other numbers of prompts
+            list(pool.map(run, [size] * number, [usual + 1] * number))
+    pace = Pace(best, number * best / taken)
     logger.info("batches of up to %d images pay here; %.1f images/s", *pace)
     return pace
 
 
-def grow_while_it_pays(seconds: Callable[[int], float], *, limit: int) -> int:
+def grow_while_it_pays(seconds: Callable[[int], float], *, limit: int) -> tuple[int, float]:
     """The smallest power of 2 that takes at most 5 % longer for an image than the best one.
 
     Args:
         seconds: that a batch of a size takes.
+
+    Returns:
+        It, and the seconds that a batch of it took.
     """
     of_an_image: dict[int, float] = {}
-    size = 1
-    while size <= limit:
+    size, taken = 1, 0.0
+    while size <= limit and taken <= LONG_S and not _is_enough([*of_an_image.values()]):
         taken = seconds(size)
         of_an_image[size] = taken / size
-        if taken > LONG_S or of_an_image[size] > GIVE_UP * min(of_an_image.values()):
-            break
         size *= 2
-    best = min(of_an_image.values())
-    return next(size for size, each in of_an_image.items() if each <= WORTH_IT * best)
+    for size, before in of_an_image.items():  # by now each of them has run once
+        of_an_image[size] = min(before, seconds(size) / size)
+    worth_it = WORTH_IT * min(of_an_image.values())
+    best = next(size for size, each in of_an_image.items() if each <= worth_it)
+    return best, best * of_an_image[best]
+
+
+def _is_enough(of_an_image: Sequence[float]) -> bool:
+    """Whether the last sizes were not worth it."""
+    before, last = of_an_image[:-ENOUGH], of_an_image[-ENOUGH:]
+    return bool(before) and min(last) * WORTH_IT > min(before)

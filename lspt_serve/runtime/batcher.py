@@ -61,7 +61,7 @@ class Batcher(Generic[J]):
     Args:
         run: images (B x 3 x H x W) and the job of each to an answer or error of each.
         max_batch_size: rows.
-        num_batches: that run at a time, for a `run` that waits for a GPU.
+        num_batches: that run at a time.
         max_delay_s: how long a row may wait for others to share its batch. Under load the next
             batch gathers while one runs: even 0 gives full ones.
         capacity: rows that may wait; more are refused, those of the name first that has the most.

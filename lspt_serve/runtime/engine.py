@@ -21,7 +21,7 @@ class Engine(Protocol):
 
     name: str
     num_prompts: int  # of the tasks that it is fastest for
-    num_batches: int  # that it may be given at a time, each by a thread of its own
+    num_batches: int  # that it is best given at a time, each by a thread of its own
     provider: str
     precision: Precision
     graph: GraphSpec

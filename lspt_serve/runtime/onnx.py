@@ -3,14 +3,16 @@
 import ctypes
 import logging
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Literal
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from lspt_serve.cores import usable_cores
 from lspt_serve.errors import GraphError
 from lspt_serve.feed import Feed, TaskTensors, create_feed
 from lspt_serve.graph import (
@@ -21,6 +23,7 @@ from lspt_serve.graph import (
     GraphSpec,
     load_graph_spec,
 )
+from lspt_serve.runtime.company import Company, one_of
 from lspt_serve.runtime.engine import Precision
 from lspt_serve.runtime.tensorrt import TENSORRT, tensorrt_options
 from lspt_serve.sizes import USUAL_PROMPTS
@@ -43,14 +46,14 @@ class OnnxEngine:
         tensorrt: the provider for TensorRT on a CUDA GPU. The first start builds an engine, which
             takes minutes, and keeps it beside the graph.
         precision: with TensorRT; all else is fp32, on a GPU without TF32.
-        num_threads: of one run on the CPU; 0 is one for each core.
+        num_threads: on the CPU, of a batch that is alone; 0 is one for each core. Those that run
+            beside others have one each.
 
     Raises:
         GraphError: no such graph, or CUDA, TensorRT or the precision cannot be had.
     """
 
     num_prompts = USUAL_PROMPTS
-    num_batches = 1
 
     def __init__(
         self,
@@ -70,14 +73,26 @@ class OnnxEngine:
             providers = _providers(device)
         else:
             raise GraphError(f"ONNX Runtime runs the graph in fp32 only, not in {precision}")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = num_threads
         path = folder / GRAPH_FILE
+
+        def open_session(num_threads: int) -> onnxruntime.InferenceSession:
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = num_threads
+            return onnxruntime.InferenceSession(path, options, providers=providers)
+
+        cores = (num_threads or usable_cores()) if providers == [CPU] else 1
+        self.company = Company()
+        self._beside: SimpleQueue[onnxruntime.InferenceSession] = SimpleQueue()
         try:
-            self._session = onnxruntime.InferenceSession(path, options, providers=providers)
+            self._alone = beside = open_session(num_threads)
+            if cores > 1:
+                beside = open_session(1)
         except Exception as error:  # ONNX Runtime has no common base for what it raises
             raise GraphError(f"{path}: ONNX Runtime cannot load it: {error}") from error
-        self.provider: str = self._session.get_providers()[0]
+        for _ in range(cores):
+            self._beside.put(beside)
+        self.num_batches = cores + 1 if cores > 1 else 1  # one is made ready meanwhile
+        self.provider: str = self._alone.get_providers()[0]
         if tensorrt and self.provider != TENSORRT:
             raise GraphError(
                 f"engine 'tensorrt' was asked for, but ONNX Runtime runs {self.provider}; "
@@ -102,12 +117,15 @@ class OnnxEngine:
 
         Bound inputs go to a GPU once, whichever nodes take them, and only the output comes back.
         """
-        binding = self._session.io_binding()
-        for name, array in feed.items():
-            binding.bind_cpu_input(name, np.ascontiguousarray(array))
-        binding.bind_output(output)
-        self._session.run_with_iobinding(binding)
-        (array,) = binding.copy_outputs_to_cpu()
+        with ExitStack() as stack:
+            alone = stack.enter_context(self.company.join())
+            session = self._alone if alone else stack.enter_context(one_of(self._beside))
+            binding = session.io_binding()
+            for name, array in feed.items():
+                binding.bind_cpu_input(name, np.ascontiguousarray(array))
+            binding.bind_output(output)
+            session.run_with_iobinding(binding)
+            (array,) = binding.copy_outputs_to_cpu()
         return np.asarray(array)
 
     def prefetch(self, tasks: Sequence[TaskTensors]) -> None:

@@ -2,16 +2,19 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lspt_serve.cores import usable_cores
 from lspt_serve.errors import GraphError, first_line
 from lspt_serve.feed import TaskTensors, create_feed, prompts_axes
 from lspt_serve.graph import ATTENTION, FEATURES, GRAPH_FILE, IMAGES, load_graph_spec
 from lspt_serve.quantised import find_int8
 from lspt_serve.reference import Reference
+from lspt_serve.runtime.company import Company, one_of
 from lspt_serve.runtime.engine import Precision
 
 __all__ = ["OpenVINOEngine"]
@@ -22,9 +25,12 @@ KNOWN: tuple[Precision, ...] = ("fp32", "bf16", "int8")
 class OpenVINOEngine:
     """An exported graph compiled by OpenVINO for the CPU.
 
-    It is compiled twice: for any number of prompts, and for that of the task which the graph was
-    made like. Attention over a known number of tokens is a third faster (int8 ViT-B/16: 8 % of the
+    It is compiled for any number of prompts, and for that of the task which the graph was made
+    like: attention over a known number of tokens is a third faster (int8 ViT-B/16: 8 % of the
     whole, benchmarks/profile_engine.py).
+
+    A batch that is alone has all cores. Those that run beside others have some each, as OpenVINO
+    thinks best; where the number of prompts is another, they wait for all.
 
     Args:
         folder: what `lspt export` wrote, and for int8 `lspt quantise` added to.
@@ -36,7 +42,6 @@ class OpenVINOEngine:
     """
 
     name = "openvino"
-    num_batches = 1
     provider = "CPU"
 
     def __init__(
@@ -57,22 +62,30 @@ class OpenVINOEngine:
             raise GraphError(f"OpenVINO has no {precision} on this CPU; wanted {' or '.join(here)}")
         path = find_int8(folder) if precision == "int8" else folder / GRAPH_FILE
         config = {
-            "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": _floats(precision, has),
             "INFERENCE_NUM_THREADS": num_threads,
         }
         if num_threads:  # other processes have their share, and all would begin at the same core
             config["ENABLE_CPU_PINNING"] = False
+        with_all, with_some = (
+            {**config, "PERFORMANCE_HINT": hint} for hint in ("LATENCY", "THROUGHPUT")
+        )
         self._axes = {name: axis + 1 for name, axis in prompts_axes(self.graph.inputs).items()}
         self.num_prompts = _usual_prompts(folder, self._axes)
+        self.company = Company()
         try:
             model = core.read_model(path)
-            self._any = core.compile_model(model, "CPU", config).create_infer_request()
+            self._any = self._usual = _requests(core, model, with_all)
             if self._axes:
                 model.reshape(_fix(model, self._axes, self.num_prompts))
-                self._own = core.compile_model(model, "CPU", config).create_infer_request()
+                self._usual = _requests(core, model, with_all)
+            self._beside = self._usual
+            if (num_threads or usable_cores()) > 1:
+                self._beside = _requests(core, model, with_some)
         except RuntimeError as error:
             raise GraphError(f"{path}: OpenVINO cannot load it: {first_line(error)}") from error
+        at_a_time = self._beside.qsize()
+        self.num_batches = at_a_time + 1 if at_a_time > 1 else 1  # one is made ready meanwhile
 
     def features(
         self, images: NDArray[np.float32], tasks: Sequence[TaskTensors]
@@ -88,16 +101,27 @@ class OpenVINOEngine:
         self, images: NDArray[np.float32], tasks: Sequence[TaskTensors], output: str
     ) -> NDArray[np.float32]:
         feed = create_feed(self.graph.inputs, tasks)
-        usual = any(feed[name].shape[axis] == self.num_prompts for name, axis in self._axes.items())
-        request = self._own if usual else self._any
-        answer = request.infer({IMAGES: images, **feed}, share_inputs=True)
-        return np.array(answer[output])  # a copy: the next run writes into the request's own
+        usual = all(feed[name].shape[axis] == self.num_prompts for name, axis in self._axes.items())
+        with self.company.join() as alone:
+            idle = self._any if not usual else self._usual if alone else self._beside
+            with one_of(idle) as request:
+                answer = request.infer({IMAGES: images, **feed}, share_inputs=True)
+                return np.array(answer[output])  # a copy: the next run writes into the request's
 
     def prefetch(self, tasks: Sequence[TaskTensors]) -> None:
         pass
 
     def close(self) -> None:
         pass
+
+
+def _requests(core: Any, model: Any, config: Mapping[str, Any]) -> SimpleQueue[Any]:
+    """Of the model compiled, as many as it runs at a time."""
+    compiled = core.compile_model(model, "CPU", config)
+    requests: SimpleQueue[Any] = SimpleQueue()
+    for _ in range(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")):
+        requests.put(compiled.create_infer_request())
+    return requests
 
 
 def _usual_prompts(folder: Path, axes: Mapping[str, int]) -> int:

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -99,6 +100,54 @@ def test_answer_stays_when_the_engine_runs_again(
     engine.features(noise(2, seed=2), tasks)
 
     np.testing.assert_array_equal(features, before)
+
+
+@pytest.mark.parametrize("more_prompts", [0, 2])
+def test_a_batch_beside_others_is_answered_as_one_that_is_alone(
+    read: Create, tiny_backbone: Backbone, graph: Path, more_prompts: int
+) -> None:
+    """Others are in its company, and it is told that it is not alone."""
+    engine = read(graph, num_threads=2)
+    assert isinstance(engine, OnnxEngine | OpenVINOEngine)
+    assert engine.num_batches == 3  # one is made ready while two run
+    counts = [16, 16 + more_prompts]
+    bundles = [
+        random_bundle(tiny_backbone, num_prompts=count, seed=seed)
+        for seed, count in enumerate(counts)
+    ]
+    tasks = [bundle.method_tensors for bundle in bundles]
+    alone = engine.features(noise(2), tasks)
+
+    with engine.company.join():
+        beside = engine.features(noise(2), tasks)
+
+    assert np.abs(beside - alone).max() <= 1e-5 * np.abs(alone).max()
+
+
+@pytest.mark.parametrize("num_callers", [2, 5])
+def test_batches_at_a_time_do_not_mix(
+    read: Create, tiny_backbone: Backbone, graph: Path, num_callers: int
+) -> None:
+    """More callers than batches that it may be given, too: some wait."""
+    engine = read(graph, num_threads=2)
+    cases = [
+        (noise(count + 1, seed=count), [random_bundle(tiny_backbone, seed=count).method_tensors])
+        for count in range(num_callers)
+    ]
+    wanted = [engine.features(images, tasks * len(images)) for images, tasks in cases]
+    errors: list[float] = []
+
+    def call(number: int) -> None:
+        images, tasks = cases[number]
+        for _ in range(20):
+            got = engine.features(images, tasks * len(images))
+            errors.append(np.abs(got - wanted[number]).max() / np.abs(wanted[number]).max())
+
+    with ThreadPoolExecutor(num_callers) as pool:
+        list(pool.map(call, range(num_callers)))
+
+    assert len(errors) == 20 * num_callers
+    assert max(errors) <= 1e-5
 
 
 def test_engine_knows_its_graph(create: Create, graph: Path) -> None:

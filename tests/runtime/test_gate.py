@@ -1,3 +1,4 @@
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from lspt_serve.graph import GRAPH_FILE, REFERENCE_FILE, GraphSpec, load_graph_s
 from lspt_serve.models import Backbone
 from lspt_serve.reference import Reference, reference_images, row_errors
 from lspt_serve.runtime import OnnxEngine, Precision
+from lspt_serve.runtime.company import Company
 from lspt_serve.runtime.gate import check_engine, top1_agreement
 
 Array = NDArray[np.float32]
@@ -112,6 +114,24 @@ def test_batches_of_one_size_that_are_not_finite_do_not_pass(graph: Path, batch_
     engine.features = mostly_right  # type: ignore[method-assign]
 
     with pytest.raises(GraphError, match="it differs from torch by nan of a row"):
+        check_engine(engine, reference)
+
+
+def test_batches_that_are_wrong_beside_others_alone_do_not_pass(graph: Path) -> None:
+    reference = Reference.load(graph)
+    engine = OffBy(load_graph_spec(graph), reference.features, share=0, row=0, precision="fp32")
+    right, company, together = engine.features, Company(), threading.Barrier(3)
+
+    def mostly_right(images: Array, tasks: Sequence[TaskTensors]) -> Array:
+        with company.join() as alone:
+            if len(images) == len(reference.features):
+                together.wait(10)
+            return right(images, tasks) * np.float32(1 if alone else 1.01)
+
+    engine.num_batches = 3
+    engine.features = mostly_right  # type: ignore[method-assign]
+
+    with pytest.raises(GraphError, match=r"it differs from torch by 1\.0e-02 of a row"):
         check_engine(engine, reference)
 
 

@@ -57,7 +57,8 @@ def test_numbers_of_prompts_that_the_graph_was_made_with_and_others_answer_alike
 
 
 @pytest.mark.parametrize(
-    ("unused", "more"), [("_any", [0, 0]), ("_any", [-1, 0]), ("_own", [-1, -1]), ("_own", [0, 2])]
+    ("unused", "more"),
+    [("_any", [0, 0]), ("_any", [-1, 0]), ("_usual", [-1, -1]), ("_usual", [0, 2])],
 )
 def test_a_batch_of_the_usual_number_of_prompts_has_a_compilation_of_its_own(
     tiny_backbone: Backbone,
