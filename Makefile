@@ -36,6 +36,7 @@ format: $(VENV)/dev ## rewrite the code in the project's format
 bench-quick: $(VENV)/train ## the benchmarks of serving, rough and small: minutes; nothing is written
 	$(BIN)/python benchmarks/bench_decode.py --quick
 	$(BIN)/python benchmarks/bench_engines.py --quick
+	$(BIN)/python benchmarks/bench_beside.py --quick
 	$(BIN)/python benchmarks/bench_tasks.py --quick
 	$(BIN)/python benchmarks/bench_gpu.py --quick
 

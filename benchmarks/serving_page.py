@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import beside_page
 import decode_page
 import engines_cuda_page
 import engines_page
@@ -25,6 +26,7 @@ __all__ = ["finish", "to_page", "to_verdict", "write_page"]
 
 SECTIONS: Mapping[str, Any] = {  # by name of the raw figures
     "engines": engines_page,
+    "beside": beside_page,
     "tasks": tasks_page,
     "decode": decode_page,
     "gpu": gpu_page,

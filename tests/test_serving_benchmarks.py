@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import bench_beside
 import bench_decode
 import bench_engines
 import bench_gpu
@@ -25,6 +26,7 @@ from tasks_throughput import Bench
 from lspt_serve.models import Backbone
 
 ROOT = Path(__file__).parents[1]
+DIGITS = ROOT / "lspt_serve" / "models" / "weights" / "vit_digits_patch8_32.safetensors"
 
 
 def run(script: Any, folder: Path, *words: object) -> tuple[dict[str, Any], dict[str, Any], str]:
@@ -38,6 +40,32 @@ def run(script: Any, folder: Path, *words: object) -> tuple[dict[str, Any], dict
     if serving_page.SECTIONS[figures.stem].draw:
         assert (folder / f"benchmark_{figures.stem}.png").stat().st_size > 1000
     return json.loads(line)["targets"], json.loads(figures.read_text()), page
+
+
+def test_batches_beside_one_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+
+    _, report, page = run(bench_beside, tmp_path, "--vit", DIGITS)
+
+    rows = {(row["engine"], row["batch_size"]): row for row in report["rows"]}
+    assert set(rows) == {
+        (engine, size) for engine in ("onnxruntime", "openvino") for size in (1, 2)
+    }
+    for (engine, size), row in rows.items():
+        assert row["threads"] == 3  # two cores, and one batch that is made ready
+        seconds = row["seconds"]
+        both = zip(seconds["one after another"], seconds["beside"], strict=True)
+        assert row["ratio"] == median(after / beside for after, beside in both)
+        speed = row["images_per_s"]["beside"]["median"]
+        assert speed == pytest.approx(4 * 3 * size / median(seconds["beside"]))
+        assert f"| vit_digits_patch8_32 | {engine} | {size} | 3 | " in page
+
+
+def test_arms_that_differ_are_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_beside, "max_difference", lambda got, wanted: 1.0)
+
+    with pytest.raises(SystemExit, match="onnxruntime, batches of 1: answers differ"):
+        run(bench_beside, tmp_path, "--vit", DIGITS)
 
 
 def test_decoding(tmp_path: Path) -> None:
