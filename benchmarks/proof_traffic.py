@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import cycle
 
+import uvloop
 from proof_client import Caller, Way, to_request
 
 __all__ = ["Load", "Run", "Seen", "Shot", "Start", "evenly", "generator", "poisson", "run_load"]
@@ -143,7 +144,7 @@ def evenly(rate: float, seconds: float, choose: Choose, seed: int) -> list[Shot]
 
 def run_load(load: Load) -> Run:
     """In this process, to the end."""
-    return asyncio.run(_Traffic(load).run())
+    return uvloop.run(_Traffic(load).run())
 
 
 @dataclass
