@@ -52,12 +52,12 @@ def test_batches_beside_one_another(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (engine, size) for engine in ("onnxruntime", "openvino") for size in (1, 2)
     }
     for (engine, size), row in rows.items():
-        assert row["threads"] == 3  # two cores, and one batch that is made ready
+        assert row["threads"] in ((3,) if engine == "onnxruntime" else (1, 3))  # of two cores
         seconds = row["seconds"]
         both = zip(seconds["one after another"], seconds["beside"], strict=True)
         assert row["ratio"] == median(after / beside for after, beside in both)
         speed = row["images_per_s"]["beside"]["median"]
-        assert speed == pytest.approx(4 * 3 * size / median(seconds["beside"]))
+        assert speed == pytest.approx(4 * row["threads"] * size / median(seconds["beside"]))
         assert f"| vit_digits_patch8_32 | {engine} | {size} | 3 | " in page
 
 

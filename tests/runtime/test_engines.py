@@ -104,24 +104,40 @@ def test_answer_stays_when_the_engine_runs_again(
 
 @pytest.mark.parametrize("more_prompts", [0, 2])
 def test_a_batch_beside_others_is_answered_as_one_that_is_alone(
-    read: Create, tiny_backbone: Backbone, graph: Path, more_prompts: int
+    read: Create,
+    tiny_backbone: Backbone,
+    graph: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    more_prompts: int,
 ) -> None:
-    """Others are in its company, and it is told that it is not alone."""
+    """And not by what runs one that is alone, which is taken away."""
     engine = read(graph, num_threads=2)
     assert isinstance(engine, OnnxEngine | OpenVINOEngine)
-    assert engine.num_batches == 3  # one is made ready while two run
-    counts = [16, 16 + more_prompts]
+    counts = [engine.num_prompts, engine.num_prompts + more_prompts]
     bundles = [
         random_bundle(tiny_backbone, num_prompts=count, seed=seed)
         for seed, count in enumerate(counts)
     ]
     tasks = [bundle.method_tensors for bundle in bundles]
     alone = engine.features(noise(2), tasks)
+    monkeypatch.setattr(engine, "_alone" if isinstance(engine, OnnxEngine) else "_usual", None)
 
     with engine.company.join():
         beside = engine.features(noise(2), tasks)
 
     assert np.abs(beside - alone).max() <= 1e-5 * np.abs(alone).max()
+
+
+@pytest.mark.parametrize(("num_threads", "num_batches"), [(1, 1), (2, 3)])
+def test_a_batch_is_made_ready_while_every_core_runs_one(
+    read: Create, graph: Path, num_threads: int, num_batches: int
+) -> None:
+    engine = read(graph, num_threads=num_threads)
+
+    if isinstance(engine, OpenVINOEngine) and num_threads > 1:  # as many as it thinks best here
+        assert engine.num_batches in (1, num_batches)
+    else:
+        assert engine.num_batches == num_batches
 
 
 @pytest.mark.parametrize("num_callers", [2, 5])
