@@ -34,7 +34,7 @@ class OpenVINOEngine:
 
     Args:
         folder: what `lspt export` wrote, and for int8 `lspt quantise` added to.
-        num_threads: of one run; 0 is one for each core.
+        num_threads: of a batch that is alone; 0 is one for each core.
 
     Raises:
         GraphError: no such graph, no OpenVINO, or a precision that it or the CPU does not have; or
