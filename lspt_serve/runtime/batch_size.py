@@ -14,8 +14,7 @@ from lspt_serve.runtime.engine import Engine
 __all__ = ["Pace", "grow_while_it_pays", "measure_pace"]
 
 # From one batch to the next in a busy server: gathering, heads, answers. When it was set,
-# prove_load.py had batches of 4 in 37 ms, one every 41; now it has batches of 8 in 65 ms, one
-# every 71.
+# prove_load.py had batches of 4 in 37 ms, one every 41.
 BETWEEN_S = 0.003
 WORTH_IT = 1.05  # how much faster, per image, the best size must be than a smaller one
 ENOUGH = 2  # sizes that are not worth it, one after the other: no larger one is measured
@@ -38,23 +37,24 @@ def measure_pace(engine: Engine, *, limit: int) -> Pace:
     """
     graph, usual, number = engine.graph, engine.num_prompts, engine.num_batches
 
-    def run(batch_size: int, num_prompts: int) -> None:
+    def batch(size: int, num_prompts: int = usual) -> Callable[[], object]:
         task = {
             name: np.zeros([num_prompts if isinstance(n, str) else n for n in shape], np.float32)
             for name, shape in graph.inputs.items()
         }
-        images = np.zeros((batch_size, 3, *[graph.preprocess.img_size] * 2), np.float32)
-        engine.features(images, [task] * batch_size)
+        images = np.zeros((size, 3, *[graph.preprocess.img_size] * 2), np.float32)
+        return partial(engine.features, images, [task] * size)
 
-    def seconds(batch_size: int) -> float:
-        return BETWEEN_S + seconds_in_company(partial(run, batch_size, usual), number)
+    def seconds(size: int) -> float:
+        return BETWEEN_S + seconds_in_company(batch(size), number)
 
     best, taken = grow_while_it_pays(seconds, limit=limit)
-    with ThreadPoolExecutor(number) as pool:  # engines prepare for a size of batches when it comes,
-        for size in range(1, best + 1):
-            list(pool.map(run, [size] * number, [usual] * number))
-        for size in {1, best}:  # and for other numbers of prompts
-            list(pool.map(run, [size] * number, [usual + 1] * number))
+    sizes = [batch(size) for size in range(1, best + 1)]
+    other_prompts = [batch(size, usual + 1) for size in {1, best}]
+    with ThreadPoolExecutor(number) as pool:  # engines prepare for what comes when it first comes
+        for run in (*sizes, *other_prompts):
+            for ran in [pool.submit(run) for _ in range(number)]:
+                ran.result()
     pace = Pace(best, number * best / taken)
     logger.info("batches of up to %d images pay here; %.1f images/s", *pace)
     return pace
