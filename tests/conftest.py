@@ -1,11 +1,7 @@
 """What the tests share: tiny backbones with random weights, bundles on them, real test material."""
 
-import os
-
-# Engines take one batch at a time then, which tests stall; those of several ask for threads.
-os.environ["OMP_NUM_THREADS"] = "1"
-
 import json
+import os
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -37,10 +37,10 @@ def save_tasks(backbone: Backbone, folder: Path) -> None:
 def create_classifier(
     backbone: Backbone, tmp_path_factory: pytest.TempPathFactory, *, events: Events = SILENT
 ) -> Classifier:
-    """Of two tasks."""
+    """Of two tasks, whose engine takes one batch at a time: a test that stalls it stalls all."""
     folder = tmp_path_factory.mktemp("bundles")
     save_tasks(backbone, folder)
-    engine = OnnxEngine(export_once(backbone, tmp_path_factory), device="cpu")
+    engine = OnnxEngine(export_once(backbone, tmp_path_factory), device="cpu", num_threads=1)
     store = PromptStore(folder, engine.graph, events=events)
     return Classifier(engine, store, max_batch_size=4, events=events)
 
