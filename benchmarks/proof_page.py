@@ -8,6 +8,7 @@ what limits a target: `## TARGET` and a text.
 """
 
 import argparse
+import ast
 import json
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import peers_page
 from common import HERE, Target, create_parser, describe_machine
 from page_parts import load_limits, to_measured
 
@@ -23,8 +25,18 @@ __all__ = ["Proof", "finish", "parse_proof", "to_page", "write_page"]
 RAW, PAGE = "reliability.json", "reliability.md"
 INTRO = (
     "What the service withstands, measured on real server processes by one command each. Misses "
-    "come first. The raw figures are in [reliability.json](reliability.json)."
+    "come first. The targets are in [reliability.json](reliability.json), all else that was "
+    "measured is beside the scripts in [benchmarks](../benchmarks)."
 )
+TITLES = {
+    "prove_load": "Load",
+    "prove_excess": "Load of a ViT-B",
+    "prove_peers": "Beside other servers",
+    "prove_faults": "Faults",
+    "prove_attack": "Attack",
+}
+PEERS = "prove_peers"
+Records = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -85,52 +97,97 @@ def load_records(docs: Path) -> list[dict[str, Any]]:
 
 
 def write_page(docs: Path) -> None:
-    """DOCS/reliability.md of DOCS/reliability.json."""
-    (docs / PAGE).write_text(to_page(load_records(docs)), "utf-8")
+    """DOCS/reliability.md and its picture, of DOCS/reliability.json and the raw figures here."""
+    records = load_records(docs)
+    (docs / PAGE).write_text(to_page(records), "utf-8")
+    if PEERS in full_runs(records):
+        peers_page.draw(docs / f"{PEERS}.png", load_details(PEERS))
 
 
-def to_page(records: Sequence[Mapping[str, Any]]) -> str:
-    parts = ["# Reliability, measured", INTRO]
-    for title, reached in (("Missed, or not measured", False), ("Reached", True)):
-        own = [each for each in records if each["reached"] == reached]
-        parts += [f"## {title}", "\n".join(map(_to_line, own)) or "None."]
-        parts += [] if reached else _to_limits(records)
-    parts += ["## How", *_to_commands(records)]
+def full_runs(records: Records) -> dict[str, str]:
+    """Name -> command of the scripts that wrote their raw figures beside themselves."""
+    return {Path(each["command"]).stem: each["command"] for each in records if not each["quick"]}
+
+
+def load_details(script: str) -> Any:
+    return json.loads((HERE / f"{script}.json").read_text())
+
+
+def to_page(records: Records) -> str:
+    missed = [each for each in records if not each["reached"]]
+    parts = ["# Reliability, measured", INTRO, "## Missed, or not measured"]
+    parts += ["\n".join(map(_to_line, missed)) or "None.", *_to_limits(records)]
+    own: dict[str, list[Mapping[str, Any]]] = {}
+    for record in records:
+        own.setdefault(Path(record["command"]).stem, []).append(record)
+    for script in sorted(own, key=[*TITLES, *own].index):
+        parts += to_section(script, own[script])
     return "\n\n".join(parts) + "\n"
 
 
-def _to_limits(records: Sequence[Mapping[str, Any]]) -> list[str]:
+def to_section(script: str, records: Records) -> list[str]:
+    """A proof, which a full run made unless it says otherwise: how, where, and what came of it."""
+    machine, quick = records[0]["machine"], records[0]["quick"]
+    peers = script == PEERS and not quick
+    return [
+        f"## {TITLES.get(script, script)}",
+        *_describe(HERE / f"{script}.py"),
+        f"    {records[0]['command']}",
+        *(["**A rough, small run (`--quick`).**"] if quick else []),
+        f"{machine['cores']} cores of {machine['cpu']}, load {machine['load']} at its end.",
+        _to_table(records),
+        *(peers_page.to_parts(load_details(script)) if peers else []),
+        *([f"![Requests per second of the servers]({script}.png)"] if peers else []),
+    ]
+
+
+def _describe(path: Path) -> list[str]:
+    """What a script says of itself, without its command."""
+    if not path.exists():
+        return []
+    text = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
+    parts = text.split("\n\n")
+    return [" ".join(part.split()) for part in parts if not part.startswith("    ")]
+
+
+def _to_table(records: Records) -> str:
+    lines = ["| | wanted | measured | |", "|---|--:|--:|---|"]
+    for record in records:
+        verdict = "" if record["reached"] else "**missed**"
+        note = record["note"].replace("|", "\\|")
+        notes = "; ".join(part for part in (verdict, note) if part)
+        lines.append(f"| {record['name']} | {_wanted(record)} | {_measured(record)} | {notes} |")
+    return "\n".join(lines)
+
+
+def _to_limits(records: Records) -> list[str]:
     """What is known of why a full run missed a target."""
     parts = []
-    for command in dict.fromkeys(each["command"] for each in records if not each["quick"]):
+    for script, command in full_runs(records).items():
         own = {each["name"]: each for each in records if each["command"] == command}
-        limits = load_limits(HERE / f"{Path(command).stem}_limits.md", own)
+        limits = load_limits(HERE / f"{script}_limits.md", own)
         missed = {name: text for name, text in limits.items() if not own[name]["reached"]}
         parts += [f"*What limits {name}:* {text}" for name, text in missed.items()]
     return parts
 
 
 def _to_line(record: Mapping[str, Any]) -> str:
-    """What was wanted, what was measured, and the verdict."""
-    unit = f" {record['unit']}" if record["unit"] else ""
-    wanted = f"wanted {record['limit']} {record['target']:g}{unit}"
+    """Of a target that was not reached."""
+    wanted = f"- **{record['name']}**: wanted {_wanted(record)}"
     if record["measured"] is None:
-        return f"- **{record['name']}**: {wanted}; not measured: {record['note']}."
-    verdict = "reached" if record["reached"] else "missed"
+        return f"{wanted}; not measured: {record['note']}."
     note = f" ({record['note']})" if record["note"] else ""
-    measured = f"measured {to_measured(record, 4)}{unit}"
-    return f"- **{record['name']}**: {wanted}, {measured}: {verdict}{note}."
+    return f"{wanted}, measured {_measured(record)}{note}."
 
 
-def _to_commands(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Each command once, with the machine that it ran on."""
-    parts = []
-    for command, record in {each["command"]: each for each in records}.items():
-        machine = record["machine"]
-        rough = "**A rough, small run (`--quick`).** " if record["quick"] else ""
-        cores = f"{machine['cores']} cores of {machine['cpu']}, load {machine['load']} at its end."
-        parts += [f"    {command}", f"{rough}{cores}"]
-    return parts
+def _wanted(record: Mapping[str, Any]) -> str:
+    return f"{record['limit']} {record['target']:g} {record['unit']}".rstrip()
+
+
+def _measured(record: Mapping[str, Any]) -> str:
+    if record["measured"] is None:
+        return "-"
+    return f"{to_measured(record, 4)} {record['unit']}".rstrip()
 
 
 def main() -> None:

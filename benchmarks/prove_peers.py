@@ -144,8 +144,7 @@ def to_targets(
     most = rounds[CLIENTS[-1]]
     for ours, peer in product((OURS, OURS_BF16), (BENTO, LIT)):
         if ours in most:
-            notes = [describe(clients, own, ours, peer) for clients, own in rounds.items()]
-            note = "; ".join(notes) if peer in most else found
+            note = describe(most, ours, peer) if peer in most else found
             name = f"{vit}: {ours} over {peer}, {CLIENTS[-1]} clients"
             ratio = to_ratio(most, ours, peer)
             targets.append((Target(name, "at least", AT_LEAST, ratio, note), "x"))
@@ -171,14 +170,13 @@ def to_ratio(rounds: Rounds, ours: str, peer: str) -> float | None:
     return paired_ratio(own, theirs)
 
 
-def describe(clients: int, rounds: Rounds, *arms: str) -> str:
-    """Arms in words, of those that there are."""
+def describe(rounds: Rounds, *arms: str) -> str:
     parts = []
-    for name in filter(rounds.__contains__, arms):
+    for name in arms:
         own = summarise(rounds[name])
         rate = median(own["per_s"])
         parts.append(f"{name} {rate:.1f}/s, p50 {own['p50_ms']:.0f}, p99 {own['p99_ms']:.0f} ms")
-    return f"{clients} client(s): {' / '.join(parts)}"
+    return " / ".join(parts)
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -11,7 +11,7 @@ import json
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import beside_page
 import decode_page
@@ -39,14 +39,6 @@ INTRO = (
     "each round. The raw figures, with every single time, are beside the scripts in "
     "[benchmarks](../benchmarks)."
 )
-
-
-class Verdict(NamedTuple):
-    """A target, whether it was reached, and its line on the page."""
-
-    section: str
-    reached: bool
-    line: str
 
 
 def finish(
@@ -79,18 +71,19 @@ def load_reports(out: Path) -> dict[str, Any]:
 
 
 def to_page(reports: Mapping[str, Any]) -> str:
-    verdicts = [
-        Verdict(name, record["reached"], to_verdict(target, record, SECTIONS[name].UNITS))
-        for name, report in reports.items()
-        for target, record in report["targets"].items()
-    ]
-    parts = ["# Serving, measured", INTRO]
-    for title, reached in (("Missed, or not measured", False), ("Reached", True)):
-        lines = [each.line for each in verdicts if each.reached == reached]
-        parts += [f"## {title}", "\n".join(lines) or "None."]
+    """What was missed, and a section for each benchmark."""
+    missed: list[str] = []
+    sections: list[str] = []
     for name, report in reports.items():
-        parts += to_section(name, report, [each.line for each in verdicts if each.section == name])
-    return "\n\n".join(parts) + "\n"
+        verdicts = {
+            target: to_verdict(target, record, SECTIONS[name].UNITS)
+            for target, record in report["targets"].items()
+        }
+        reached = {target: record["reached"] for target, record in report["targets"].items()}
+        missed += [line for target, line in verdicts.items() if not reached[target]]
+        sections += to_section(name, report, [*verdicts.values()])
+    head = ["# Serving, measured", INTRO, "## Missed, or not measured"]
+    return "\n\n".join([*head, "\n".join(missed) or "None.", *sections]) + "\n"
 
 
 def to_section(name: str, report: Mapping[str, Any], lines: Sequence[str]) -> list[str]:

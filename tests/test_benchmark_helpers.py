@@ -119,8 +119,17 @@ def test_a_target_says_whether_it_was_reached(
 
 
 def test_misses_come_first_on_the_page() -> None:
-    page = to_page({})
-    assert page.index("## Missed") < page.index("## Reached")
+    targets = [Target("speed", "at least", 2, 1, "why"), Target("memory", "at most", 2, 1)]
+    machine = {"cores": 2, "cpu": "a CPU", "threads": 2, "gpu": None, "load": 0, "versions": {}}
+    records = {each.name: each.record for each in targets}
+    report = {"quick": True, "machine": machine, "rows": [], "targets": records}
+
+    _, missed, section = to_page({"beside": report}).split("\n## ")
+
+    line = "- **speed**: wanted at least 2 x, measured 1 x: missed by 1 x (50.0%) (why)."
+    assert missed.splitlines()[2:] == [line]
+    assert line in section
+    assert "- **memory**: wanted at most 2 x, measured 1 x: reached." in section
 
 
 def test_what_limits_a_target_is_written_by_hand(tmp_path: Path) -> None:
