@@ -15,6 +15,7 @@ import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
 from lspt_serve.bundle import Bundle
+from lspt_serve.cores import core_limit
 from lspt_serve.errors import (
     DeadlineError,
     GraphError,
@@ -87,7 +88,8 @@ class GraphModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """The graph lies beside model.py."""
-        self.engine = OnnxEngine(Path(args["model_repository"]) / args["model_version"])
+        folder = Path(args["model_repository"]) / args["model_version"]
+        self.engine = OnnxEngine(folder, num_threads=core_limit() or 0, num_beside=1)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return [self._answer(request) for request in requests]

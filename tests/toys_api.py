@@ -40,7 +40,7 @@ def create_classifier(
     """Of two tasks, whose engine takes one batch at a time: a test that stalls it stalls all."""
     folder = tmp_path_factory.mktemp("bundles")
     save_tasks(backbone, folder)
-    engine = OnnxEngine(export_once(backbone, tmp_path_factory), device="cpu", num_threads=1)
+    engine = OnnxEngine(export_once(backbone, tmp_path_factory), device="cpu", num_beside=1)
     store = PromptStore(folder, engine.graph, events=events)
     return Classifier(engine, store, max_batch_size=4, events=events)
 

@@ -32,10 +32,10 @@ class Pace(NamedTuple):
 def measure_pace(engine: Engine, *, limit: int) -> Pace:
     """Of an engine that does nothing else; a batch of every size that pays has run then.
 
-    As many batches run at a time as the engine may be given. Where larger ones are no faster (a CPU
-    has its caches full early) they would only make everybody wait for everybody.
+    As many run at a time as the engine runs beside one another. Where larger ones are no faster (a
+    CPU has its caches full early) they would only make everybody wait for everybody.
     """
-    graph, usual, number = engine.graph, engine.num_prompts, engine.num_batches
+    graph, usual, number = engine.graph, engine.num_prompts, engine.num_beside
 
     def batch(size: int, num_prompts: int = usual) -> Callable[[], object]:
         task = {

@@ -222,5 +222,5 @@ def _measure(engine: Engine, reference: Reference) -> Candidate:
     images = reference.images(engine.graph.preprocess.img_size)[:ROWS]
     alike = [reference.tasks[0]] * len(images)  # as those of most batches are
     run = partial(engine.features, images, alike)
-    seconds = min(seconds_in_company(run, engine.num_batches) for _ in range(REPEATS))
-    return Candidate(engine, parity, engine.num_batches * len(images) / seconds)
+    seconds = min(seconds_in_company(run, engine.num_beside) for _ in range(REPEATS))
+    return Candidate(engine, parity, engine.num_beside * len(images) / seconds)

@@ -1,8 +1,8 @@
-"""Batches beside one another on a CPU, and one that is alone.
+"""Batches beside one another on a CPU, and few of them.
 
 Threads that share a batch wait at every layer for the slowest of them, which is one whose core has
 something else to do. Batches that have a core each are faster together than one after another on
-all cores; but one that is alone is not.
+all cores; but few would leave the other cores idle, and one that is alone all but its own.
 """
 
 import time
@@ -13,7 +13,7 @@ from queue import SimpleQueue
 from threading import Lock
 from typing import TypeVar
 
-__all__ = ["Company", "one_of", "seconds_in_company"]
+__all__ = ["Company", "one_of", "seconds_in_company", "with_one_ready"]
 
 T = TypeVar("T")
 
@@ -22,22 +22,28 @@ LEAST_S = 0.1  # and so long, where there are several: the first of them is alon
 
 
 class Company:
-    """Counts the batches that run."""
+    """Counts the batches that run, of `num_beside` that can beside one another."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_beside: int) -> None:
+        self.num_beside = num_beside
         self._lock, self._running = Lock(), 0
 
     @contextmanager
     def join(self) -> Iterator[bool]:
-        """Whether the batch that is run in the block is alone when it comes."""
+        """Whether few run, with that of the block: it alone, or half of those that can."""
         with self._lock:
-            alone = self._running == 0
             self._running += 1
+            few = self._running == 1 or 2 * self._running <= self.num_beside
         try:
-            yield alone
+            yield few
         finally:
             with self._lock:
                 self._running -= 1
+
+
+def with_one_ready(num_beside: int) -> int:
+    """Batches to be given at a time: where several run, one more is made ready meanwhile."""
+    return num_beside + 1 if num_beside > 1 else 1
 
 
 @contextmanager

@@ -21,7 +21,8 @@ class Engine(Protocol):
 
     name: str
     num_prompts: int  # of the tasks that it is fastest for
-    num_batches: int  # that it is best given at a time, each by a thread of its own
+    num_beside: int  # batches that it runs beside one another
+    num_batches: int  # that it is best given at a time, each by a thread of its own: no fewer
     provider: str
     precision: Precision
     graph: GraphSpec

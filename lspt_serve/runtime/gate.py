@@ -5,6 +5,7 @@ B rows, F pooled features.
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Barrier
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +38,7 @@ class Parity:
 def check_engine(engine: Engine, reference: Reference) -> Parity:
     """Run the reference's batch whole, its first half, its first row, and each task's rows alone.
 
-    And the whole of it as many times at a time as batches of a server may run.
+    And the whole, and the first task's rows, as many times beside one another as the engine may.
 
     Raises:
         GraphError: the difference is more than the engine's precision explains.
@@ -47,15 +48,23 @@ def check_engine(engine: Engine, reference: Reference) -> Parity:
     worst, agreement = 0.0, 1.0
     each_task = [np.flatnonzero(reference.whose == task) for task in range(len(reference.tasks))]
 
+    together = Barrier(engine.num_beside)
+
     def run(rows: NDArray[np.intp]) -> Array:
         return engine.features(images[rows], [reference.rows[row] for row in rows])
 
-    for rows in [np.arange(1), np.arange(max(1, count // 2)), *each_task]:
-        errors = row_errors(run(rows), wanted[rows])
-        worst = float(np.maximum(worst, errors.max()))  # unlike max() it keeps NaN
-    with ThreadPoolExecutor(engine.num_batches) as pool:
-        for got in pool.map(run, [np.arange(count)] * engine.num_batches):
-            worst = float(np.maximum(worst, row_errors(got, wanted).max()))
+    def run_beside(rows: NDArray[np.intp]) -> Array:
+        together.wait()
+        return run(rows)
+
+    alone = [np.arange(1), np.arange(max(1, count // 2)), *each_task]
+    answers = [(rows, run(rows)) for rows in alone]
+    with ThreadPoolExecutor(engine.num_beside) as pool:
+        for rows in (each_task[0], np.arange(count)):
+            answers += [(rows, got) for got in pool.map(run_beside, [rows] * engine.num_beside)]
+    for rows, got in answers:
+        worst = float(np.maximum(worst, row_errors(got, wanted[rows]).max()))  # it keeps NaN
+        if len(rows) == count:
             agreement = min(agreement, top1_agreement(got, wanted))
     parity = Parity(worst, agreement)
     most, least = MAX_ERROR[engine.precision], MIN_AGREEMENT[engine.precision]

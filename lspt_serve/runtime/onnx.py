@@ -23,7 +23,7 @@ from lspt_serve.graph import (
     GraphSpec,
     load_graph_spec,
 )
-from lspt_serve.runtime.company import Company, one_of
+from lspt_serve.runtime.company import Company, one_of, with_one_ready
 from lspt_serve.runtime.engine import Precision
 from lspt_serve.runtime.tensorrt import TENSORRT, tensorrt_options
 from lspt_serve.sizes import USUAL_PROMPTS
@@ -32,6 +32,7 @@ __all__ = ["Device", "OnnxEngine", "has_cuda_gpu"]
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 NO_TF32 = {"use_tf32": "0"}  # which is ONNX Runtime's own choice, and a thousandth off
+STOP_SPINNING = ("session.force_spinning_stop", "1")  # once a run ends: others have the cores then
 LIBRARIES = "TensorRT's libraries are missing or of another version: pip install 'tensorrt-cu13<11'"
 Device = Literal["auto", "cpu", "cuda"]
 logger = logging.getLogger(__name__)
@@ -46,8 +47,9 @@ class OnnxEngine:
         tensorrt: the provider for TensorRT on a CUDA GPU. The first start builds an engine, which
             takes minutes, and keeps it beside the graph.
         precision: with TensorRT; all else is fp32, on a GPU without TF32.
-        num_threads: on the CPU, of a batch that is alone; 0 is one for each core. Those that run
-            beside others have one each.
+        num_threads: on the CPU, of a batch that is alone; 0 is one for each core.
+        num_beside: batches that run beside one another, on a thread each, as soon as they are more
+            than few; None is as many as there are threads on the CPU, else 1.
 
     Raises:
         GraphError: no such graph, or CUDA, TensorRT or the precision cannot be had.
@@ -63,6 +65,7 @@ class OnnxEngine:
         tensorrt: bool = False,
         precision: Precision = "fp32",
         num_threads: int = 0,
+        num_beside: int | None = None,
     ) -> None:
         self.name = "tensorrt" if tensorrt else "onnxruntime"
         self.precision = precision
@@ -78,21 +81,23 @@ class OnnxEngine:
         def open_session(num_threads: int) -> onnxruntime.InferenceSession:
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = num_threads
+            options.add_session_config_entry(*STOP_SPINNING)
             return onnxruntime.InferenceSession(path, options, providers=providers)
 
-        cores = (num_threads or usable_cores()) if providers == [CPU] else 1
-        self.company = Company()
         self._beside: SimpleQueue[onnxruntime.InferenceSession] = SimpleQueue()
         try:
-            self._alone = beside = open_session(num_threads)
-            if cores > 1:
+            self._few = beside = open_session(num_threads)
+            self.provider: str = self._few.get_providers()[0]
+            if num_beside is None:
+                num_beside = (num_threads or usable_cores()) if self.provider == CPU else 1
+            if num_beside > 1:
                 beside = open_session(1)
         except Exception as error:  # ONNX Runtime has no common base for what it raises
             raise GraphError(f"{path}: ONNX Runtime cannot load it: {error}") from error
-        for _ in range(cores):
+        for _ in range(num_beside):
             self._beside.put(beside)
-        self.num_batches = cores + 1 if cores > 1 else 1  # one is made ready meanwhile
-        self.provider: str = self._alone.get_providers()[0]
+        self._company = Company(num_beside)
+        self.num_beside, self.num_batches = num_beside, with_one_ready(num_beside)
         if tensorrt and self.provider != TENSORRT:
             raise GraphError(
                 f"engine 'tensorrt' was asked for, but ONNX Runtime runs {self.provider}; "
@@ -118,8 +123,8 @@ class OnnxEngine:
         Bound inputs go to a GPU once, whichever nodes take them, and only the output comes back.
         """
         with ExitStack() as stack:
-            alone = stack.enter_context(self.company.join())
-            session = self._alone if alone else stack.enter_context(one_of(self._beside))
+            few = stack.enter_context(self._company.join())
+            session = self._few if few else stack.enter_context(one_of(self._beside))
             binding = session.io_binding()
             for name, array in feed.items():
                 binding.bind_cpu_input(name, np.ascontiguousarray(array))

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from lspt_serve.feed import TaskTensors, create_feed, prompts_axes
 from lspt_serve.graph import ATTENTION, FEATURES, GRAPH_FILE, IMAGES, load_graph_spec
 from lspt_serve.quantised import find_int8
 from lspt_serve.reference import Reference
-from lspt_serve.runtime.company import Company, one_of
+from lspt_serve.runtime.company import Company, one_of, with_one_ready
 from lspt_serve.runtime.engine import Precision
 
 __all__ = ["OpenVINOEngine"]
@@ -22,15 +22,20 @@ __all__ = ["OpenVINOEngine"]
 KNOWN: tuple[Precision, ...] = ("fp32", "bf16", "int8")
 
 
+class _Compiled(NamedTuple):
+    """A model's requests that are idle."""
+
+    few: SimpleQueue[Any]
+    beside: SimpleQueue[Any]
+
+
 class OpenVINOEngine:
     """An exported graph compiled by OpenVINO for the CPU.
 
     It is compiled for any number of prompts, and for that of the task which the graph was made
     like: attention over a known number of tokens is a third faster (int8 ViT-B/16: 8 % of the
-    whole, benchmarks/profile_engine.py).
-
-    A batch that is alone has all cores. Those that run beside others have some each, as OpenVINO
-    thinks best; where the number of prompts is another, they wait for all.
+    whole, benchmarks/profile_engine.py). Either is compiled twice: few batches run one after
+    another on all cores, more of them beside one another, on some each, as OpenVINO thinks best.
 
     Args:
         folder: what `lspt export` wrote, and for int8 `lspt quantise` added to.
@@ -72,20 +77,23 @@ class OpenVINOEngine:
         )
         self._axes = {name: axis + 1 for name, axis in prompts_axes(self.graph.inputs).items()}
         self.num_prompts = _usual_prompts(folder, self._axes)
-        self.company = Company()
+        several = (num_threads or usable_cores()) > 1
+
+        def compile_twice(model: Any) -> _Compiled:
+            few = _requests(core, model, with_all)
+            return _Compiled(few, _requests(core, model, with_some) if several else few)
+
         try:
             model = core.read_model(path)
-            self._any = self._usual = _requests(core, model, with_all)
+            self._any = self._usual = compile_twice(model)
             if self._axes:
                 model.reshape(_fix(model, self._axes, self.num_prompts))
-                self._usual = _requests(core, model, with_all)
-            self._beside = self._usual
-            if (num_threads or usable_cores()) > 1:
-                self._beside = _requests(core, model, with_some)
+                self._usual = compile_twice(model)
         except RuntimeError as error:
             raise GraphError(f"{path}: OpenVINO cannot load it: {first_line(error)}") from error
-        at_a_time = self._beside.qsize()
-        self.num_batches = at_a_time + 1 if at_a_time > 1 else 1  # one is made ready meanwhile
+        self.num_beside = self._usual.beside.qsize()
+        self.num_batches = with_one_ready(self.num_beside)
+        self._company = Company(self.num_beside)
 
     def features(
         self, images: NDArray[np.float32], tasks: Sequence[TaskTensors]
@@ -102,11 +110,13 @@ class OpenVINOEngine:
     ) -> NDArray[np.float32]:
         feed = create_feed(self.graph.inputs, tasks)
         usual = all(feed[name].shape[axis] == self.num_prompts for name, axis in self._axes.items())
-        with self.company.join() as alone:
-            idle = self._any if not usual else self._usual if alone else self._beside
-            with one_of(idle) as request:
-                answer = request.infer({IMAGES: images, **feed}, share_inputs=True)
-                return np.array(answer[output])  # a copy: the next run writes into the request's
+        compiled = self._usual if usual else self._any
+        with (
+            self._company.join() as few,
+            one_of(compiled.few if few else compiled.beside) as request,
+        ):
+            answer = request.infer({IMAGES: images, **feed}, share_inputs=True)
+            return np.array(answer[output])  # a copy: the next run writes into the request's
 
     def prefetch(self, tasks: Sequence[TaskTensors]) -> None:
         pass

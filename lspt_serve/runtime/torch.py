@@ -64,7 +64,7 @@ class TorchEngine:
         self._device = _find_device(device, precision)
         on_gpu = self._device.type == "cuda"
         self.provider = torch.cuda.get_device_name(self._device) if on_gpu else "CPU"
-        self.num_batches = 2 if on_gpu else 1
+        self.num_beside = self.num_batches = 2 if on_gpu else 1
         if num_threads:
             torch.set_num_threads(num_threads)
         if on_gpu:

@@ -53,7 +53,7 @@ class TritonEngine:
 
     name = "triton"
     num_prompts = USUAL_PROMPTS
-    num_batches = 1
+    num_beside = num_batches = 1
     precision: Precision = "fp32"
 
     def __init__(

@@ -43,7 +43,8 @@ def test_real_engine_is_measured_within_the_limit(
     monkeypatch: pytest.MonkeyPatch,
     limit: int,
 ) -> None:
-    engine = OnnxEngine(export_once(tiny_backbone, tmp_path_factory), device="cpu")
+    folder = export_once(tiny_backbone, tmp_path_factory)
+    engine = OnnxEngine(folder, device="cpu", num_beside=1)
 
     best, images_per_s = measure_pace(engine, limit=limit)
     assert best in {1, 2, 4, 8}
@@ -72,23 +73,25 @@ def test_batches_share_what_passes_between_them(
     best: int,
 ) -> None:
     """3 ms, of an engine no faster in larger batches: much beside 2 ms, little beside 300."""
-    engine = OnnxEngine(export_once(tiny_backbone, tmp_path_factory), device="cpu")
+    folder = export_once(tiny_backbone, tmp_path_factory)
+    engine = OnnxEngine(folder, device="cpu", num_beside=1)
     monkeypatch.setattr(engine, "features", lambda images, _: time.sleep(image_s * len(images)))
 
     assert measure_pace(engine, limit=limit).batch_size == best
 
 
-@pytest.mark.parametrize("num_batches", [1, 3])
+@pytest.mark.parametrize("num_beside", [1, 3])
 def test_as_many_batches_are_measured_at_a_time_as_the_engine_takes(
     tiny_backbone: Backbone,
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
-    num_batches: int,
+    num_beside: int,
 ) -> None:
-    engine = OnnxEngine(export_once(tiny_backbone, tmp_path_factory), device="cpu")
-    monkeypatch.setattr(engine, "num_batches", num_batches)
+    folder = export_once(tiny_backbone, tmp_path_factory)
+    engine = OnnxEngine(folder, device="cpu", num_beside=1)
+    monkeypatch.setattr(engine, "num_beside", num_beside)
     monkeypatch.setattr(engine, "features", lambda *_: time.sleep(0.05))
 
     pace = measure_pace(engine, limit=1)
 
-    assert num_batches / 0.1 < pace.images_per_s < num_batches / 0.05
+    assert num_beside / 0.1 < pace.images_per_s < num_beside / 0.05

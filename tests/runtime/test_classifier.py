@@ -38,7 +38,7 @@ class Echo:
 
     name = provider = "Echo"
     num_prompts = 16
-    num_batches = 1
+    num_beside = num_batches = 1
     precision: Precision = "fp32"
 
     def __init__(self, graph: GraphSpec) -> None:

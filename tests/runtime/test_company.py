@@ -1,5 +1,6 @@
 import threading
 import time
+from contextlib import ExitStack
 
 import pytest
 
@@ -8,20 +9,29 @@ from lspt_serve.runtime.company import Company, seconds_in_company
 LONG_S = 10
 
 
-def test_a_batch_is_alone_when_no_other_runs() -> None:
-    company = Company()
-    with company.join() as first, company.join() as second:
-        assert (first, second) == (True, False)
-    with company.join() as third:
-        assert third
+@pytest.mark.parametrize(
+    ("num_beside", "few"),
+    [
+        (1, [True, False]),
+        (2, [True, False, False]),
+        (4, [True, True, False, False]),
+        (5, [True, True, False]),
+    ],
+)
+def test_few_are_one_or_half_of_those_that_can_run(num_beside: int, few: list[bool]) -> None:
+    company = Company(num_beside)
+    with ExitStack() as running:
+        assert [running.enter_context(company.join()) for _ in few] == few
+    with company.join() as later:
+        assert later
 
 
 def test_a_batch_that_fails_is_gone() -> None:
-    company = Company()
+    company = Company(2)
     with pytest.raises(ArithmeticError), company.join():
         raise ArithmeticError
-    with company.join() as alone:
-        assert alone
+    with company.join() as few:
+        assert few
 
 
 @pytest.mark.parametrize("num_threads", [1, 3])

@@ -120,9 +120,15 @@ def test_a_batch_beside_others_is_answered_as_one_that_is_alone(
     ]
     tasks = [bundle.method_tensors for bundle in bundles]
     alone = engine.features(noise(2), tasks)
-    monkeypatch.setattr(engine, "_alone" if isinstance(engine, OnnxEngine) else "_usual", None)
+    if isinstance(engine, OnnxEngine):
+        monkeypatch.setattr(engine, "_few", None)
+    else:
+        for model in ("_usual", "_any"):
+            compiled = getattr(engine, model)
+            if compiled.beside is not compiled.few:
+                monkeypatch.setattr(engine, model, compiled._replace(few=None))
 
-    with engine.company.join():
+    with engine._company.join():
         beside = engine.features(noise(2), tasks)
 
     assert np.abs(beside - alone).max() <= 1e-5 * np.abs(alone).max()

@@ -1,6 +1,8 @@
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,10 +12,17 @@ from toys import corrupt, export_once
 
 from lspt_serve.errors import GraphError
 from lspt_serve.feed import TaskTensors
-from lspt_serve.graph import GRAPH_FILE, REFERENCE_FILE, GraphSpec, load_graph_spec
+from lspt_serve.graph import (
+    FEATURES,
+    GRAPH_FILE,
+    IMAGES,
+    REFERENCE_FILE,
+    GraphSpec,
+    load_graph_spec,
+)
 from lspt_serve.models import Backbone
 from lspt_serve.reference import Reference, reference_images, row_errors
-from lspt_serve.runtime import OnnxEngine, Precision
+from lspt_serve.runtime import OnnxEngine, OpenVINOEngine, Precision
 from lspt_serve.runtime.company import Company
 from lspt_serve.runtime.gate import check_engine, top1_agreement
 
@@ -28,7 +37,8 @@ def graph(tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> 
 class OffBy:
     """An engine that knows the reference's answers, and is off by a share of one of its rows."""
 
-    name, provider, num_prompts, num_batches = "off", "nowhere", 16, 1
+    name, provider, num_prompts = "off", "nowhere", 16
+    num_beside = num_batches = 1
 
     def __init__(
         self, graph: GraphSpec, answers: Array, *, share: float, row: int, precision: Precision
@@ -120,19 +130,38 @@ def test_batches_of_one_size_that_are_not_finite_do_not_pass(graph: Path, batch_
 def test_batches_that_are_wrong_beside_others_alone_do_not_pass(graph: Path) -> None:
     reference = Reference.load(graph)
     engine = OffBy(load_graph_spec(graph), reference.features, share=0, row=0, precision="fp32")
-    right, company, together = engine.features, Company(), threading.Barrier(3)
+    right, company, together = engine.features, Company(3), threading.Barrier(3)
 
     def mostly_right(images: Array, tasks: Sequence[TaskTensors]) -> Array:
-        with company.join() as alone:
+        with company.join() as few:
             if len(images) == len(reference.features):
                 together.wait(10)
-            return right(images, tasks) * np.float32(1 if alone else 1.01)
+            return right(images, tasks) * np.float32(1 if few else 1.01)
 
-    engine.num_batches = 3
+    engine.num_beside = engine.num_batches = 3
     engine.features = mostly_right  # type: ignore[method-assign]
 
     with pytest.raises(GraphError, match=r"it differs from torch by 1\.0e-02 of a row"):
         check_engine(engine, reference)
+
+
+@pytest.mark.parametrize("model", ["_usual", "_any"])
+def test_what_openvino_runs_beside_others_is_looked_at(graph: Path, model: str) -> None:
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    engine, broken = OpenVINOEngine(graph, num_threads=2), SimpleQueue[Any]()
+    if engine.num_beside == 1:
+        pytest.skip("OpenVINO runs one batch at a time here")
+
+    class Zeros:
+        def infer(self, feed: Any, **_: Any) -> dict[str, Array]:
+            return {FEATURES: np.zeros((len(feed[IMAGES]), engine.graph.num_features), np.float32)}
+
+    for _ in range(engine.num_beside):
+        broken.put(Zeros())
+    setattr(engine, model, getattr(engine, model)._replace(beside=broken))
+
+    with pytest.raises(GraphError, match=r"it differs from torch by 1\.0e\+00 of a row"):
+        check_engine(engine, Reference.load(graph))
 
 
 @pytest.mark.parametrize("task", [0, 1])

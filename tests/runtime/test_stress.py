@@ -46,7 +46,7 @@ class Pairs:
 
     name = provider = "pairs"
     num_prompts = 16
-    num_batches = 1
+    num_beside = num_batches = 1
     precision: Precision = "fp32"
 
     def __init__(self, graph: GraphSpec) -> None:
