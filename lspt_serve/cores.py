@@ -16,16 +16,18 @@ def usable_cores() -> int:
 
 
 def core_limit() -> int | None:
-    """OMP_NUM_THREADS, or else a container's quota of CPUs, rounded up.
+    """OMP_NUM_THREADS, or else a container's quota of CPUs, rounded up; no more than it may run on.
 
-    None if there is neither, or it is no less than what the system lets this process run on.
+    None if this is no less than the machine has, which is what engines take when they aren't told.
     """
     told = os.environ.get(THREADS, "")
     limit = int(told) if told.isdecimal() and int(told) > 0 else _quota()
-    return limit if limit is not None and limit < _cores() else None
+    limit = min(limit or _cores(), _cores())
+    return limit if limit < (os.cpu_count() or 1) else None
 
 
 def _cores() -> int:
+    """That the system lets this process run on."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # a system that has none

@@ -10,6 +10,7 @@ from lspt_serve import cores
 def eight_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv(cores.THREADS, raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setattr(cores, "QUOTA", tmp_path / "cpu.max")
 
 
@@ -37,3 +38,15 @@ def test_cores_are_those_of_the_variable_or_the_quota(
 
     assert cores.core_limit() == limit
     assert cores.usable_cores() == (limit or 8)
+
+
+@pytest.mark.parametrize(("told", "limit"), [(None, 3), ("2", 2), ("4", 3)])
+def test_they_are_no_more_than_the_process_may_run_on(
+    told: str | None, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it may not run on all, engines are told: they would count those of the machine."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {1, 5, 6}, raising=False)
+    if told:
+        monkeypatch.setenv(cores.THREADS, told)
+
+    assert cores.core_limit() == cores.usable_cores() == limit
