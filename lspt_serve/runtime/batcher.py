@@ -56,14 +56,14 @@ class _Row(Generic[J]):
 
 
 class Batcher(Generic[J]):
-    """Runs batches in threads of its own; while one runs, the next one gathers.
+    """Runs batches in threads of its own; while as many run as may, the next one gathers.
 
     Args:
         run: images (B x 3 x H x W) and the job of each to an answer or error of each.
         max_batch_size: rows.
         num_batches: that run at a time.
         max_delay_s: how long a row may wait for others to share its batch. Under load the next
-            batch gathers while one runs: even 0 gives full ones.
+            batch gathers while others run: even 0 gives full ones.
         capacity: rows that may wait; more are refused, those of the name first that has the most.
     """
 
@@ -108,7 +108,7 @@ class Batcher(Generic[J]):
             self._check_open()
             refused = self._queue.put(job.name, row)
             self._events.waiting(len(self._queue))
-            self._changed.notify_all()
+            self._changed.notify_all() if self._max_delay_s else self._changed.notify()
         if refused is row:
             raise self._overloaded()
         row.answer.add_done_callback(partial(self._forget, job.name))  # not the row: no circle
@@ -169,10 +169,13 @@ class Batcher(Generic[J]):
         """False when there will be none."""
         with self._changed:
             self._changed.wait_for(lambda: len(self._queue) > 0 or self._closed)
-            if self._max_delay_s and len(self._queue):
-                waited = time.monotonic() - self._queue.peek().arrived
-                self._changed.wait_for(self._is_full, timeout=self._max_delay_s - waited)
+            while len(self._queue) and not self._is_full() and (left := self._delay_left()) > 0:
+                self._changed.wait(left)
             return len(self._queue) > 0 or not self._closed
+
+    def _delay_left(self) -> float:
+        """Of the row that has waited longest, whichever thread took those before."""
+        return self._max_delay_s - (time.monotonic() - self._queue.peek().arrived)
 
     def _is_full(self) -> bool:
         return len(self._queue) >= self._max_batch_size or self._closed

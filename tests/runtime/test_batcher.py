@@ -270,6 +270,21 @@ def test_as_many_batches_run_at_a_time_as_the_engine_takes(num_batches: int) -> 
     assert most == num_batches
 
 
+def test_a_row_waits_for_others_however_long_those_before_it_did() -> None:
+    """One thread takes the first two rows, which fill a batch; the other waited with it."""
+    batcher = Batcher[Bundle](Model(), max_batch_size=2, num_batches=2, max_delay_s=0.2)
+    first = batcher.submit(image_of(1), TASKS["a"])
+    time.sleep(0.1)
+    assert results([batcher.submit(image_of(2), TASKS["a"]), first]) == [2, 1]
+    time.sleep(0.05)
+    started = time.monotonic()
+    assert results([batcher.submit(image_of(3), TASKS["a"])]) == [3]
+    took = time.monotonic() - started
+    batcher.close()
+
+    assert took == pytest.approx(0.2, abs=0.04)
+
+
 @pytest.mark.parametrize("num_batches", [1, 2])
 def test_every_thread_ends_when_it_is_closed(num_batches: int) -> None:
     before = threading.active_count()
