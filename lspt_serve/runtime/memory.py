@@ -63,11 +63,12 @@ class BundleMemory:
             self._events.held(len(self._bundles), self.num_bytes)
 
     def _make_room(self) -> None:
-        for unused in [other for other in self._bundles if other not in self._kept]:
+        while self.num_bytes > self.max_bytes:
+            unused = next((other for other in self._bundles if other not in self._kept), None)
+            if unused is None:
+                break
             self._drop(unused)
             self._events.evicted()
-            if self.num_bytes <= self.max_bytes:
-                break
 
     def _drop(self, entry: Entry) -> None:
         if bundle := self._bundles.pop(entry, None):
