@@ -128,13 +128,14 @@ def to_page(records: Records) -> str:
 def to_section(script: str, records: Records) -> list[str]:
     """A proof, which a full run made unless it says otherwise: how, where, and what came of it."""
     machine, quick = records[0]["machine"], records[0]["quick"]
+    day = f"{machine['date']}: " if "date" in machine else ""  # older figures have none
     peers = script == PEERS and not quick
     return [
         f"## {TITLES.get(script, script)}",
         *_describe(HERE / f"{script}.py"),
         f"    {records[0]['command']}",
         *(["**A rough, small run (`--quick`).**"] if quick else []),
-        f"{machine['cores']} cores of {machine['cpu']}, load {machine['load']} at its end.",
+        f"{day}{machine['cores']} cores of {machine['cpu']}, load {machine['load']} at its end.",
         _to_table(records),
         *(peers_page.to_parts(load_details(script)) if peers else []),
         *([f"![Requests per second of the servers]({script}.png)"] if peers else []),

@@ -106,8 +106,9 @@ def to_section(name: str, report: Mapping[str, Any], lines: Sequence[str]) -> li
 def to_machine(machine: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     gpu = machine["gpu"] or "no GPU"
+    day = f"{machine['date']}: " if "date" in machine else ""  # older figures have none
     return (
-        f"{machine['cores']} cores of {machine['cpu']}, {machine['threads']} threads, {gpu}; load "
+        f"{day}{machine['cores']} cores of {machine['cpu']}, {machine['threads']} threads, {gpu}; load "
         f"{machine['load']} before the run. {versions}."
     )
 

@@ -34,7 +34,9 @@ def to_coder(measured: Mapping[str, Any], report: Mapping[str, Any]) -> Iterable
     yield f"### {measured['coder'].capitalize()}"
     worst = max(cell["error"] for cell in measured["cells"])
     yield to_table(
-        f"Images/s; probabilities of all arms within {worst:.0e} of torch's.",
+        f"Images/s; probabilities of all arms within {worst:.0e} of torch's. Arms took turns "
+        "within a row, and rows came one after another while the machine's speed drifted: only "
+        "those of a row are to be compared. One task beside many, in turn, is below.",
         ["tasks, traffic", "n", *ARMS],
         [to_speeds(cell) for cell in measured["cells"]],
     )
@@ -48,6 +50,7 @@ def to_coder(measured: Mapping[str, Any], report: Mapping[str, Any]) -> Iterable
     )
     yield to_long_runs(measured)
     yield to_memory(measured)
+    yield to_folders(measured["folders"])
     yield to_miss(measured["miss"], report["miss_vit"])
 
 
@@ -94,6 +97,23 @@ def to_memory(measured: Mapping[str, Any]) -> str:
         f"{tensors:,.0f} KB. A session more takes {sessions['resident_bytes'] / 1e6:,.0f} MB "
         f"(there were {sessions['sessions']})."
     )
+
+
+def to_folders(folders: Iterable[Mapping[str, Any]]) -> str:
+    rows = [
+        [
+            f"{each['tasks']:,}",
+            str(each["start_s"]["n"]),
+            to_spread(each["start_s"]),
+            to_spread(each["look_ms"], 0),
+        ]
+        for each in folders
+    ]
+    caption = (
+        "What a server spends on its folder: reading and checking all bundles when it starts, from "
+        "the page cache, and, every second, a look at whether any has changed."
+    )
+    return to_table(caption, ["bundles", "n", "start, s", "a look, ms"], rows)
 
 
 def to_miss(miss: Mapping[str, Any], vit: str) -> str:
