@@ -1,4 +1,4 @@
-"""What of BentoML's middleware stands before its routes, and what of ours is put there."""
+"""What of BentoML's app is ours: the middleware before its routes, and its OpenAPI document."""
 
 import os
 
@@ -8,10 +8,12 @@ from bentoml._internal.server.http.traffic import TimeoutMiddleware
 from fastapi import FastAPI
 from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse
 
 from lspt_serve.api.overload import RefuseEarly
 
-__all__ = ["configure_middleware"]
+__all__ = ["configure_middleware", "configure_openapi"]
 
 DISABLED = "OTEL_SDK_DISABLED"  # OpenTelemetry's own: who sets it up himself says false
 _of_bentoml = ServiceAppFactory.middlewares
@@ -37,6 +39,19 @@ def configure_middleware(api: FastAPI) -> None:
         return [*wanted, Middleware(RefuseEarly, api=api)]
 
     ServiceAppFactory.middlewares = property(middlewares)
+
+
+def configure_openapi(api: FastAPI) -> None:
+    """GET /docs.json is the app's own document, whole. Call it before BentoML makes its app.
+
+    BentoML would take the routes alone, without what the app knows of them all, and say that it is
+    of OpenAPI 3.0, which it is not.
+    """
+
+    async def show(factory: ServiceAppFactory, request: Request) -> JSONResponse:
+        return JSONResponse(api.openapi())
+
+    ServiceAppFactory.openapi_spec_view = show
 
 
 def _collects_spans() -> bool:

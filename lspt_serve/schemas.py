@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from lspt_serve.bundle import Metrics
 
 __all__ = [
+    "EXAMPLE_ID",
     "MAX_LABELS",
     "MAX_PAIRS",
     "Activation",
@@ -32,8 +33,26 @@ EXAMPLE: dict[str, Any] = {
     "predictions": [{"label": "7", "score": 0.98, "index": 7}],
 }
 TIMINGS = {"decode": 0.4, "engine": 1.9, "total": 2.6}
-REQUEST: dict[str, Any] = {"request_id": "4f0c2e5d1b7a4c7e9d55f8a7c9b1e0aa", "timings_ms": TIMINGS}
-
+EXAMPLE_ID = "4f0c2e5d1b7a4c7e9d55f8a7c9b1e0aa"
+REQUEST: dict[str, Any] = {"request_id": EXAMPLE_ID, "timings_ms": TIMINGS}
+EXAMPLE_TASK: dict[str, Any] = {
+    "name": "parity",
+    "version": 2,
+    "versions": [1, 2],
+    "aliases": {"stable": 1},
+    "resident": True,
+    "labels": ["even", "odd"],
+    "method": "lspt",
+    "metrics": {
+        "val_accuracy": 0.97,
+        "test_accuracy": 0.96,
+        "best_epoch": 16,
+        "seed": 0,
+        "split": {"train": 700, "val": 200, "test": 200},
+        "train_s": 5.2,
+    },
+    "license": "CC-BY-4.0",
+}
 
 MAX_REFERENCE = 256  # letters; an answer repeats it for every image
 MAX_TASKS = 1000
@@ -64,7 +83,11 @@ class ClassifyFields(_Fields):
     ] = False
 
     task: Annotated[
-        Reference, Field(description="NAME, NAME@VERSION or NAME:ALIAS; GET /tasks lists them.")
+        Reference,
+        Field(
+            description="NAME, NAME@VERSION or NAME:ALIAS; GET /tasks lists them.",
+            examples=["digit"],
+        ),
     ]
 
 
@@ -78,6 +101,7 @@ class ClassifyManyFields(_Fields):
             max_length=MAX_TASKS,
             fail_fast=True,
             description="Each NAME, NAME@VERSION or NAME:ALIAS.",
+            examples=[["digit", "parity"]],
         ),
     ]
 
@@ -170,6 +194,8 @@ class Task(BaseModel):
     the next image comes.
     """
 
+    model_config = ConfigDict(json_schema_extra={"example": EXAMPLE_TASK})
+
     name: str
     version: int
     versions: list[int]
@@ -186,6 +212,10 @@ class TaskList(BaseModel):
 
     `generation` grows with every change of the folder that the server has seen.
     """
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"generation": 3, "tasks": [EXAMPLE_TASK], "refused": {}}}
+    )
 
     generation: int
     tasks: list[Task]

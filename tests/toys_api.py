@@ -1,5 +1,6 @@
 """The real HTTP app, in process, over a real graph of a tiny backbone."""
 
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import wait
 from contextlib import contextmanager, suppress
@@ -12,6 +13,8 @@ import anyio
 import httpx
 import numpy as np
 import pytest
+from fastapi import FastAPI
+from jsonschema import Draft202012Validator
 from numpy.typing import NDArray
 from starlette.types import Message, Scope
 from toys import export_once, noise, random_bundle
@@ -60,7 +63,9 @@ class Api:
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
                 return await client.request(method, path, **settings)
 
-        return anyio.run(send)
+        response = anyio.run(send)
+        check_documented(self.app, method, response)
+        return response
 
     def classify(
         self, image: bytes, *, task: str = "colour", headers: Any = None, **fields: Any
@@ -89,6 +94,24 @@ class Api:
         anyio.run(self.app, to_scope(request), receive, send)
         (status,) = statuses
         return status
+
+
+def check_documented(app: FastAPI, method: str, response: httpx.Response) -> None:
+    """What the OpenAPI document says of the route's answers, where there is such a route."""
+    document = app.openapi()
+    for path, operations in document["paths"].items():
+        pattern = re.sub(r"\\\{\w+\\\}", "[^/]+", re.escape(path))
+        operation = operations.get(method.lower())
+        if operation and re.fullmatch(pattern, response.url.path) and response.status_code != 500:
+            documented = operation["responses"]
+            assert str(response.status_code) in documented, (method, path, response.text)
+            content = documented[str(response.status_code)].get("content", {})
+            if response.headers.get("content-type") == "application/json":
+                check_fits(document, content["application/json"]["schema"], response.json())
+
+
+def check_fits(document: dict[str, Any], schema: dict[str, Any], value: Any) -> None:
+    Draft202012Validator({**document, **schema}).validate(value)
 
 
 def to_scope(request: httpx.Request) -> Scope:

@@ -1,13 +1,17 @@
 """The app: its routes, limits and errors."""
 
-from fastapi import Depends, FastAPI
+from functools import cache, partial
+
+from fastapi import Depends, FastAPI, Response
 
 from lspt_serve.api import aliases, classify, classify_many, tasks, v2
 from lspt_serve.api.auth import Access, check_sees_all
+from lspt_serve.api.document import describe
 from lspt_serve.api.failures import add_failure_handlers
 from lspt_serve.api.limits import LimitBody
 from lspt_serve.api.metrics import Metrics, get_metrics
 from lspt_serve.api.observe import Observe
+from lspt_serve.api.openapi import PLAIN, responses
 from lspt_serve.api.timeout import ANSWER_S, AnswerInTime
 from lspt_serve.sizes import MAX_REQUEST_BYTES
 from lspt_serve.ui import add_page
@@ -35,7 +39,12 @@ def create_app(*, max_bytes: int = MAX_REQUEST_BYTES) -> FastAPI:
     add_failure_handlers(app)
     for part in (classify, classify_many, tasks, aliases, v2):
         app.include_router(part.router)
-    guards = [Depends(check_sees_all)]
-    app.get("/metrics", include_in_schema=False, dependencies=guards)(get_metrics)
+    app.get(
+        "/metrics",
+        response_class=Response,
+        responses={200: PLAIN, **responses(401)},
+        dependencies=[Depends(check_sees_all)],
+    )(get_metrics)
     add_page(app)
+    app.openapi = cache(partial(describe, app))  # type: ignore[method-assign]
     return app

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from lspt_serve.api.auth import CallersClassifier
 from lspt_serve.api.disconnect import unless_gone
-from lspt_serve.api.failures import REQUEST_ID, RESPONSES, request_id
+from lspt_serve.api.failures import REQUEST_ID, request_id
 from lspt_serve.api.limits import held_of
-from lspt_serve.api.openapi import body
+from lspt_serve.api.openapi import IMAGES_REFUSED, body, responses
 from lspt_serve.api.threads import DECODING, find_bundle
 from lspt_serve.api.uploads import malformed, read_request
 from lspt_serve.bundle import Bundle, Manifest
@@ -32,7 +32,9 @@ router = APIRouter()
 
 
 @router.post(
-    "/classify", responses=RESPONSES, openapi_extra=body(ClassifyFields, "image", several=False)
+    "/classify",
+    responses=responses(*IMAGES_REFUSED),
+    openapi_extra=body(ClassifyFields, "image", several=False),
 )
 async def classify(request: Request, response: Response, classifier: CallersClassifier) -> Answer:
     """Classify one image by one task."""

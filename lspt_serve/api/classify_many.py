@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from lspt_serve.api.auth import CallersClassifier
 from lspt_serve.api.classify import DEADLINE_S, predict, to_ms
 from lspt_serve.api.disconnect import unless_gone
-from lspt_serve.api.failures import REQUEST_ID, RESPONSES, explain, request_id
-from lspt_serve.api.openapi import body
+from lspt_serve.api.failures import REQUEST_ID, explain, request_id
+from lspt_serve.api.openapi import IMAGES_REFUSED, body, responses
 from lspt_serve.api.threads import DECODING, find_bundle
 from lspt_serve.api.uploads import Upload, malformed, read_request
 from lspt_serve.bundle import Bundle, Manifest
@@ -38,7 +38,7 @@ router = APIRouter()
 
 @router.post(
     "/classify_many",
-    responses=RESPONSES,
+    responses=responses(*IMAGES_REFUSED),
     response_model_exclude_unset=True,
     openapi_extra=body(ClassifyManyFields, "images", several=True),
 )

@@ -30,7 +30,6 @@ __all__ = [
     "CODES",
     "FAILURES",
     "REQUEST_ID",
-    "RESPONSES",
     "add_failure_handlers",
     "explain",
     "refuse",
@@ -64,10 +63,6 @@ CODES = {
     503: "unavailable",
 }
 RETRY_AFTER_S = 1
-RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorAnswer, "description": HTTPStatus(status).phrase}
-    for status in (400, 401, 404, 413, 415, 422, 503, 504)
-}
 
 
 def request_id(request: Request) -> str:

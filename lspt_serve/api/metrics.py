@@ -116,7 +116,7 @@ class Metrics(Events):
 
 
 def get_metrics(request: Request) -> Response:
-    """What Prometheus reads."""
+    """What Prometheus reads; where there are keys, for who may use every task."""
     metrics: Metrics = request.app.state.metrics
     return Response(metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 

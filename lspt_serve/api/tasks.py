@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Response
 
 from lspt_serve.api.auth import CallersClassifier
-from lspt_serve.api.failures import RESPONSES
+from lspt_serve.api.openapi import responses
 from lspt_serve.bundle import Manifest
 from lspt_serve.runtime import PromptStore
 from lspt_serve.schemas import Task, TaskList
@@ -13,7 +13,7 @@ __all__ = ["router"]
 router = APIRouter()
 
 
-@router.get("/tasks", response_model=TaskList)
+@router.get("/tasks", response_model=TaskList, responses=responses(401, 504))
 def list_tasks(classifier: CallersClassifier) -> Response:
     """The tasks that are served, and the bundles that are not, with the reason."""
     # in a thread, to the last letter: there may be thousands
@@ -25,7 +25,7 @@ def list_tasks(classifier: CallersClassifier) -> Response:
     return Response(listed.model_dump_json(), media_type="application/json")
 
 
-@router.get("/tasks/{name}", responses={404: RESPONSES[404]})
+@router.get("/tasks/{name}", responses=responses(401, 404, 504))
 def get_task(name: str, classifier: CallersClassifier) -> Task:
     """One task."""
     return _describe(classifier.tasks.manifest(name), classifier.store)

@@ -15,8 +15,10 @@ from lspt_serve.api.classify import DEADLINE_S
 from lspt_serve.api.disconnect import unless_gone
 from lspt_serve.api.failures import REQUEST_ID, request_id
 from lspt_serve.api.limits import held_of
+from lspt_serve.api.openapi import EXAMPLE_IMAGE, IMAGES_REFUSED, json_body, responses
 from lspt_serve.api.threads import DECODING, find_bundle
-from lspt_serve.api.v2.models import MODEL, VERSION, refer
+from lspt_serve.api.v2.models import IMAGE, MODEL, SCORES, VERSION, refer
+from lspt_serve.api.v2.schemas import InferAnswer
 from lspt_serve.api.v2.tensors import Row, check_labels, check_outputs, read_rows, to_outputs
 from lspt_serve.api.v2.wire import InferRequest, decompress, parse_request, to_response
 from lspt_serve.bundle import Bundle
@@ -27,11 +29,21 @@ from lspt_serve.runtime import Classifier, activate
 __all__ = ["router"]
 
 Array = NDArray[np.float32]
-router = APIRouter()
+BINARY = {  # the same JSON, and data behind it
+    "application/octet-stream": {"schema": {"type": "string", "format": "binary"}}
+}
+EXAMPLE = {
+    "inputs": [{"name": IMAGE, "shape": [1], "datatype": "BYTES", "data": [EXAMPLE_IMAGE]}],
+    "outputs": [{"name": SCORES, "parameters": {"classification": 2}}],
+}
+BODY = json_body(InferRequest, EXAMPLE)
+BODY["requestBody"]["content"] |= BINARY
+ANSWERED = {"model": InferAnswer, "content": BINARY}
+router = APIRouter(responses={200: ANSWERED, **responses(*IMAGES_REFUSED, of_v2=True)})
 
 
-@router.post(f"{MODEL}/infer", response_class=Response)
-@router.post(f"{VERSION}/infer", response_class=Response)
+@router.post(f"{MODEL}/infer", response_class=Response, openapi_extra=BODY)
+@router.post(f"{VERSION}/infer", response_class=Response, openapi_extra=BODY)
 async def infer(
     name: str, request: Request, classifier: CallersClassifier, version: str | None = None
 ) -> Response:

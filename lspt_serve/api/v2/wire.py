@@ -31,7 +31,7 @@ Name = Annotated[str, Field(max_length=64)]
 Tensor = tuple[dict[str, Any], bytes | None]  # what JSON says of it, and its binary data
 
 
-class _InputParameters(BaseModel):
+class InputParameters(BaseModel):
     binary_data_size: Size | None = None
     shared_memory_region: Any = None
 
@@ -42,11 +42,11 @@ class InputTensor(BaseModel):
     name: Name
     shape: Annotated[list[Size], Field(max_length=8, fail_fast=True)]
     datatype: Name
-    parameters: _InputParameters = _InputParameters()
+    parameters: InputParameters = InputParameters()
     data: Any = None
 
 
-class _OutputParameters(BaseModel):
+class OutputParameters(BaseModel):
     binary_data: StrictBool | None = None
     classification: Size = 0  # so many best labels in place of the scores
     shared_memory_region: Any = None
@@ -56,10 +56,10 @@ class OutputTensor(BaseModel):
     """A tensor that is asked for."""
 
     name: Name
-    parameters: _OutputParameters = _OutputParameters()
+    parameters: OutputParameters = OutputParameters()
 
 
-class _RequestParameters(BaseModel):
+class RequestParameters(BaseModel):
     binary_data_output: StrictBool = False
 
 
@@ -75,7 +75,7 @@ class InferRequest(BaseModel):
     id: Annotated[str, AfterValidator(_check_id)] = ""  # the answer repeats it
     inputs: Annotated[list[InputTensor], Field(max_length=MAX_TENSORS, fail_fast=True)]
     outputs: Annotated[list[OutputTensor], Field(max_length=MAX_TENSORS, fail_fast=True)] = []
-    parameters: _RequestParameters = _RequestParameters()
+    parameters: RequestParameters = RequestParameters()
 
 
 def decompress(body: bytes, encoding: str, max_bytes: int) -> bytes:
