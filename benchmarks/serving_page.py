@@ -108,8 +108,8 @@ def to_machine(machine: Mapping[str, Any]) -> str:
     gpu = machine["gpu"] or "no GPU"
     day = f"{machine['date']}: " if "date" in machine else ""  # older figures have none
     return (
-        f"{day}{machine['cores']} cores of {machine['cpu']}, {machine['threads']} threads, {gpu}; load "
-        f"{machine['load']} before the run. {versions}."
+        f"{day}{machine['cores']} cores of {machine['cpu']}, {machine['threads']} threads, {gpu}; "
+        f"load {machine['load']} before the run. {versions}."
     )
 
 
