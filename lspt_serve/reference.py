@@ -27,7 +27,7 @@ Precision = Literal["fp32", "fp16", "bf16", "int8"]  # of the matrix products; o
 # For int8 it is of real images: ranges measured on images cut off what noise has beyond them, and
 # 60 % of a row's length with it, which says nothing of images. ViT-Ti/16 is off by up to 21 % on
 # 372 images of the task that it was calibrated on, by up to 15 % on 300 of another, and hardly any
-# answer that was right is lost (docs/serving.md); without SmoothQuant it was off by up to 78 %.
+# answer that was right is lost (docs/engines.md); without SmoothQuant it was off by up to 78 %.
 MAX_ERROR: dict[Precision, float] = {"fp32": 1e-3, "fp16": 0.01, "bf16": 0.05, "int8": 0.3}
 Array = NDArray[np.float32]
 

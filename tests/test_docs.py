@@ -19,6 +19,7 @@ DOCUMENTS = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     SECURITY,
+    ROOT / "CHANGELOG.md",
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 PROOFS = re.findall(r"`(tests/\S+\.py)::(\w+)`", SECURITY.read_text("utf-8"))
@@ -71,6 +72,20 @@ def test_a_documented_script_has_only_options_that_exist(script: str, options: s
 def test_a_link_into_the_repository_leads_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text("utf-8")):
         assert (path.parent / target).exists(), target
+
+
+def anchors(text: str) -> set[str]:
+    """Of the headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_a_link_to_a_heading_leads_to_one(path: Path) -> None:
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", path.read_text("utf-8")):
+        there = path.parent / target if target else path
+        if there.suffix == ".md":
+            assert anchor in anchors(there.read_text("utf-8")), f"{target}#{anchor}"
 
 
 @pytest.mark.parametrize(("path", "name"), PROOFS)

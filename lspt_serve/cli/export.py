@@ -92,7 +92,7 @@ def export(
 
     Example:  lspt export --bundle bundles/flowers --onnx-adapter --out adapters
 
-    Example:  lspt export --like bundles/flowers --triton-repository models
+    Example:  lspt export --like bundles/flowers --triton-repository triton-models
     """
     options = _Options(
         out=out,
