@@ -81,7 +81,8 @@ class OpenVINOEngine:
 
         def compile_twice(model: Any) -> _Compiled:
             few = _requests(core, model, with_all)
-            return _Compiled(few, _requests(core, model, with_some) if several else few)
+            beside = _requests(core, model, with_some) if several else few
+            return _Compiled(few, beside if beside.qsize() > 1 else few)
 
         try:
             model = core.read_model(path)
