@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Generic, Protocol, TypeVar
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lspt_serve.errors import DeadlineError, OverloadedError, UnavailableError
+from lspt_serve.runtime.backlog import Backlog
 from lspt_serve.runtime.events import SILENT, Events
 from lspt_serve.runtime.fair_queue import FairQueue
 
@@ -65,6 +66,7 @@ class Batcher(Generic[J]):
         max_delay_s: how long a row may wait for others to share its batch. Under load the next
             batch gathers while others run: even 0 gives full ones.
         capacity: rows that may wait; more are refused, those of the name first that has the most.
+        backlog: is told of every batch, and says in place of `capacity` how many may wait.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Batcher(Generic[J]):
         num_batches: int = 1,
         max_delay_s: float = 0.0,
         capacity: int = 256,
+        backlog: Backlog | None = None,
         events: Events = SILENT,
     ) -> None:
         if max_batch_size < 1:
@@ -83,7 +86,8 @@ class Batcher(Generic[J]):
         self._max_batch_size = max_batch_size
         self._max_delay_s = max_delay_s
         self._events = events
-        self._queue: FairQueue[_Row[J]] = FairQueue(capacity)
+        self._backlog = backlog
+        self._queue: FairQueue[_Row[J]] = FairQueue(backlog.capacity if backlog else capacity)
         self._changed = threading.Condition()
         self._closed = False
         self._threads = [
@@ -92,6 +96,11 @@ class Batcher(Generic[J]):
         ]
         for thread in self._threads:
             thread.start()
+
+    @property
+    def capacity(self) -> int:
+        """Rows that may wait now."""
+        return self._queue.capacity
 
     def submit(self, image: Array, job: J, *, deadline: float | None = None) -> Future[Array]:
         """Queue a row; a cancelled future leaves the queue unrun.
@@ -196,9 +205,12 @@ class Batcher(Generic[J]):
     def _run_timed(self, images: Array, jobs: Sequence[J]) -> Sequence[Array | Exception]:
         started = time.monotonic()
         try:
-            return self._run(images, jobs)
+            with self._backlog.running(len(jobs)) if self._backlog else nullcontext():
+                return self._run(images, jobs)
         finally:
             self._events.ran(len(jobs), time.monotonic() - started)
+            if self._backlog:
+                self._queue.capacity = self._backlog.capacity
 
     def _answer(self, rows: Sequence[_Row[J]]) -> None:
         """A batch that fails is run again in halves, so that no row fails for another's sake.

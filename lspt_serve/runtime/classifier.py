@@ -17,6 +17,7 @@ from lspt_serve.bundle import Bundle, Manifest
 from lspt_serve.errors import UnknownTaskError
 from lspt_serve.preprocess import LIMITS, ImageLimits, preprocess_image
 from lspt_serve.runtime.allowed import AllowedTasks, Tasks
+from lspt_serve.runtime.backlog import Backlog
 from lspt_serve.runtime.batch_size import measure_pace
 from lspt_serve.runtime.batcher import Batcher
 from lspt_serve.runtime.engine import Engine
@@ -26,7 +27,6 @@ from lspt_serve.sizes import MAX_BATCH_SIZE
 
 __all__ = ["Activation", "Classifier", "Prediction", "activate", "top_labels"]
 
-MAX_WAIT_S = 10.0  # for the engine: who would wait longer is better told so at once
 MIN_BATCHES = 4  # may wait all the same
 Activation = Literal["softmax", "sigmoid", "none"]
 Array = NDArray[np.float32]
@@ -56,7 +56,7 @@ class Classifier:
 
     Args:
         max_batch_size: None: as much as pays on this machine, up to 32; measured here, and no more
-            images may wait then than the engine runs in 10 seconds.
+            images may wait then than the engine runs in 10 seconds (see Backlog).
         max_delay_s: see Batcher.
         capacity: images that may wait for the engine.
         limits: to the files that are decoded.
@@ -78,17 +78,19 @@ class Classifier:
         self.tasks: Tasks = store  # what callers see of it
         self._events = events
         self.limits = limits
+        backlog = None
         if max_batch_size is None:
             max_batch_size, images_per_s = measure_pace(engine, limit=MAX_BATCH_SIZE)
             least = MIN_BATCHES * max(MIN_BATCHES, max_batch_size)
-            capacity = min(capacity, max(least, int(MAX_WAIT_S * images_per_s)))
-        self.max_batch_size, self.capacity = max_batch_size, capacity
+            backlog = Backlog(images_per_s, least=min(least, capacity), most=capacity)
+        self.max_batch_size = max_batch_size
         self._batcher = Batcher(
             self._run,
             max_batch_size=self.max_batch_size,
             num_batches=engine.num_batches,
             max_delay_s=max_delay_s,
             capacity=capacity,
+            backlog=backlog,
             events=events,
         )
 
@@ -177,7 +179,7 @@ class Classifier:
     @property
     def window(self) -> int:
         """Images of one request that may wait at a time, so that others have room."""
-        return max(1, self.capacity // 4)
+        return max(1, self._batcher.capacity // 4)
 
     def close(self) -> None:
         """Answer what waits and stop."""
