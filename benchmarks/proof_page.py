@@ -2,14 +2,15 @@
 
     python benchmarks/proof_page.py
 
-Each proof puts its own results into the JSON, in the place of those that it had there, and ends
-with it; alone it makes the page again, after a change of a SCRIPT_limits.md, which says by hand
-what limits a target: `## TARGET` and a text.
+Each proof puts its own results into the JSON, in the place of those that it had there of the same
+CPU, and ends with it; alone it makes the page again, after a change of a SCRIPT_limits.md, which
+says by hand what limits a target: `## TARGET` and a text.
 """
 
 import argparse
 import ast
 import json
+import re
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -72,19 +73,22 @@ def finish(
 
     Args:
         targets: each with its unit.
-        details: raw figures, for --out/SCRIPT.json.
+        details: raw figures, for --out/SCRIPT.json, by CPU.
     """
     command = f"python benchmarks/{script}.py"
     records = [Proof(target, unit, command).record for target, unit in targets]
+    machine = describe_machine()
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / f"{script}.json").write_text(json.dumps(details, indent=1) + "\n")
+        path = args.out / f"{script}.json"
+        known = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps({**known, machine["cpu"]: details}, indent=1) + "\n")
     if args.docs:
         args.docs.mkdir(parents=True, exist_ok=True)
-        machine = describe_machine()
         marked = [{**record, "quick": args.quick, "machine": machine} for record in records]
-        others = [each for each in load_records(args.docs) if each["command"] != command]
-        everything = sorted([*others, *marked], key=lambda each: str(each["command"]))
+        own = (command, machine["cpu"])
+        everything = [each for each in load_records(args.docs) if _run_of(each) != own] + marked
+        everything.sort(key=_run_of)
         (args.docs / RAW).write_text(json.dumps(everything, indent=1) + "\n")
         write_page(args.docs)
     print(json.dumps({"targets": {record["name"]: record for record in records}}))
@@ -96,12 +100,25 @@ def load_records(docs: Path) -> list[dict[str, Any]]:
     return records
 
 
+def _run_of(record: Mapping[str, Any]) -> tuple[str, str]:
+    return str(record["command"]), str(record["machine"]["cpu"])
+
+
 def write_page(docs: Path) -> None:
-    """DOCS/reliability.md and its picture, of DOCS/reliability.json and the raw figures here."""
+    """DOCS/reliability.md and its pictures, of DOCS/reliability.json and the raw figures here."""
     records = load_records(docs)
     (docs / PAGE).write_text(to_page(records), "utf-8")
-    if PEERS in full_runs(records):
-        peers_page.draw(docs / f"{PEERS}.png", load_details(PEERS))
+    for cpu in {_run_of(each)[1] for each in records if _is_of_peers(each)}:
+        peers_page.draw(docs / to_picture(cpu), load_details(PEERS)[cpu])
+
+
+def _is_of_peers(record: Mapping[str, Any]) -> bool:
+    return Path(record["command"]).stem == PEERS and not record["quick"]
+
+
+def to_picture(cpu: str) -> str:
+    """Name of the file."""
+    return f"{PEERS}_{re.sub('[^a-z0-9]+', '_', cpu.lower()).strip('_')}.png"
 
 
 def full_runs(records: Records) -> dict[str, str]:
@@ -126,20 +143,31 @@ def to_page(records: Records) -> str:
 
 
 def to_section(script: str, records: Records) -> list[str]:
-    """A proof, which a full run made unless it says otherwise: how, where, and what came of it."""
-    machine, quick = records[0]["machine"], records[0]["quick"]
-    day = f"{machine['date']}: " if "date" in machine else ""  # older figures have none
-    peers = script == PEERS and not quick
+    """A proof: how, and what came of it on each machine."""
+    cpus = dict.fromkeys(record["machine"]["cpu"] for record in records)
+    runs = [[each for each in records if each["machine"]["cpu"] == cpu] for cpu in cpus]
     return [
         f"## {TITLES.get(script, script)}",
         *_describe(HERE / f"{script}.py"),
         f"    {records[0]['command']}",
+        *(part for run in runs for part in to_run(run)),
+    ]
+
+
+def to_run(records: Records) -> list[str]:
+    """On one machine; a full run unless it says otherwise."""
+    machine, quick = records[0]["machine"], records[0]["quick"]
+    day = f"{machine['date']}: " if "date" in machine else ""  # older figures have none
+    parts = [
         *(["**A rough, small run (`--quick`).**"] if quick else []),
         f"{day}{machine['cores']} cores of {machine['cpu']}, load {machine['load']} at its end.",
         _to_table(records),
-        *(peers_page.to_parts(load_details(script)) if peers else []),
-        *([f"![Requests per second of the servers]({script}.png)"] if peers else []),
     ]
+    if _is_of_peers(records[0]):
+        cpu = machine["cpu"]
+        parts += peers_page.to_parts(load_details(PEERS)[cpu])
+        parts += [f"![Requests per second of the servers on {cpu}]({to_picture(cpu)})"]
+    return parts
 
 
 def _describe(path: Path) -> list[str]:
@@ -165,16 +193,17 @@ def _to_limits(records: Records) -> list[str]:
     """What is known of why a full run missed a target."""
     parts = []
     for script, command in full_runs(records).items():
-        own = {each["name"]: each for each in records if each["command"] == command}
-        limits = load_limits(HERE / f"{script}_limits.md", own)
-        missed = {name: text for name, text in limits.items() if not own[name]["reached"]}
+        own = [each for each in records if each["command"] == command]
+        lacking = {each["name"] for each in own if not each["reached"]}
+        limits = load_limits(HERE / f"{script}_limits.md", {each["name"]: each for each in own})
+        missed = {name: text for name, text in limits.items() if name in lacking}
         parts += [f"*What limits {name}:* {text}" for name, text in missed.items()]
     return parts
 
 
 def _to_line(record: Mapping[str, Any]) -> str:
     """Of a target that was not reached."""
-    wanted = f"- **{record['name']}**: wanted {_wanted(record)}"
+    wanted = f"- **{record['name']}**, {record['machine']['cpu']}: wanted {_wanted(record)}"
     if record["measured"] is None:
         return f"{wanted}; not measured: {record['note']}."
     note = f" ({record['note']})" if record["note"] else ""

@@ -15,7 +15,7 @@ import proof_page
 import prove_excess
 import prove_load
 import pytest
-from common import Target
+from common import Target, describe_machine
 from peers_arms import Arm, read_scores
 from proof_changes import (
     Change,
@@ -253,8 +253,9 @@ def test_results_take_the_place_of_those_of_the_same_script(
     ]
     page = (tmp_path / "reliability.md").read_text()
     head, one, two = page.split("\n## ")[1:]
-    assert "- **slow**: wanted at most 1 s, measured 2.5 s (why)." in head
-    assert "- **peer**: wanted at least 2 x; not measured: no network." in head
+    cpu = records[0]["machine"]["cpu"]
+    assert f"- **slow**, {cpu}: wanted at most 1 s, measured 2.5 s (why)." in head
+    assert f"- **peer**, {cpu}: wanted at least 2 x; not measured: no network." in head
     assert "whole" not in head
     assert "| slow | at most 1 s | 2.5 s | **missed**; why |" in one
     assert "| peer | at least 2 x | - | **missed**; no network |" in two
@@ -262,6 +263,22 @@ def test_results_take_the_place_of_those_of_the_same_script(
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["targets"].keys() == {
         *("slow", "whole")
     }
+
+
+def test_results_of_another_cpu_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["--quick", "--docs", str(tmp_path), "--out", str(tmp_path)]
+    machine = describe_machine()
+    for cpu, measured in (("one", 1), ("other", 2), ("one", 3)):
+        monkeypatch.setattr(proof_page, "describe_machine", lambda cpu=cpu: {**machine, "cpu": cpu})
+        targets = [(Target("slow", "at most", 5, measured), "s")]
+        args = proof_page.parse_proof("Proofs.", words)
+        proof_page.finish("script", targets, args, details=measured)
+
+    assert json.loads((tmp_path / "script.json").read_text()) == {"one": 3, "other": 2}
+    section = (tmp_path / "reliability.md").read_text().split("\n## ")[2]
+    assert section.count("python benchmarks/script.py") == 1
+    assert section.index("cores of one") < section.index("| slow | at most 5 s | 3 s |")
+    assert section.index("cores of other") < section.index("| slow | at most 5 s | 2 s |")
 
 
 def test_the_page_is_made_of_full_runs() -> None:

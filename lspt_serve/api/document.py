@@ -12,7 +12,7 @@ from lspt_serve.api.openapi import PLAIN
 from lspt_serve.api.v2.repository import ChangeRequest, IndexRequest
 from lspt_serve.api.v2.wire import InferRequest
 
-__all__ = ["describe"]
+__all__ = ["OF_BENTOML", "describe"]
 
 DESCRIPTION = (
     "One frozen Vision Transformer, many tasks. Under /v2 it speaks the Open Inference Protocol."

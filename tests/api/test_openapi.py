@@ -11,6 +11,7 @@ from toys import export_once, random_bundle
 from toys_api import Api, check_fits
 
 from lspt_serve.api.auth import Access
+from lspt_serve.api.document import OF_BENTOML
 from lspt_serve.api.failures import CODES, FAILURES
 from lspt_serve.api.openapi import EXAMPLES
 from lspt_serve.bundle import save_bundle
@@ -38,7 +39,7 @@ def operations(api: Api) -> Iterator[Operation]:
     """Of the app: method, path, and what the document says of it."""
     for path, methods in api.app.openapi()["paths"].items():
         for method, operation in methods.items():
-            if path not in ("/livez", "/readyz"):  # which are BentoML's
+            if path not in OF_BENTOML:
                 yield method.upper(), path, operation
 
 
