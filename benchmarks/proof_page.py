@@ -21,7 +21,7 @@ import peers_page
 from common import HERE, Target, create_parser, describe_machine
 from page_parts import load_limits, to_measured
 
-__all__ = ["Proof", "finish", "parse_proof", "to_page", "write_page"]
+__all__ = ["HERE", "Proof", "finish", "load_peers", "parse_proof", "to_page", "write_page"]
 
 RAW, PAGE = "reliability.json", "reliability.md"
 INTRO = (
@@ -90,7 +90,7 @@ def finish(
         everything = [each for each in load_records(args.docs) if _run_of(each) != own] + marked
         everything.sort(key=_run_of)
         (args.docs / RAW).write_text(json.dumps(everything, indent=1) + "\n")
-        write_page(args.docs)
+        write_page(args.docs, args.out or HERE)
     print(json.dumps({"targets": {record["name"]: record for record in records}}))
 
 
@@ -104,16 +104,21 @@ def _run_of(record: Mapping[str, Any]) -> tuple[str, str]:
     return str(record["command"]), str(record["machine"]["cpu"])
 
 
-def write_page(docs: Path) -> None:
-    """DOCS/reliability.md and its pictures, of DOCS/reliability.json and the raw figures here."""
-    records = load_records(docs)
-    (docs / PAGE).write_text(to_page(records), "utf-8")
-    for cpu in {_run_of(each)[1] for each in records if _is_of_peers(each)}:
-        peers_page.draw(docs / to_picture(cpu), load_details(PEERS)[cpu])
+def write_page(docs: Path, out: Path) -> None:
+    """DOCS/reliability.md and its pictures, of DOCS/reliability.json and the raw figures in OUT."""
+    peers = load_peers(out)
+    page = to_page(load_records(docs), peers)
+    (docs / PAGE).write_text(page, "utf-8")
+    for cpu, details in peers.items():
+        if (picture := to_picture(cpu)) in page:
+            peers_page.draw(docs / picture, details)
 
 
-def _is_of_peers(record: Mapping[str, Any]) -> bool:
-    return Path(record["command"]).stem == PEERS and not record["quick"]
+def load_peers(out: Path) -> dict[str, Any]:
+    """Raw figures by CPU."""
+    path = out / f"{PEERS}.json"
+    peers: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return peers
 
 
 def to_picture(cpu: str) -> str:
@@ -126,11 +131,8 @@ def full_runs(records: Records) -> dict[str, str]:
     return {Path(each["command"]).stem: each["command"] for each in records if not each["quick"]}
 
 
-def load_details(script: str) -> Any:
-    return json.loads((HERE / f"{script}.json").read_text())
-
-
-def to_page(records: Records) -> str:
+def to_page(records: Records, peers: Mapping[str, Any]) -> str:
+    """`peers` are those of `load_peers`."""
     missed = [each for each in records if not each["reached"]]
     parts = ["# Reliability, measured", INTRO, "## Missed, or not measured"]
     parts += ["\n".join(map(_to_line, missed)) or "None.", *_to_limits(records)]
@@ -138,11 +140,11 @@ def to_page(records: Records) -> str:
     for record in records:
         own.setdefault(Path(record["command"]).stem, []).append(record)
     for script in sorted(own, key=[*TITLES, *own].index):
-        parts += to_section(script, own[script])
+        parts += to_section(script, own[script], peers if script == PEERS else {})
     return "\n\n".join(parts) + "\n"
 
 
-def to_section(script: str, records: Records) -> list[str]:
+def to_section(script: str, records: Records, details: Mapping[str, Any]) -> list[str]:
     """A proof: how, and what came of it on each machine."""
     cpus = dict.fromkeys(record["machine"]["cpu"] for record in records)
     runs = [[each for each in records if each["machine"]["cpu"] == cpu] for cpu in cpus]
@@ -150,11 +152,11 @@ def to_section(script: str, records: Records) -> list[str]:
         f"## {TITLES.get(script, script)}",
         *_describe(HERE / f"{script}.py"),
         f"    {records[0]['command']}",
-        *(part for run in runs for part in to_run(run)),
+        *(part for run in runs for part in to_run(run, details)),
     ]
 
 
-def to_run(records: Records) -> list[str]:
+def to_run(records: Records, details: Mapping[str, Any]) -> list[str]:
     """On one machine; a full run unless it says otherwise."""
     machine, quick = records[0]["machine"], records[0]["quick"]
     day = f"{machine['date']}: " if "date" in machine else ""  # older figures have none
@@ -163,9 +165,9 @@ def to_run(records: Records) -> list[str]:
         f"{day}{machine['cores']} cores of {machine['cpu']}, load {machine['load']} at its end.",
         _to_table(records),
     ]
-    if _is_of_peers(records[0]):
-        cpu = machine["cpu"]
-        parts += peers_page.to_parts(load_details(PEERS)[cpu])
+    cpu = machine["cpu"]
+    if cpu in details and not quick:
+        parts += peers_page.to_parts(details[cpu])
         parts += [f"![Requests per second of the servers on {cpu}]({to_picture(cpu)})"]
     return parts
 
@@ -223,7 +225,9 @@ def _measured(record: Mapping[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--docs", type=Path, default=HERE.parent / "docs")
-    write_page(parser.parse_args().docs)
+    parser.add_argument("--out", type=Path, default=HERE, help="folder of the raw figures")
+    args = parser.parse_args()
+    write_page(args.docs, args.out)
 
 
 if __name__ == "__main__":

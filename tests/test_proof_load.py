@@ -284,7 +284,9 @@ def test_results_of_another_cpu_stay(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_the_page_is_made_of_full_runs() -> None:
     records = proof_page.load_records(DOCS)
 
-    assert (DOCS / "reliability.md").read_text("utf-8") == proof_page.to_page(records)
+    assert (DOCS / "reliability.md").read_text("utf-8") == proof_page.to_page(
+        records, proof_page.load_peers(proof_page.HERE)
+    )
     assert {Path(record["command"]).name for record in records} == {
         "prove_attack.py",
         "prove_excess.py",

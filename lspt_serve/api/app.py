@@ -11,7 +11,7 @@ from lspt_serve.api.failures import add_failure_handlers
 from lspt_serve.api.limits import LimitBody
 from lspt_serve.api.metrics import Metrics, get_metrics
 from lspt_serve.api.observe import Observe
-from lspt_serve.api.openapi import PLAIN, responses
+from lspt_serve.api.openapi import OK_TEXT, responses
 from lspt_serve.api.timeout import ANSWER_S, AnswerInTime
 from lspt_serve.sizes import MAX_REQUEST_BYTES
 from lspt_serve.ui import add_page
@@ -42,7 +42,7 @@ def create_app(*, max_bytes: int = MAX_REQUEST_BYTES) -> FastAPI:
     app.get(
         "/metrics",
         response_class=Response,
-        responses={200: PLAIN, **responses(401)},
+        responses={200: OK_TEXT, **responses(401)},
         dependencies=[Depends(check_sees_all)],
     )(get_metrics)
     add_page(app)

@@ -4,12 +4,12 @@ import asyncio
 import time
 
 import numpy as np
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Request
 from numpy.typing import NDArray
 
 from lspt_serve.api.auth import CallersClassifier
 from lspt_serve.api.disconnect import unless_gone
-from lspt_serve.api.failures import REQUEST_ID, request_id
+from lspt_serve.api.failures import request_id
 from lspt_serve.api.limits import held_of
 from lspt_serve.api.openapi import IMAGES_REFUSED, body, responses
 from lspt_serve.api.threads import DECODING, find_bundle
@@ -36,7 +36,7 @@ router = APIRouter()
     responses=responses(*IMAGES_REFUSED),
     openapi_extra=body(ClassifyFields, "image", several=False),
 )
-async def classify(request: Request, response: Response, classifier: CallersClassifier) -> Answer:
+async def classify(request: Request, classifier: CallersClassifier) -> Answer:
     """Classify one image by one task."""
     started = time.perf_counter()
     uploads, asked = await read_request(request, ClassifyFields, "image")
@@ -61,7 +61,6 @@ async def classify(request: Request, response: Response, classifier: CallersClas
         for row in rows:  # where one fails, nobody waits for the other
             row.cancel()
     answered = time.perf_counter()
-    response.headers[REQUEST_ID] = request_id(request)
     timings = Timings(
         decode=to_ms(decoded - started),
         engine=to_ms(answered - decoded),

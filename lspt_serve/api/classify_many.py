@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 
 import numpy as np
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Request
 from numpy.typing import NDArray
 
 from lspt_serve.api.auth import CallersClassifier
 from lspt_serve.api.classify import DEADLINE_S, predict, to_ms
 from lspt_serve.api.disconnect import unless_gone
-from lspt_serve.api.failures import REQUEST_ID, explain, request_id
+from lspt_serve.api.failures import explain, request_id
 from lspt_serve.api.openapi import IMAGES_REFUSED, body, responses
 from lspt_serve.api.threads import DECODING, find_bundle
 from lspt_serve.api.uploads import Upload, malformed, read_request
@@ -42,9 +42,7 @@ router = APIRouter()
     response_model_exclude_unset=True,
     openapi_extra=body(ClassifyManyFields, "images", several=True),
 )
-async def classify_many(
-    request: Request, response: Response, classifier: CallersClassifier
-) -> ManyAnswer:
+async def classify_many(request: Request, classifier: CallersClassifier) -> ManyAnswer:
     """Classify every image by every task.
 
     An image is decoded once. What fails has an error in the place of its predictions; the request
@@ -60,7 +58,6 @@ async def classify_many(
     outcomes = await unless_gone(request, asyncio.ensure_future(job.run(uploads)))
     if all(isinstance(outcome, (OverloadedError, UnavailableError)) for outcome in outcomes):
         raise outcomes[0]  # type: ignore[misc]
-    response.headers[REQUEST_ID] = request_id(request)
     files = [upload.file for upload in uploads]
     items = await asyncio.to_thread(_to_items, outcomes, files, asked, request)
     timings = Timings(

@@ -8,7 +8,8 @@ from pydantic.json_schema import models_json_schema
 
 from lspt_serve import __version__
 from lspt_serve.api.aliases import AliasVersion
-from lspt_serve.api.openapi import PLAIN
+from lspt_serve.api.failures import PLAIN, REQUEST_ID
+from lspt_serve.api.openapi import OK_TEXT
 from lspt_serve.api.v2.repository import ChangeRequest, IndexRequest
 from lspt_serve.api.v2.wire import InferRequest
 
@@ -21,22 +22,36 @@ READ_BY_HAND = (AliasVersion, ChangeRequest, IndexRequest, InferRequest)
 REF = "#/components/schemas/{model}"
 NEVER_SENT = "HTTPValidationError"  # what the web framework thinks it answers with 422
 FOR_ADMIN: list[dict[str, list[str]]] = [{"admin": []}]
-WITH_KEY: list[dict[str, list[str]]] = [{}, {"key": []}]  # none where there are no LSPT_KEYS
+WITH_KEY: list[dict[str, list[str]]] = [  # nothing where there are no LSPT_KEYS
+    {},
+    {"key": []},
+    {"admin": []},
+]
 SCHEMES = {
     "key": {"type": "http", "scheme": "bearer", "description": "One of LSPT_KEYS."},
     "admin": {"type": "http", "scheme": "bearer", "description": "LSPT_ADMIN_TOKEN."},
 }
+TEXT = {"type": "string"}
 IN_PATHS = {
-    "name": ("digit", "A task: NAME, NAME@VERSION or NAME:ALIAS."),
+    "name": ("digit", "Of a task."),
     "version": ("1", "Of the task."),
     "alias": ("stable", "`default` is what the name alone stands for."),
 }
+REFERENCE = "A task: NAME, NAME@VERSION or NAME:ALIAS."
+ID = {"schema": TEXT, "description": "The request's, or one that was made for it."}
+GIVEN_ID = {
+    "name": REQUEST_ID,
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string", "pattern": f"^{PLAIN.pattern}$"},
+    "description": "For the log and the answer; one that does not fit is replaced.",
+}
 OF_BENTOML = {  # its routes
-    "/livez": {"get": {"summary": "The process lives", "responses": {"200": PLAIN}}},
+    "/livez": {"get": {"summary": "The process lives", "responses": {"200": OK_TEXT}}},
     "/readyz": {
         "get": {
             "summary": "It can classify: the engine was checked, and batches have run",
-            "responses": {"200": PLAIN, "503": PLAIN | {"description": "Not yet"}},
+            "responses": {"200": OK_TEXT, "503": OK_TEXT | {"description": "Not yet"}},
         }
     },
 }
@@ -58,21 +73,37 @@ def describe(app: FastAPI) -> dict[str, Any]:
     for name in (NEVER_SENT, "ValidationError"):
         schemas.pop(name, None)
     document["components"] = {"schemas": schemas, "securitySchemes": SCHEMES}
-    for operations in document["paths"].values():
+    for path, operations in document["paths"].items():
         for operation in operations.values():
-            _complete(operation)
+            _complete(path, operation)
     document["paths"] |= OF_BENTOML
     return document
 
 
-def _complete(operation: dict[str, Any]) -> None:
-    refusals = operation["responses"]
-    if NEVER_SENT in str(refusals.get("422")):
-        del refusals["422"]
-    if "409" in refusals:  # which only changes of what is served have
+def _complete(path: str, operation: dict[str, Any]) -> None:
+    answers = operation["responses"]
+    if NEVER_SENT in str(answers.get("422")):
+        del answers["422"]
+    if "409" in answers:  # which only changes of what is served have
         operation["security"] = FOR_ADMIN
-    elif "401" in refusals:
+    elif "401" in answers:
         operation["security"] = WITH_KEY
-    for parameter in operation.get("parameters", []):
-        if parameter["in"] == "path":
-            parameter["example"], parameter["description"] = IN_PATHS[parameter["name"]]
+    for answer in answers.values():
+        answer.setdefault("headers", {})[REQUEST_ID] = ID
+    takes_reference = "{version}" not in path and "409" not in answers
+    parameters = operation.setdefault("parameters", [])
+    for parameter in parameters:
+        _complete_parameter(parameter, takes_reference=takes_reference)
+    parameters.append(GIVEN_ID)
+
+
+def _complete_parameter(parameter: dict[str, Any], *, takes_reference: bool) -> None:
+    name = parameter["name"]
+    if parameter["in"] == "path":
+        parameter["example"], parameter["description"] = IN_PATHS[name]
+        if name == "name" and takes_reference:
+            parameter["description"] = REFERENCE
+        if "anyOf" in parameter["schema"]:  # None, on the route that has none in its path
+            parameter["schema"] = TEXT
+    elif name == "version":
+        parameter["description"] = "Of the task; as NAME@VERSION says it."

@@ -29,6 +29,7 @@ from lspt_serve.schemas import ErrorAnswer, Failure, ItemFailure
 __all__ = [
     "CODES",
     "FAILURES",
+    "PLAIN",
     "REQUEST_ID",
     "add_failure_handlers",
     "explain",

@@ -10,9 +10,10 @@ from urllib.parse import quote
 from fastapi import Request
 from opentelemetry import trace
 from opentelemetry.propagate import extract
+from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from lspt_serve.api.failures import request_id
+from lspt_serve.api.failures import REQUEST_ID, request_id
 from lspt_serve.api.metrics import Metrics
 
 __all__ = ["Observe"]
@@ -24,7 +25,7 @@ logger = logging.getLogger("lspt_serve.access")
 
 
 class Observe:
-    """ASGI middleware around the app.
+    """ASGI middleware around the app; every answer gets the request's id.
 
     A route tells what it knows of a request by way of its state: `task` (NAME@VERSION) and
     `timings` (milliseconds by name); what answers an error tells its `code`, and in the place of a
@@ -49,6 +50,7 @@ class Observe:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                MutableHeaders(scope=message).setdefault(REQUEST_ID, request_id(Request(scope)))
             await send(message)
 
         try:

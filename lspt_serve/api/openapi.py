@@ -7,11 +7,19 @@ from pydantic import BaseModel
 
 from lspt_serve.schemas import EXAMPLE_ID, ErrorAnswer
 
-__all__ = ["EXAMPLE_IMAGE", "IMAGES_REFUSED", "PLAIN", "V2Error", "body", "json_body", "responses"]
+__all__ = [
+    "EXAMPLE_IMAGE",
+    "IMAGES_REFUSED",
+    "OK_TEXT",
+    "V2Error",
+    "body",
+    "json_body",
+    "responses",
+]
 
 FILE = {"type": "string", "format": "binary", "description": "A JPEG, PNG, BMP or GIF file."}
 BASE64 = {"type": "string", "format": "byte", "description": "A file in base64."}
-PLAIN = {"description": "OK", "content": {"text/plain": {"schema": {"type": "string"}}}}
+OK_TEXT = {"description": "OK", "content": {"text/plain": {"schema": {"type": "string"}}}}
 EXAMPLE_IMAGE = (  # a white pixel, as PNG
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mP4DwABAQEAHLCMmQAAAABJRU5ErkJggg=="
 )
@@ -30,6 +38,12 @@ EXAMPLES = {  # of refusals: code, message and blamed field, by status
     422: ("undecodable", "image does not decode: image file is truncated", "image"),
     503: ("overloaded", "256 images wait already; try again later", None),
     504: ("deadline", "the deadline passed before it was its turn", None),
+}
+HEADERS: dict[int, dict[str, Any]] = {
+    401: {"WWW-Authenticate": {"schema": {"const": "Bearer"}}},
+    503: {
+        "Retry-After": {"schema": {"type": "integer"}, "description": "Seconds to wait, at least."}
+    },
 }
 
 
@@ -52,9 +66,8 @@ def _refusal(status: int, *, of_v2: bool) -> dict[str, Any]:
         "description": HTTPStatus(status).phrase,
         "content": {"application/json": {"example": {"error": message if of_v2 else error}}},
     }
-    if status == 503:
-        seconds = {"schema": {"type": "integer"}, "description": "Seconds to wait, at least."}
-        refusal["headers"] = {"Retry-After": seconds}
+    if status in HEADERS:
+        refusal["headers"] = HEADERS[status]
     return refusal
 
 
@@ -70,6 +83,7 @@ def body(model: type[BaseModel], field: str, *, several: bool) -> dict[str, Any]
             "type": "object",
             "properties": {field: images} | fields["properties"],
             "required": [field, *fields["required"]],
+            "additionalProperties": False,
         }
 
     parameters = [
@@ -77,7 +91,8 @@ def body(model: type[BaseModel], field: str, *, several: bool) -> dict[str, Any]
             "name": name,
             "in": "query",
             "required": False,
-            "schema": schema,
+            # a client that filled in both would give a field twice, which is refused
+            "schema": {key: value for key, value in schema.items() if key != "default"},
             "description": "Where the body is an image itself.",
         }
         for name, schema in fields["properties"].items()

@@ -35,7 +35,10 @@ class Backlog:
 
     @contextmanager
     def running(self, num_images: int) -> Iterator[None]:
-        """While a batch runs, maybe beside others; one that fails has run nothing."""
+        """While a batch runs that others wait behind, maybe beside more; one that fails ran none.
+
+        Of any other batch nobody knows how many images the engine would have run.
+        """
         self._pass(begun=1)
         ran = 0
         try:
@@ -45,7 +48,7 @@ class Backlog:
             self._pass(begun=-1, ran=ran)
 
     def _pass(self, *, begun: int, ran: int = 0) -> None:
-        """Time in which no batch runs does not count."""
+        """Time in which no such batch runs does not count."""
         with self._lock:
             now = time.monotonic()
             if self._running:

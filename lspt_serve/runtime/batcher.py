@@ -66,7 +66,8 @@ class Batcher(Generic[J]):
         max_delay_s: how long a row may wait for others to share its batch. Under load the next
             batch gathers while others run: even 0 gives full ones.
         capacity: rows that may wait; more are refused, those of the name first that has the most.
-        backlog: is told of every batch, and says in place of `capacity` how many may wait.
+        backlog: is told of batches that left rows waiting, and says in place of `capacity` how many
+            may wait.
     """
 
     def __init__(
@@ -171,8 +172,9 @@ class Batcher(Generic[J]):
 
     def _work(self) -> None:
         while self._wait_for_rows():
-            if rows := self._take():
-                self._answer(rows)
+            rows, rows_left = self._take()
+            if rows:
+                self._answer(rows, rows_left=rows_left)
 
     def _wait_for_rows(self) -> bool:
         """False when there will be none."""
@@ -189,7 +191,8 @@ class Batcher(Generic[J]):
     def _is_full(self) -> bool:
         return len(self._queue) >= self._max_batch_size or self._closed
 
-    def _take(self) -> list[_Row[J]]:
+    def _take(self) -> tuple[list[_Row[J]], int]:
+        """A batch, and how many rows wait still."""
         rows: list[_Row[J]] = []
         with self._changed:
             while len(self._queue) and len(rows) < self._max_batch_size:
@@ -200,26 +203,37 @@ class Batcher(Generic[J]):
         self._events.waiting(waiting)
         for row in rows:
             self._events.waited(now - row.arrived)
-        return rows
+        return rows, waiting
 
-    def _run_timed(self, images: Array, jobs: Sequence[J]) -> Sequence[Array | Exception]:
+    def _run_timed(
+        self, images: Array, jobs: Sequence[J], rows_left: int
+    ) -> Sequence[Array | Exception]:
         started = time.monotonic()
         try:
-            with self._backlog.running(len(jobs)) if self._backlog else nullcontext():
+            with self._following(len(jobs)) if rows_left else nullcontext():
                 return self._run(images, jobs)
         finally:
             self._events.ran(len(jobs), time.monotonic() - started)
-            if self._backlog:
-                self._queue.capacity = self._backlog.capacity
 
-    def _answer(self, rows: Sequence[_Row[J]]) -> None:
+    @contextmanager
+    def _following(self, num_rows: int) -> Iterator[None]:
+        """The queue becomes as long as the backlog says after the batch of the block."""
+        if self._backlog is None:
+            yield
+            return
+        with self._backlog.running(num_rows):
+            yield
+        with self._changed:
+            self._queue.capacity = self._backlog.capacity
+
+    def _answer(self, rows: Sequence[_Row[J]], *, rows_left: int) -> None:
         """A batch that fails is run again in halves, so that no row fails for another's sake.
 
         Not one whose engine waits for a server in vain: every half would wait as long again.
         """
         try:
             images = np.stack([row.image for row in rows])
-            answers = self._run_timed(images, [row.job for row in rows])
+            answers = self._run_timed(images, [row.job for row in rows], rows_left)
             answered = list(zip(rows, answers, strict=True))
         except (DeadlineError, UnavailableError) as error:
             logger.warning("a batch of %d failed: %s", len(rows), error)
@@ -230,8 +244,8 @@ class Batcher(Generic[J]):
                 return
             logger.warning("a batch of %d failed, its halves are run", len(rows), exc_info=error)
             middle = len(rows) // 2
-            self._answer(rows[:middle])
-            self._answer(rows[middle:])
+            self._answer(rows[:middle], rows_left=rows_left)
+            self._answer(rows[middle:], rows_left=rows_left)
             return
         for row, answer in answered:
             if isinstance(answer, Exception):

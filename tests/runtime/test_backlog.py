@@ -1,7 +1,10 @@
+import threading
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from lspt_serve.runtime.backlog import Backlog
 from lspt_serve.runtime.batcher import Batcher
@@ -85,17 +88,27 @@ class Job:
     name = "a"
 
 
-def test_a_queue_takes_more_once_batches_are_faster() -> None:
+@pytest.mark.parametrize(("num_waiting", "capacity"), [(0, 2), (1, 2), (2, 8)])
+def test_a_queue_takes_more_once_a_batch_that_left_some_waiting_was_faster(
+    num_waiting: int, capacity: int
+) -> None:
     """Measured as 0.1 images a second, while they take no time to speak of."""
-    backlog = Backlog(0.1, least=2, most=8)
-    batcher = Batcher[Job](
-        lambda images, jobs: [*images[:, 0, 0]], max_batch_size=1, backlog=backlog
-    )
+    began, go_on = threading.Event(), threading.Event()
+
+    def run(images: NDArray[np.float32], jobs: Sequence[Job]) -> list[NDArray[np.float32]]:
+        began.set()
+        assert go_on.wait(10)
+        return [*images[:, 0, 0]]
+
+    batcher = Batcher[Job](run, max_batch_size=1, backlog=Backlog(0.1, least=2, most=8))
     image = np.zeros((3, 1, 1), np.float32)
     assert batcher.capacity == 2
-    for _ in range(100):
-        batcher.submit(image, Job()).result(timeout=5)
-        if batcher.capacity == 8:
-            break
+    answers = [batcher.submit(image, Job())]
+    assert began.wait(10)
+    answers += [batcher.submit(image, Job()) for _ in range(num_waiting)]
+    go_on.set()
+    for answer in answers:
+        answer.result(timeout=10)
     batcher.close()
-    assert batcher.capacity == 8
+
+    assert batcher.capacity == capacity

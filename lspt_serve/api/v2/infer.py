@@ -13,14 +13,19 @@ from lspt_serve.api.auth import CallersClassifier
 from lspt_serve.api.bodies import read_body
 from lspt_serve.api.classify import DEADLINE_S
 from lspt_serve.api.disconnect import unless_gone
-from lspt_serve.api.failures import REQUEST_ID, request_id
 from lspt_serve.api.limits import held_of
 from lspt_serve.api.openapi import EXAMPLE_IMAGE, IMAGES_REFUSED, json_body, responses
 from lspt_serve.api.threads import DECODING, find_bundle
 from lspt_serve.api.v2.models import IMAGE, MODEL, SCORES, VERSION, refer
 from lspt_serve.api.v2.schemas import InferAnswer
 from lspt_serve.api.v2.tensors import Row, check_labels, check_outputs, read_rows, to_outputs
-from lspt_serve.api.v2.wire import InferRequest, decompress, parse_request, to_response
+from lspt_serve.api.v2.wire import (
+    HEADER_LENGTH,
+    InferRequest,
+    decompress,
+    parse_request,
+    to_response,
+)
 from lspt_serve.bundle import Bundle
 from lspt_serve.errors import ImageError
 from lspt_serve.preprocess import normalise
@@ -36,9 +41,19 @@ EXAMPLE = {
     "inputs": [{"name": IMAGE, "shape": [1], "datatype": "BYTES", "data": [EXAMPLE_IMAGE]}],
     "outputs": [{"name": SCORES, "parameters": {"classification": 2}}],
 }
+LENGTH = {"schema": {"type": "integer"}, "description": "Of the JSON, where data follow it."}
 BODY = json_body(InferRequest, EXAMPLE)
 BODY["requestBody"]["content"] |= BINARY
-ANSWERED = {"model": InferAnswer, "content": BINARY}
+BODY["parameters"] = [
+    {"name": HEADER_LENGTH, "in": "header", "required": False, **LENGTH},
+    {
+        "name": "Content-Encoding",
+        "in": "header",
+        "required": False,
+        "schema": {"enum": ["gzip", "deflate", "identity"]},
+    },
+]
+ANSWERED = {"model": InferAnswer, "content": BINARY, "headers": {HEADER_LENGTH: LENGTH}}
 router = APIRouter(responses={200: ANSWERED, **responses(*IMAGES_REFUSED, of_v2=True)})
 
 
@@ -66,11 +81,7 @@ async def infer(
     record["model_version"] = str(bundle.manifest.version)
     if asked.id:
         record["id"] = asked.id
-    response = await asyncio.to_thread(
-        lambda: to_response(record, to_outputs(asked, scores, bundle))
-    )
-    response.headers[REQUEST_ID] = request_id(request)
-    return response
+    return await asyncio.to_thread(lambda: to_response(record, to_outputs(asked, scores, bundle)))
 
 
 async def _read_body(request: Request) -> bytes:

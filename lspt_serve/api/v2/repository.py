@@ -12,7 +12,7 @@ from lspt_serve.api.auth import CallersClassifier, StoreToChange
 from lspt_serve.api.bodies import parse_json, read_body, validate
 from lspt_serve.api.changes import change
 from lspt_serve.api.openapi import json_body, responses
-from lspt_serve.api.v2.schemas import IndexRow
+from lspt_serve.api.v2.schemas import Index
 
 __all__ = ["ChangeRequest", "IndexRequest", "router"]
 
@@ -37,8 +37,8 @@ BODY = json_body(ChangeRequest, {}, required=False)
 
 @router.post(
     "/index",
-    response_model=list[IndexRow],
-    responses=responses(400, 401, 413, 504, of_v2=True),
+    response_model=Index,
+    responses=responses(400, 401, 413, 503, 504, of_v2=True),
     openapi_extra=json_body(IndexRequest, {"ready": True}, required=False),
 )
 async def list_models(request: Request, classifier: CallersClassifier) -> Response:

@@ -2,11 +2,12 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, RootModel
 
 __all__ = [
     "ConfigParameter",
     "ConfigTensor",
+    "Index",
     "IndexRow",
     "InferAnswer",
     "ModelConfiguration",
@@ -123,6 +124,16 @@ class IndexRow(BaseModel):
     version: str
     state: Literal["READY", "UNAVAILABLE"]
     reason: str
+
+
+class Index(RootModel[list[IndexRow]]):
+    """All versions of all tasks, and folders that are refused."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": [{"name": "digit", "version": "1", "state": "READY", "reason": ""}]
+        }
+    )
 
 
 class OutputAnswer(BaseModel):

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from lspt_serve.api.bodies import parse_json, validate
 
 __all__ = [
+    "HEADER_LENGTH",
     "InferRequest",
     "InputTensor",
     "OutputTensor",
