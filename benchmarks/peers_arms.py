@@ -18,11 +18,10 @@ from safetensors.numpy import load_file, save_file
 from vits import create_backbone
 
 from lspt_serve.bundle import Bundle, save_bundle
-from lspt_serve.errors import GraphError
 from lspt_serve.export import export_graph
 from lspt_serve.models import Backbone, create_prompted_vit
 from lspt_serve.preprocess import preprocess_image
-from lspt_serve.runtime import Engine, activate, choose_engine
+from lspt_serve.runtime import Candidate, Engine, activate, choose_engine, try_engines
 from lspt_serve.training import create_bundle
 
 __all__ = ["BENTO", "LIT", "OURS", "OURS_BF16", "Arm", "Material", "create_material", "run_arms"]
@@ -138,14 +137,16 @@ def read_scores(body: bytes) -> Array:
     return np.ravel(np.array(record, np.float32))
 
 
-def has_bf16(material: Material) -> bool:
-    """Whether an engine serves in it on this machine."""
-    try:
-        choose_engine(material.folder / "graph", precision="bf16", device="cpu").close()
-    except GraphError as error:
-        progress(f"no bf16: {error}")
-        return False
-    return True
+def is_faster_in_bf16(material: Material) -> bool:
+    """By the fastest engine in each; some CPUs have instructions for it that gain nothing."""
+    speeds = {"fp32": 0.0, "bf16": 0.0}
+    for found in try_engines(material.folder / "graph", precisions=("fp32", "bf16"), device="cpu"):
+        progress(str(found))
+        if isinstance(found, Candidate):
+            precision = found.engine.precision
+            speeds[precision] = max(speeds[precision], found.images_per_s)
+            found.engine.close()
+    return speeds["bf16"] > speeds["fp32"]
 
 
 @contextmanager
@@ -163,7 +164,7 @@ def run_arms(material: Material, *, skip: Sequence[str] = ()) -> Iterator[tuple[
     with ExitStack() as servers:
         server = servers.enter_context(serve(material.folder, engine=material.engine.name))
         arms = [Arm(OURS, server, ours, "body", "image")]
-        if has_bf16(material):
+        if is_faster_in_bf16(material):
             server = servers.enter_context(serve(material.folder, precision="bf16"))
             arms.append(Arm(OURS_BF16, server, ours, "body", "image", BF16_TOLERANCE))
         if BENTO not in skip:

@@ -3,11 +3,11 @@
     python benchmarks/prove_peers.py
 
 A ViT-Ti and a ViT-B with a linear head, 224 px JPEG files, one server process each: `lspt serve`,
-in fp32 and, where the CPU can, in bf16; a BentoML service with a timm model in torch and adaptive
-batches; LitServe with the same model, both in fp32 as torch has it. All run at once and are asked
-in turn, by 1, 8 and 32 callers that each wait for their answer; those that are not asked are idle.
-Before, their answers are held to each other. The peers' code is in benchmarks/peers. LitServe comes
-from PyPI, into an environment of its own.
+in fp32 and, where the CPU is faster in it, in bf16; a BentoML service with a timm model in torch
+and adaptive batches; LitServe with the same model, both in fp32 as torch has it. All run at once
+and are asked in turn, by 1, 8 and 32 callers that each wait for their answer; those that are not
+asked are idle. Before, their answers are held to each other. The peers' code is in
+benchmarks/peers. LitServe comes from PyPI, into an environment of its own.
 """
 
 import tempfile
