@@ -38,6 +38,7 @@ bench-quick: $(VENV)/train ## the benchmarks of serving, rough and small: minute
 	$(BIN)/python benchmarks/bench_engines.py --quick
 	$(BIN)/python benchmarks/bench_beside.py --quick
 	$(BIN)/python benchmarks/bench_tasks.py --quick
+	$(BIN)/python benchmarks/bench_folders.py --quick
 	$(BIN)/python benchmarks/bench_gpu.py --quick
 
 prove-quick: $(VENV)/train ## the proofs of reliability, rough and small: minutes; nothing is written

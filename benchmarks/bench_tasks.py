@@ -1,4 +1,4 @@
-"""Many tasks behind one graph: throughput, memory, start, and a task that is not in memory.
+"""Many tasks behind one graph: throughput, memory, and what a task costs that is not in memory.
 
     python benchmarks/bench_tasks.py
 
@@ -31,7 +31,6 @@ from common import (
 )
 from serving_page import finish
 from tasks_arms import CODERS, Setup, export_task, set_up
-from tasks_folder import measure_folders
 from tasks_memory import create_sessions, measure_capacity, measure_memory, measure_miss
 from tasks_throughput import ENGINE, OURS, Bench, measure_cells, measure_scale, tolerance
 from vits import short_name, task_name
@@ -40,7 +39,6 @@ from lspt_serve.reference import reference_images
 from lspt_serve.runtime import ENGINES, PRECISIONS
 
 TASKS = [1, 2, 8, 32, 128, 1000]
-FOLDERS = [1000, 10_000]  # bundles
 VIT, MISS_VIT = "vit_tiny_patch16_224", "vit_base_patch16_224"
 CELL_ROUNDS, CELL_S = 12, 4.0
 LONG_ROUNDS, LONG_S = 101, 90.0  # where a p99 is wanted
@@ -61,8 +59,6 @@ def measure_coder(coder: str, args: Namespace) -> dict[str, Any]:
     long = {"max_rounds": args.long_rounds, "budget_s": args.long_s}
     with prepared(args.vit, coder, num_tasks, args) as setup:
         memory = measure_memory(setup, max(args.tasks))
-        progress(f"folders of {args.folders} bundles")
-        folders = measure_folders(setup, args.folders)
         bench = Bench(setup, args)
         try:
             store = bench.classifiers[max(args.tasks)].store
@@ -81,7 +77,7 @@ def measure_coder(coder: str, args: Namespace) -> dict[str, Any]:
         with prepared(args.miss_vit, coder, 2, args) as setup:
             miss = first_answers(setup, args)
     measured = {"cells": cells, "scale": scale, "memory": memory, "sessions": of_sessions}
-    return {"coder": coder, **measured, "folders": folders, "capacity": capacity, "miss": miss}
+    return {"coder": coder, **measured, "capacity": capacity, "miss": miss}
 
 
 def first_answers(setup: Setup, args: Namespace) -> dict[str, Any]:
@@ -142,7 +138,6 @@ def parse_args(words: Sequence[str] | None) -> Namespace:
     args.batch_size = args.batch_size or (4 if quick else 8)
     args.tasks = args.tasks or ([1, 32] if quick else TASKS)
     args.coder = args.coder or (CODERS[:1] if quick else CODERS)
-    args.folders = [args.tasks[-1]] if quick else FOLDERS
     args.sessions = min(args.sessions, 2) if quick else args.sessions
     args.cell_rounds, args.cell_s = (3, 1.0) if quick else (CELL_ROUNDS, CELL_S)
     args.long_rounds, args.long_s = (5, 3.0) if quick else (LONG_ROUNDS, LONG_S)

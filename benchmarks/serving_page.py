@@ -17,6 +17,7 @@ import beside_page
 import decode_page
 import engines_cuda_page
 import engines_page
+import folders_page
 import gpu_page
 import tasks_page
 from common import HERE, Target
@@ -28,6 +29,7 @@ SECTIONS: Mapping[str, Any] = {  # by name of the raw figures
     "engines": engines_page,
     "beside": beside_page,
     "tasks": tasks_page,
+    "folders": folders_page,
     "decode": decode_page,
     "gpu": gpu_page,
     "engines_cuda": engines_cuda_page,

@@ -50,7 +50,6 @@ def to_coder(measured: Mapping[str, Any], report: Mapping[str, Any]) -> Iterable
     )
     yield to_long_runs(measured)
     yield to_memory(measured)
-    yield to_folders(measured["folders"])
     yield to_miss(measured["miss"], report["miss_vit"])
 
 
@@ -97,23 +96,6 @@ def to_memory(measured: Mapping[str, Any]) -> str:
         f"{tensors:,.0f} KB. A session more takes {sessions['resident_bytes'] / 1e6:,.0f} MB "
         f"(there were {sessions['sessions']})."
     )
-
-
-def to_folders(folders: Iterable[Mapping[str, Any]]) -> str:
-    rows = [
-        [
-            f"{each['tasks']:,}",
-            str(each["start_s"]["n"]),
-            to_spread(each["start_s"]),
-            to_spread(each["look_ms"], 0),
-        ]
-        for each in folders
-    ]
-    caption = (
-        "What a server spends on its folder: reading and checking all bundles when it starts, from "
-        "the page cache, and, every second, a look at whether any has changed."
-    )
-    return to_table(caption, ["bundles", "n", "start, s", "a look, ms"], rows)
 
 
 def to_miss(miss: Mapping[str, Any], vit: str) -> str:

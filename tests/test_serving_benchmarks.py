@@ -12,6 +12,7 @@ from typing import Any
 import bench_beside
 import bench_decode
 import bench_engines
+import bench_folders
 import bench_gpu
 import bench_tasks
 import gpu_page
@@ -59,6 +60,19 @@ def test_batches_beside_one_another(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         speed = row["images_per_s"]["beside"]["median"]
         assert speed == pytest.approx(4 * row["threads"] * size / median(seconds["beside"]))
         assert f"| vit_digits_patch8_32 | {engine} | {size} | 3 | " in page
+
+
+def test_folders_of_many_bundles(tmp_path: Path) -> None:
+    _, report, page = run(bench_folders, tmp_path, "--vit", DIGITS)
+
+    assert [(row["coder"], row["tasks"]) for row in report["rows"]] == [
+        (coder, tasks) for coder in ("default coder", "full-width coder") for tasks in (4, 8)
+    ]
+    for row in report["rows"]:
+        assert row["start_s"]["median"] == median(row["seconds"]["start_s"])
+        assert row["look_ms"]["median"] == pytest.approx(1000 * median(row["seconds"]["look_s"]))
+        assert row["look_ms"]["median"] < 1000 * row["start_s"]["median"]  # it reads none
+        assert f"| {row['coder']} | {row['tasks']} | " in page
 
 
 def test_arms_that_differ_are_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
