@@ -38,6 +38,7 @@ def draw(path: Path, vits: Sequence[Mapping[str, Any]]) -> None:
             speeds = [median(own[name]["per_s"]) for own in clients.values()]
             axes.bar(left, speeds, width, align="edge", color=COLOURS[place], label=name)
         axes.set_xticks(range(len(clients)), clients)
+        axes.margins(y=0.35)  # room for the legend
         axes.set_xlabel("clients")
         axes.set_ylabel("requests/s")
 
