@@ -77,6 +77,7 @@ def model(
     """Initialised as Triton does it; `huge` is a task whose answers are not finite."""
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", StandIn("stand-in"))
     monkeypatch.delitem(sys.modules, "lspt_serve.triton", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # a batch at a time: others wait for it
     good = random_bundle(tiny_backbone, name="good")
     save_bundle(good, tmp_path / "bundles" / "good")
     fields = good.manifest.model_dump(exclude={"name", "dtype", "tensors", "tensors_sha256"})
