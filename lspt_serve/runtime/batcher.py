@@ -118,7 +118,10 @@ class Batcher(Generic[J]):
             self._check_open()
             refused = self._queue.put(job.name, row)
             self._events.waiting(len(self._queue))
-            self._changed.notify_all() if self._max_delay_s else self._changed.notify()
+            if self._max_delay_s:
+                self._changed.notify_all()  # who waits for a full batch looks whether it is one
+            else:
+                self._changed.notify()
         if refused is row:
             raise self._overloaded()
         row.answer.add_done_callback(partial(self._forget, job.name))  # not the row: no circle
