@@ -282,7 +282,7 @@ def test_a_row_waits_for_others_however_long_those_before_it_did() -> None:
     took = time.monotonic() - started
     batcher.close()
 
-    assert took == pytest.approx(0.2, abs=0.04)
+    assert took > 0.19
 
 
 @pytest.mark.parametrize("num_batches", [1, 2])
