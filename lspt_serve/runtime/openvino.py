@@ -1,6 +1,7 @@
 """OpenVINO as an engine: on a CPU that has instructions for bf16 and int8 it is the fastest."""
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple
@@ -20,6 +21,24 @@ from lspt_serve.runtime.engine import Precision
 __all__ = ["OpenVINOEngine"]
 
 KNOWN: tuple[Precision, ...] = ("fp32", "bf16", "int8")
+
+
+@cache
+def load_core() -> Any:
+    """OpenVINO itself, once and for all.
+
+    With its first model a Core gives the thread a stack for signals, and takes it along when it
+    goes, in whichever thread that is: the next Ctrl-C would end the process without a word.
+
+    Raises GraphError: it is not installed.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise GraphError(
+            "engine 'openvino' needs its package: pip install '.[openvino]' in a clone"
+        ) from error
+    return openvino.Core()
 
 
 class _Compiled(NamedTuple):
@@ -54,13 +73,7 @@ class OpenVINOEngine:
     ) -> None:
         self.graph = load_graph_spec(folder)
         self.precision = precision
-        try:
-            import openvino
-        except ImportError as error:
-            raise GraphError(
-                "engine 'openvino' needs its package: pip install '.[openvino]' in a clone"
-            ) from error
-        core = openvino.Core()
+        core = load_core()
         has = {"FP32", *core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")}
         here = [known for known in KNOWN if known.upper() in has]
         if precision not in here:  # OpenVINO would take another, and not say so

@@ -1,4 +1,5 @@
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from lspt_serve.errors import GraphError
 from lspt_serve.models import Backbone
 from lspt_serve.reference import Reference, row_errors
 from lspt_serve.runtime import OnnxEngine, OpenVINOEngine
+from lspt_serve.runtime.openvino import load_core
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +42,25 @@ def test_openvino_reports_nothing_to_its_makers(tmp_path: Path) -> None:
 
     assert ended.stdout == "openvino.tools.ovc.telemetry_stub\n", ended.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_ends_the_process_as_before_once_engines_are_gone(graph: Path) -> None:
+    program = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from lspt_serve.runtime import OpenVINOEngine\n"
+        "engines = [OpenVINOEngine(Path(sys.argv[1])) for number in range(2)]\n"
+        "del engines[0]; del engines[0]; os.kill(os.getpid(), signal.SIGINT)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program, str(graph)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert ended.stderr.endswith("KeyboardInterrupt\n")
+    assert ended.returncode == -signal.SIGINT
 
 
 def test_numbers_of_prompts_that_the_graph_was_made_with_and_others_answer_alike(
@@ -103,6 +124,7 @@ def test_without_openvino_is_told_how_to_get_it(
     graph: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.setattr("lspt_serve.runtime.openvino.load_core", load_core.__wrapped__)
 
     with pytest.raises(GraphError, match=r"pip install '\.\[openvino\]'"):
         OpenVINOEngine(graph)
