@@ -18,18 +18,18 @@ from safetensors.numpy import load_file, save_file
 from vits import create_backbone
 
 from lspt_serve.bundle import Bundle, save_bundle
-from lspt_serve.export import export_graph
+from lspt_serve.export import export_graph, quantise_graph
 from lspt_serve.models import Backbone, create_prompted_vit
-from lspt_serve.preprocess import preprocess_image
-from lspt_serve.runtime import Candidate, Engine, activate, choose_engine, try_engines
+from lspt_serve.preprocess import decode_image, preprocess_image
+from lspt_serve.runtime import Candidate, Engine, Precision, activate, choose_engine, try_engines
 from lspt_serve.training import create_bundle
 
-__all__ = ["BENTO", "LIT", "OURS", "OURS_BF16", "Arm", "Material", "create_material", "run_arms"]
+__all__ = ["BENTO", "LIT", "OURS", "Arm", "Material", "create_material", "run_arms"]
 
-OURS, OURS_BF16, BENTO, LIT = "ours", "ours in bf16", "BentoML", "LitServe"
+OURS, BENTO, LIT = "ours", "BentoML", "LitServe"
 TASK, NUM_CLASSES, HEAD_STD = "photo", 10, 0.5
 PEERS = HERE / "peers"
-TOLERANCE, BF16_TOLERANCE = 2e-3, 0.05  # of a probability
+TOLERANCES: dict[Precision, float] = {"fp32": 2e-3, "bf16": 0.05, "int8": 0.2}  # of a probability
 Array = NDArray[np.float32]
 
 
@@ -54,11 +54,14 @@ class Material:
 
 
 def create_material(vit: str, folder: Path, images: Sequence[bytes]) -> Material:
-    """Everything in `folder`. The engine is the one that serves fastest here."""
+    """Everything in `folder`, an int8 twin too. The engine is the one that is fastest in fp32."""
     backbone = create_backbone(vit, folder)
     bundle = _create_probe(backbone)
     save_bundle(bundle, folder / "bundles" / TASK)
     export_graph(backbone, folder / "graph", like=bundle)
+    side = bundle.manifest.preprocess.img_size
+    pixels = np.stack([decode_image(each, side) for each in images])
+    quantise_graph(folder / "graph", bundle, pixels)
     weights = load_file(str(folder / f"{vit}.safetensors"))
     head = {name: bundle.tensors[name] for name in ("head.weight", "head.bias")}
     save_file({**weights, **head}, str(folder / "peer.safetensors"))
@@ -88,7 +91,7 @@ class Arm:
     path: str
     way: Way
     field: str
-    tolerance: float = TOLERANCE
+    tolerance: float = TOLERANCES["fp32"]
 
     def run(
         self,
@@ -137,16 +140,17 @@ def read_scores(body: bytes) -> Array:
     return np.ravel(np.array(record, np.float32))
 
 
-def is_faster_in_bf16(material: Material) -> bool:
-    """By the fastest engine in each; some CPUs have instructions for it that gain nothing."""
-    speeds = {"fp32": 0.0, "bf16": 0.0}
-    for found in try_engines(material.folder / "graph", precisions=("fp32", "bf16"), device="cpu"):
+def find_faster(material: Material) -> list[Precision]:
+    """Precisions that this CPU is faster in than in fp32, each by its fastest engine."""
+    speeds = dict.fromkeys(TOLERANCES, 0.0)
+    graph = material.folder / "graph"
+    for found in try_engines(graph, precisions=tuple(TOLERANCES), device="cpu"):
         progress(str(found))
         if isinstance(found, Candidate):
             precision = found.engine.precision
             speeds[precision] = max(speeds[precision], found.images_per_s)
             found.engine.close()
-    return speeds["bf16"] > speeds["fp32"]
+    return [precision for precision, speed in speeds.items() if speed > speeds["fp32"]]
 
 
 @contextmanager
@@ -164,9 +168,10 @@ def run_arms(material: Material, *, skip: Sequence[str] = ()) -> Iterator[tuple[
     with ExitStack() as servers:
         server = servers.enter_context(serve(material.folder, engine=material.engine.name))
         arms = [Arm(OURS, server, ours, "body", "image")]
-        if is_faster_in_bf16(material):
-            server = servers.enter_context(serve(material.folder, precision="bf16"))
-            arms.append(Arm(OURS_BF16, server, ours, "body", "image", BF16_TOLERANCE))
+        for precision in find_faster(material):
+            server = servers.enter_context(serve(material.folder, precision=precision))
+            name = f"{OURS} in {precision}"
+            arms.append(Arm(name, server, ours, "body", "image", TOLERANCES[precision]))
         if BENTO not in skip:
             words = [sys.executable, "-m", "bentoml", "serve", "bento_peer:Peer"]
             words += ["--working-dir", str(PEERS), "--host", "127.0.0.1", "--port"]
