@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
+from functools import partial
 from typing import TypeVar, TypeVarTuple
 
 from lspt_serve.bundle import Bundle
@@ -31,18 +32,30 @@ class Threads:
 
     async def run(self, work: Callable[[*Ts], T], *args: *Ts) -> T:
         """Raises OverloadedError if too much waits: better said now than a minute later."""
+        return await _outcome(self._submit(work, *args))
+
+    def _submit(self, work: Callable[[*Ts], T], *args: *Ts) -> "Future[T]":
         with self._lock:
             if self._taken >= self._limit:
                 raise OverloadedError(f"{self._taken} wait for {self._name}; try again later")
-            context = copy_context()
-            future = self._pool.submit(lambda: context.run(work, *args))
+            calls = [partial(copy_context().run, work, *args)]
+            future = self._pool.submit(lambda: calls.pop()())
             self._taken += 1
-        future.add_done_callback(self._leave)
-        return await asyncio.wrap_future(future)
+        future.add_done_callback(partial(self._leave, calls))
+        return future
 
-    def _leave(self, future: "Future[T]") -> None:
+    def _leave(self, calls: list[partial[T]], future: "Future[T]") -> None:
+        calls.clear()  # whoever left before: the pool has the future until its turn
         with self._lock:
             self._taken -= 1
+
+
+async def _outcome(future: "Future[T]") -> T:
+    try:
+        return await asyncio.wrap_future(future)
+    except asyncio.CancelledError:
+        # the future holds this error, which would hold all that called, and their images with them
+        raise asyncio.CancelledError from None
 
 
 DECODING = Threads("decoding", usable_cores() + 1)  # more would only take turns with the engine

@@ -1,5 +1,8 @@
 import asyncio
+import gc
 import threading
+import weakref
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -82,3 +85,30 @@ def test_a_thread_has_its_place_until_it_is_done_and_work_that_nobody_waits_for_
 
     asyncio.run(run())
     assert done == [1, 3]
+
+
+def test_work_that_nobody_waits_for_holds_nothing_while_others_run() -> None:
+    threads, go_on = Threads("two", 1), threading.Event()
+    held: weakref.WeakSet[object] = weakref.WeakSet()
+
+    class Upload:
+        def __init__(self) -> None:
+            held.add(self)
+
+    async def leave() -> None:
+        waiting = asyncio.ensure_future(threads.run(id, Upload()))
+        await asyncio.sleep(0.01)
+        waiting.cancel()
+        with suppress(asyncio.CancelledError):
+            await waiting
+
+    async def run() -> None:
+        running = asyncio.ensure_future(threads.run(go_on.wait, 30))
+        for _ in range(10):
+            await leave()
+        gc.collect()
+        assert len(held) <= 1  # asyncio keeps the last error
+        go_on.set()
+        assert await running
+
+    asyncio.run(run())
