@@ -63,6 +63,7 @@ CODES = {
     CLIENT_GONE: "client_gone",
     503: "unavailable",
 }
+PARTS = ("body", "header", "path", "query")  # of a request, before the names in them
 RETRY_AFTER_S = 1
 
 
@@ -85,7 +86,8 @@ def add_failure_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def on_malformed(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        item = next((str(part) for part in first["loc"] if part != "body"), "body")
+        names = [part for part in first["loc"] if part not in PARTS] or first["loc"]
+        item = str(next(iter(names), "body"))
         item = item.encode("utf-8", "replace").decode()  # JSON can spell what is no text
         message = f"{item}: {first['msg']}"
         return _answer(request, 400, ItemFailure(code="malformed", message=message, item=item))

@@ -155,7 +155,10 @@ def test_alias_that_cannot_be_is_refused(
     answer = with_token.request("PUT", f"/tasks/{path}", content=content, headers=bearer("token"))
 
     assert answer.status_code == status
-    assert answer.json()["error"].keys() == {"code", "message", "request_id", "item"}
+    error = answer.json()["error"]
+    assert error.keys() == {"code", "message", "request_id", "item"}
+    if path.endswith("Stable"):
+        assert error["item"] == "alias"
 
 
 def set_alias(api: Api) -> httpx.Response:

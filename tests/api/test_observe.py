@@ -1,3 +1,4 @@
+import base64
 import io
 import json
 import logging
@@ -52,6 +53,16 @@ def test_an_answer_is_a_line_in_the_log(api: Api, access: pytest.LogCaptureFixtu
         "timings": answer.json()["timings_ms"],
     }
     assert "secret" not in str(vars(record))
+
+
+def test_a_line_of_v2_names_the_task(api: Api, access: pytest.LogCaptureFixture) -> None:
+    data = [base64.b64encode(PNG).decode()]
+    tensor = {"name": "IMAGE", "shape": [1], "datatype": "BYTES", "data": data}
+    answer = api.request("POST", "/v2/models/colour/infer", json={"inputs": [tensor]})
+
+    (record,) = access.records
+    assert answer.status_code == 200
+    assert json.loads(JsonLines().format(record))["task"] == "colour@1"
 
 
 def test_a_line_has_the_trace_that_the_caller_names(api: Api) -> None:

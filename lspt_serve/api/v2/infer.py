@@ -65,6 +65,7 @@ async def infer(
     """Scores of images: files as IMAGE, or pixels as PIXELS."""
     deadline = time.monotonic() + DEADLINE_S
     bundle = await find_bundle(classifier, refer(name, version))
+    request.state.task = f"{bundle.name}@{bundle.manifest.version}"
     body = await _read_body(request)
 
     def parse(body: bytes) -> tuple[InferRequest, list[Row]]:

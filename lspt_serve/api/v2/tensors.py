@@ -4,7 +4,6 @@ N rows, H height, W width, K classes.
 """
 
 import base64
-import binascii
 import math
 import struct
 from collections.abc import Sequence
@@ -130,12 +129,15 @@ def _unpack(binary: bytes) -> list[bytes]:
 def _from_json(data: object) -> list[bytes]:
     texts = data if isinstance(data, list) else [data]
     try:
-        return [_from_base64(text[0] if isinstance(text, list) else text) for text in texts]
-    except (IndexError, TypeError, ValueError, binascii.Error):
+        return [_from_base64(text) for text in texts]
+    except (TypeError, ValueError):
         _refuse(f"{IMAGE}: wanted base64 texts, or binary data")
 
 
 def _from_base64(text: object) -> bytes:
+    """Of a text, or a list of one, as [N, 1] has them."""
+    if isinstance(text, list):
+        (text,) = text
     if not isinstance(text, str):
         raise TypeError
     return base64.b64decode(text, validate=True)
