@@ -1,14 +1,17 @@
 """A real browser on the page of a real server."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
+import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page, Route, sync_playwright
-from toys import export_once, random_bundle
+from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
+from toys import coloured, encoded, export_once, random_bundle
 
 from lspt_serve.bundle import save_bundle
 from lspt_serve.models import Backbone
@@ -20,6 +23,8 @@ NEEDS_CHROMIUM = pytest.mark.skipif(
 LABELS = {"colour": ["<b>blue</b>", "green & <i>", "r" * 90], "parity": ["even", "odd"]}
 MANY = [f"task-{number}" for number in range(8)]  # so that there is something to search
 BROKEN = "broken"
+PNG = encoded(coloured("red", np.random.default_rng(0), side=120))
+FILE: Any = {"name": "red.png", "mimeType": "image/png", "buffer": PNG}
 # what is sent, for playwright does not see the files in it
 KEEP_SENT = """
   const send = window.fetch;
@@ -106,3 +111,33 @@ def wants_key(route: Route) -> None:
         return
     error = {"code": "unauthorised", "message": "wanted a key", "request_id": "1", "item": None}
     route.fulfill(status=401, json={"error": error})
+
+
+def choose(page: Page, *tasks: str) -> None:
+    for task in tasks:
+        page.get_by_label("Find a task").fill(task)
+        page.get_by_role("checkbox", name=re.compile(rf"^{task}\b")).check()
+    page.get_by_label("Find a task").fill("")
+
+
+def card(page: Page, task: str) -> Locator:
+    return page.get_by_role("article", name=task, exact=True)
+
+
+def ask(url: str, task: str, image: bytes = PNG, **fields: Any) -> Any:
+    """What the API answers to a plain request."""
+    fields = {"task": task, **fields}
+    return httpx.post(f"{url}/classify", files={"image": image}, data=fields, timeout=20).json()
+
+
+def check_answer(page: Page, url: str, task: str, image: bytes = PNG, **fields: Any) -> None:
+    """The card of a task shows what the API answers."""
+    predictions = ask(url, task, image, **fields)["predictions"]
+    bars = card(page, task).get_by_role("listitem")
+    expect(bars).to_have_count(len(predictions))
+    for bar, prediction in zip(bars.all(), predictions, strict=True):
+        label, score = bar.locator(".label"), f"{prediction['score']:.1%}"
+        assert label.text_content() == prediction["label"]
+        assert bar.locator(".score").text_content() == score
+        width = bar.locator(".track span").evaluate("bar => parseFloat(bar.style.inlineSize) / 100")
+        assert width == pytest.approx(prediction["score"], abs=5e-4)

@@ -3,25 +3,18 @@
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
-from toys import coloured, encoded
-from toys_browser import NEEDS_CHROMIUM, mock_tasks, opened, wants_key
+from toys_browser import FILE, NEEDS_CHROMIUM, PNG, choose, mock_tasks, opened, wants_key
 
 pytestmark = [pytest.mark.slow, NEEDS_CHROMIUM]
-
-PNG = encoded(coloured("red", np.random.default_rng(0), side=120))
 
 
 def classify(page: Page, image: bytes = PNG) -> None:
     page.goto("/")
-    for task in ("colour", "parity"):
-        page.get_by_role("checkbox", name=task).check()
-    page.locator("#file").set_input_files(
-        {"name": "red.png", "mimeType": "image/png", "buffer": image}
-    )
+    choose(page, "colour", "parity")
+    page.locator("#file").set_input_files(FILE | {"buffer": image})
 
 
 def show_start(page: Page) -> None:

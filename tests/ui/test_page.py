@@ -6,24 +6,27 @@ import re
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Browser, Page, expect
 from toys import coloured, encoded
 from toys_browser import (
+    FILE,
     LABELS,
     MANY,
     NEEDS_CHROMIUM,
+    PNG,
+    ask,
+    card,
+    check_answer,
+    choose,
     last_images,
     opened,
 )
 
 pytestmark = [pytest.mark.slow, NEEDS_CHROMIUM]
 
-PNG = encoded(coloured("red", np.random.default_rng(0), side=120))
-FILE: Any = {"name": "red.png", "mimeType": "image/png", "buffer": PNG}
 TRANSFER = """([name, bytes]) => {
   const transfer = new DataTransfer();
   const content = Uint8Array.from(atob(bytes), (letter) => letter.charCodeAt(0));
@@ -41,36 +44,6 @@ COPY = """async (bytes) => {
 def page(page: Page) -> Page:
     page.goto("/")
     return page
-
-
-def choose(page: Page, *tasks: str) -> None:
-    for task in tasks:
-        page.get_by_label("Find a task").fill(task)
-        page.get_by_role("checkbox", name=re.compile(rf"^{task}\b")).check()
-    page.get_by_label("Find a task").fill("")
-
-
-def card(page: Page, task: str) -> Locator:
-    return page.get_by_role("article", name=task, exact=True)
-
-
-def ask(url: str, task: str, image: bytes = PNG, **fields: Any) -> Any:
-    """What the API answers to a plain request."""
-    fields = {"task": task, **fields}
-    return httpx.post(f"{url}/classify", files={"image": image}, data=fields, timeout=20).json()
-
-
-def check_answer(page: Page, url: str, task: str, image: bytes = PNG, **fields: Any) -> None:
-    """The card of a task shows what the API answers."""
-    predictions = ask(url, task, image, **fields)["predictions"]
-    bars = card(page, task).get_by_role("listitem")
-    expect(bars).to_have_count(len(predictions))
-    for bar, prediction in zip(bars.all(), predictions, strict=True):
-        label, score = bar.locator(".label"), f"{prediction['score']:.1%}"
-        assert label.text_content() == prediction["label"]
-        assert bar.locator(".score").text_content() == score
-        width = bar.locator(".track span").evaluate("bar => parseFloat(bar.style.inlineSize) / 100")
-        assert width == pytest.approx(prediction["score"], abs=5e-4)
 
 
 def test_image_is_classified_by_two_tasks(page: Page, url: str) -> None:
@@ -140,54 +113,6 @@ def test_image_is_pasted(browser: Browser, url: str) -> None:
         (pasted,) = last_images(page, "image")
         got, wanted = (Image.open(io.BytesIO(data)).convert("RGB") for data in (pasted, PNG))
         np.testing.assert_array_equal(np.asarray(got), np.asarray(wanted))
-
-
-def test_picture_is_taken_with_the_camera(page: Page, url: str) -> None:
-    choose(page, "colour")
-    page.get_by_role("button", name="Use the camera").click()
-    page.get_by_role("button", name="Take the picture").click()
-
-    expect(card(page, "colour").get_by_role("listitem")).to_have_count(3)
-    (picture,) = last_images(page, "image")
-    assert min(Image.open(io.BytesIO(picture)).size) >= 240
-    check_answer(page, url, "colour", picture)
-    assert page.evaluate("document.getElementById('video').srcObject") is None
-
-
-def test_camera_can_be_left(page: Page) -> None:
-    page.get_by_role("button", name="Use the camera").click()
-    expect(page.get_by_role("button", name="Take the picture")).to_be_enabled()
-
-    page.keyboard.press("Escape")
-
-    expect(page.get_by_role("dialog")).to_have_count(0)
-    expect(page.get_by_role("button", name="Use the camera")).to_be_focused()
-
-
-def test_camera_that_is_refused_is_explained(browser: Browser, url: str) -> None:
-    with opened(browser, url) as page:
-        page.add_init_script(
-            "navigator.mediaDevices.getUserMedia = async () => { throw new Error('no permission') }"
-        )
-        page.goto("/")
-        page.get_by_role("button", name="Use the camera").click()
-
-        expect(page.get_by_role("alert")).to_have_text(
-            "The camera cannot be used: no permission. Choose a file instead."
-        )
-        page.get_by_role("button", name="Cancel").click()
-
-
-def test_page_that_may_not_use_the_camera_asks_for_a_picture(browser: Browser, url: str) -> None:
-    with opened(browser, url) as page:
-        page.add_init_script("Object.defineProperty(navigator, 'mediaDevices', {value: undefined})")
-        page.goto("/")
-        with page.expect_file_chooser() as chooser:
-            page.get_by_role("button", name="Use the camera").click()
-        choose(page, "colour")
-        chooser.value.set_files(FILE)
-
-        check_answer(page, url, "colour")
 
 
 def test_refused_image_shows_what_the_server_says(page: Page, url: str) -> None:

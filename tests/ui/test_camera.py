@@ -1,0 +1,64 @@
+"""A picture from the camera, in a real browser that has one that shows a test pattern."""
+
+import io
+
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect
+from toys_browser import FILE, NEEDS_CHROMIUM, card, check_answer, choose, last_images, opened
+
+pytestmark = [pytest.mark.slow, NEEDS_CHROMIUM]
+
+
+@pytest.fixture
+def page(page: Page) -> Page:
+    page.goto("/")
+    return page
+
+
+def test_picture_is_taken_with_the_camera(page: Page, url: str) -> None:
+    choose(page, "colour")
+    page.get_by_role("button", name="Use the camera").click()
+    page.get_by_role("button", name="Take the picture").click()
+
+    expect(card(page, "colour").get_by_role("listitem")).to_have_count(3)
+    (picture,) = last_images(page, "image")
+    assert min(Image.open(io.BytesIO(picture)).size) >= 240
+    check_answer(page, url, "colour", picture)
+    assert page.evaluate("document.getElementById('video').srcObject") is None
+
+
+def test_camera_can_be_left(page: Page) -> None:
+    page.get_by_role("button", name="Use the camera").click()
+    expect(page.get_by_role("button", name="Take the picture")).to_be_enabled()
+
+    page.keyboard.press("Escape")
+
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    expect(page.get_by_role("button", name="Use the camera")).to_be_focused()
+
+
+def test_camera_that_is_refused_is_explained(browser: Browser, url: str) -> None:
+    with opened(browser, url) as page:
+        page.add_init_script(
+            "navigator.mediaDevices.getUserMedia = async () => { throw new Error('no permission') }"
+        )
+        page.goto("/")
+        page.get_by_role("button", name="Use the camera").click()
+
+        expect(page.get_by_role("alert")).to_have_text(
+            "The camera cannot be used: no permission. Choose a file instead."
+        )
+        page.get_by_role("button", name="Cancel").click()
+
+
+def test_page_that_may_not_use_the_camera_asks_for_a_picture(browser: Browser, url: str) -> None:
+    with opened(browser, url) as page:
+        page.add_init_script("Object.defineProperty(navigator, 'mediaDevices', {value: undefined})")
+        page.goto("/")
+        with page.expect_file_chooser() as chooser:
+            page.get_by_role("button", name="Use the camera").click()
+        choose(page, "colour")
+        chooser.value.set_files(FILE)
+
+        check_answer(page, url, "colour")
