@@ -104,6 +104,14 @@ def task(name: str, **more: Any) -> dict[str, Any]:
     return {"name": name, **plain, "license": None, **more}
 
 
+@contextmanager
+def held(page: Page, path: str) -> Iterator[None]:
+    """Requests to `path` come to the server only after this."""
+    page.route(path, lambda route: None)
+    yield
+    page.unroute(path)  # lets through what waits
+
+
 def wants_key(route: Route) -> None:
     """A server that has keys, mocked: all but the right one is refused."""
     if route.request.headers.get("authorization") == "Bearer right":

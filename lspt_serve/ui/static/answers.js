@@ -34,9 +34,10 @@ export function createAnswers(picture, remove) {
   }
 
   function drop(name) {
-    cards.get(name).asking?.abort();
-    cards.get(name).element.remove();
+    const { asking, element } = cards.get(name);
     cards.delete(name);
+    element.remove();
+    if (![...cards.values()].some((other) => other.asking === asking)) asking?.abort();
     if (attending === name) attend(null);
   }
 
