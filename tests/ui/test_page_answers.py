@@ -2,9 +2,11 @@
 
 import pytest
 from playwright.sync_api import Page, expect
-from toys_browser import FILE, LABELS, MANY, NEEDS_CHROMIUM, check_answer, choose, held
+from toys_browser import FILE, LABELS, MANY, NEEDS_CHROMIUM, card, check_answer, choose, held
 
 pytestmark = [pytest.mark.slow, NEEDS_CHROMIUM]
+
+TEXT = FILE | {"name": "notes.png", "buffer": b"this is a text file"}
 
 
 @pytest.fixture
@@ -37,3 +39,39 @@ def test_request_for_many_tasks_ends_with_the_last_of_them(page: Page) -> None:
             page.get_by_role("button", name="Clear").click()
 
     assert failed.value.url.endswith("/classify_many")
+
+
+def test_focus_goes_to_the_nearest_card_when_one_is_removed(page: Page, url: str) -> None:
+    choose(page, "colour", "parity", "task-0")
+    page.locator("#file").set_input_files(FILE)
+    check_answer(page, url, "task-0")
+
+    for removed, focused in {"parity": "task-0", "task-0": "colour", "colour": "Answers"}.items():
+        page.get_by_role("button", name=f"Remove {removed}").press("Enter")
+        expect(page.get_by_role("heading", name=focused, exact=True)).to_be_focused()
+
+
+def test_task_that_is_asked_again_keeps_the_focus_and_is_not_removed(page: Page, url: str) -> None:
+    choose(page, "colour")
+    page.locator("#file").set_input_files(TEXT)
+    again = page.get_by_role("button", name="Ask again: colour")
+    expect(again).to_be_visible()
+
+    with held(page, "**/classify?*"):
+        again.press("Enter")
+        expect(card(page, "colour").get_by_role("heading")).to_be_focused()
+        page.keyboard.press("Enter")
+
+    expect(again).to_be_visible()
+    expect(card(page, "colour").get_by_role("heading")).to_be_focused()
+
+
+def test_answer_that_comes_leaves_the_focus_on_the_same_button(page: Page, url: str) -> None:
+    choose(page, "colour")
+    remove = page.get_by_role("button", name="Remove colour")
+    with held(page, "**/classify?*"):
+        page.locator("#file").set_input_files(FILE)
+        remove.focus()
+
+    check_answer(page, url, "colour")
+    expect(remove).to_be_focused()

@@ -81,6 +81,19 @@ def test_other_view_takes_the_focus_and_the_title(page: Page) -> None:
     expect(page.get_by_role("heading", name="Classify an image")).to_be_focused()
 
 
+def test_what_is_read_keeps_the_focus_when_its_row_changes(page: Page) -> None:
+    mock_tasks(page, task("flowers", resident=False))
+    page.goto("/#tasks")
+    row = page.get_by_role("row", name="flowers")
+    row.locator("summary").press("Enter")
+
+    mock_tasks(page, task("flowers", resident=True))
+
+    expect(row.get_by_role("cell").last).to_have_text("yes", timeout=20_000)
+    expect(row.locator("summary")).to_be_focused()
+    expect(row.locator("details")).to_have_attribute("open", "")
+
+
 def test_nothing_moves_for_those_who_want_it_so(browser: Browser, url: str) -> None:
     count = (
         "document.getAnimations().length + [...document.querySelectorAll('*')].filter("

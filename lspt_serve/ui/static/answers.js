@@ -26,19 +26,22 @@ export function createAnswers(picture, remove) {
 
   function put(name, element, more = {}) {
     const card = cards.get(name);
-    const focused = card?.element.contains(document.activeElement);
+    const focused = card?.element.contains(document.activeElement) && document.activeElement;
     if (card) card.element.replaceWith(element);
     else list.append(element);
     cards.set(name, { ...card, attention: null, said: null, ...more, element });
-    if (focused) element.querySelector("button")?.focus();
+    if (focused) element.querySelector(focused.matches(".remove") ? ".remove" : "h3").focus();
   }
 
   function drop(name) {
     const { asking, element } = cards.get(name);
+    const focused = element.contains(document.activeElement);
+    const near = element.nextElementSibling ?? element.previousElementSibling;
     cards.delete(name);
     element.remove();
     if (![...cards.values()].some((other) => other.asking === asking)) asking?.abort();
     if (attending === name) attend(null);
+    if (focused) (near?.querySelector("h3") ?? byId("answers-title")).focus();
   }
 
   function settle(name, asking, element, more) {

@@ -34,7 +34,7 @@ export function fail(name, { message, code, requestId }, actions) {
 
 function frame(name, version, remove, body, attributes = {}) {
   const id = `answer-${name}`;
-  const title = create("h3", { id }, name);
+  const title = create("h3", { id, tabIndex: -1 }, name);
   const head = create("header", {}, title);
   if (version !== null) head.append(create("span", { className: "quiet" }, `version ${version}`));
   head.append(create("button", {

@@ -42,7 +42,7 @@ export function createTable() {
       if (at === 0) given.scope = "row";
       return create(at ? "td" : "th", given, COLUMNS[name](task));
     }));
-    if (known?.row.querySelector("details[open]")) row.querySelector("details").open = true;
+    if (known) replace(known.row, row);
     rows.set(task.name, { json, row });
     return row;
   }
@@ -75,6 +75,14 @@ function head(columns) {
   const row = byId("columns");
   if (row.children.length === columns.length) return;
   row.replaceChildren(...columns.map((name) => create("th", { scope: "col", role: "columnheader" }, name)));
+}
+
+/** The new row has what the reader had: the labels that were open, and the focus. */
+function replace(known, row) {
+  const focused = known.contains(document.activeElement);
+  row.querySelector("details").open = known.querySelector("details").open;
+  known.replaceWith(row);
+  if (focused) row.querySelector("summary").focus({ preventScroll: true });
 }
 
 /** Make `wanted` the children, without moving those that stay: that would take the focus away. */
