@@ -30,7 +30,7 @@ def show_answers(page: Page) -> None:
 
 def show_refusals(page: Page) -> None:
     classify(page, b"this is a text file")
-    expect(page.locator(".problem")).to_have_count(2)
+    expect(page.locator(".card .problem")).to_have_count(2)
 
 
 def show_camera(page: Page) -> None:

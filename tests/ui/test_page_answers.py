@@ -41,6 +41,28 @@ def test_request_for_many_tasks_ends_with_the_last_of_them(page: Page) -> None:
     assert failed.value.url.endswith("/classify_many")
 
 
+@pytest.mark.parametrize("wrong", ["", "0", "1001"])
+def test_wrong_number_of_labels_is_explained_and_leaves_no_old_answers(
+    page: Page, url: str, wrong: str
+) -> None:
+    choose(page, "colour")
+    page.locator("#file").set_input_files(FILE)
+    check_answer(page, url, "colour")
+    field = page.get_by_label("Labels for each task")
+
+    field.fill(wrong)
+    page.locator("#file").set_input_files(FILE | {"name": "other.png"})
+
+    expect(page.locator("figcaption")).to_contain_text("other.png")
+    expect(page.get_by_role("alert")).to_have_text("A whole number from 1 to 1,000 is wanted.")
+    expect(field).to_have_accessible_description("A whole number from 1 to 1,000 is wanted.")
+    expect(page.get_by_role("article")).to_have_count(0)
+    field.fill("2")
+    field.press("Enter")
+    check_answer(page, url, "colour", top_k=2)
+    expect(page.get_by_role("alert")).to_have_count(0)
+
+
 def test_focus_goes_to_the_nearest_card_when_one_is_removed(page: Page, url: str) -> None:
     choose(page, "colour", "parity", "task-0")
     page.locator("#file").set_input_files(FILE)

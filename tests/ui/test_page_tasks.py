@@ -7,7 +7,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect
 from toys import random_bundle
-from toys_browser import BROKEN, LABELS, NEEDS_CHROMIUM, mock_tasks, opened, task, wants_key
+from toys_browser import BROKEN, LABELS, NEEDS_CHROMIUM, mock_tasks, opened, task
 
 from lspt_serve.bundle import save_bundle
 from lspt_serve.models import Backbone
@@ -134,6 +134,21 @@ def test_picker_and_table_find_one_of_a_thousand_mocked_tasks(page: Page) -> Non
     expect(rows).to_have_count(1)
 
 
+def test_what_the_search_finds_is_said_once(page: Page) -> None:
+    mock_tasks(page, *(task(f"species-{number}") for number in range(9)))
+    page.goto("/")
+    page.get_by_label("Find a task").fill("flowers")
+    note = page.get_by_role("status").filter(has_text="none has such a name")
+    expect(note).to_have_text("0 of 9 tasks chosen; none has such a name")
+    said = note.evaluate_handle("note => note.firstChild")
+
+    mock_tasks(page, *(task(f"species-{number}", resident=True) for number in range(9)))
+
+    in_memory = page.locator("#rows [data-column='In memory']")
+    expect(in_memory).to_have_text(["yes"] * 9, timeout=20_000)
+    assert note.evaluate("(note, said) => note.firstChild === said", said)
+
+
 def test_few_mocked_tasks_are_all_chosen_at_the_start(page: Page) -> None:
     mock_tasks(page, task("one"), task("two"))
     page.goto("/")
@@ -162,27 +177,6 @@ def test_mocked_aliases_accuracy_and_memory_are_shown(page: Page) -> None:
     cells = page.get_by_role("row", name="flowers").get_by_role("cell")
     expect(cells).to_have_text(["2", "stable → 1", "2 labels of flowers", "lspt", "97.1%", "yes"])
     expect(page.get_by_role("row", name="birds").get_by_role("cell").last).to_have_text("no")
-
-
-def test_mocked_server_that_wants_a_key_gets_it(page: Page) -> None:
-    page.route("**/tasks", wants_key)
-    page.goto("/")
-
-    field = page.get_by_label("API key")
-    expect(field).to_be_focused()
-    expect(page.locator("#key-reason")).to_have_text("wanted a key")
-    for key in ("wrong", "right"):
-        field.fill(key)
-        field.press("Enter")
-        expect(field).to_be_visible(visible=key == "wrong")
-    expect(page.locator("#choices input")).to_have_count(10)
-    assert page.evaluate("[sessionStorage.length, localStorage.length]") == [1, 0]
-
-    page.reload()
-    expect(page.locator("#choices input")).to_have_count(10)
-    page.get_by_role("button", name="Forget the key").click()
-    expect(field).to_be_focused()
-    assert page.evaluate("sessionStorage.length") == 0
 
 
 def test_server_that_goes_away_is_said_to_be_away_until_it_is_back(page: Page) -> None:

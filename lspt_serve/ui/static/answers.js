@@ -12,8 +12,9 @@ export function createAnswers(picture, remove) {
   let image = null, wanted = [], attending = null;
 
   const topK = () => {
-    const field = byId("top-k");
-    return field.checkValidity() && field.value ? field.value : null;
+    const field = byId("top-k"), problem = byId("top-k-problem");
+    problem.hidden = field.checkValidity();
+    return problem.hidden ? field.value : null;
   };
 
   function attend(name) {
@@ -124,6 +125,7 @@ export function createAnswers(picture, remove) {
     setImage(file) {
       image = file;
       hint();
+      if (topK() === null) for (const name of [...cards.keys()]) drop(name); // they are of the image before
       ask(wanted);
     },
     setTasks(names) {

@@ -18,6 +18,11 @@ export function announce(text) {
   byId("status").textContent = text;
 }
 
+/** Text that is said when it changes: as it was before, it is left alone. */
+export function write(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
 export const percent = (share) => `${(100 * share).toFixed(1)}%`;
 export const milliseconds = (ms) => `${ms < 10 ? ms.toFixed(1) : Math.round(ms)}\u00a0ms`;
 export const count = (n, one, many = `${one}s`) => `${n.toLocaleString("en")} ${n === 1 ? one : many}`;

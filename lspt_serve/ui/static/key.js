@@ -3,6 +3,9 @@
 import { forgetKey, saveKey, savedKey } from "./api.js";
 import { byId } from "./dom.js";
 
+const PRINTABLE = /^[ -~]*$/; // what a header may hold
+const UNPRINTABLE = "This key has a character that no key has, such as a curly quote: copy it once more.";
+
 /** Show the field when the server wants a key; `given` is called when there is another. */
 export function setUpKey(given) {
   const form = byId("key-form"), field = byId("key"), forget = byId("forget");
@@ -13,6 +16,9 @@ export function setUpKey(given) {
     if (!form.hidden) return;
     form.hidden = false;
     field.focus();
+  });
+  field.addEventListener("input", () => {
+    field.setCustomValidity(PRINTABLE.test(field.value.trim()) ? "" : UNPRINTABLE);
   });
   form.addEventListener("submit", (event) => {
     event.preventDefault();

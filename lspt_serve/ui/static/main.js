@@ -1,7 +1,7 @@
 // The page: which view is shown, and who hears of what.
 
 import { createAnswers } from "./answers.js";
-import { byId } from "./dom.js";
+import { byId, write } from "./dom.js";
 import { setUpKey } from "./key.js";
 import { createPicker } from "./picker.js";
 import { createPicture } from "./picture.js";
@@ -28,7 +28,7 @@ const look = watchTasks(
     const offline = byId("offline");
     offline.hidden = error === null || error.status === 401;
     const text = offline.hidden ? "" : `The list of tasks cannot be read: ${error.message}. Trying again.`;
-    if (offline.textContent !== text) offline.textContent = text;
+    write(offline, text);
   },
 );
 setUpKey(() => {

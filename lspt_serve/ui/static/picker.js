@@ -1,6 +1,6 @@
 // Which tasks are asked: check boxes, one stop of the Tab key, arrows between them.
 
-import { byId, count, create, matches } from "./dom.js";
+import { byId, count, create, matches, write } from "./dom.js";
 
 const FEW = 6; // tasks that are all chosen at the start
 const SEARCHED = 8; // more than these have a search box
@@ -33,7 +33,7 @@ export function createPicker(changed) {
     const parts = [`${chosen.size.toLocaleString("en")} of ${count(tasks.length, "task")} chosen`];
     if (found === 0) parts.push("none has such a name");
     else if (found > shown) parts.push(`${count(found - shown, "more", "more")}: type a name`);
-    byId("picker-note").textContent = parts.join("; ");
+    write(byId("picker-note"), parts.join("; "));
     clear.hidden = chosen.size === 0;
   }
 

@@ -1,6 +1,6 @@
 // The table of what is served, kept in step with the server row by row.
 
-import { announce, byId, count, create, matches, percent } from "./dom.js";
+import { announce, byId, count, create, matches, percent, write } from "./dom.js";
 
 const SHOWN = 200; // rows at first, and more with every press of the button
 const COLUMNS = {
@@ -30,7 +30,7 @@ export function createTable() {
     more.hidden = found.length <= limit;
     more.textContent = `Show more of the ${count(found.length, "task")}`;
     const none = query && found.length === 0 ? "No task matches" : "";
-    byId("filter-note").textContent = none || (query ? `${found.length.toLocaleString("en")} of ${count(tasks.length, "task")}` : "");
+    write(byId("filter-note"), none || (query ? `${found.length.toLocaleString("en")} of ${count(tasks.length, "task")}` : ""));
     byId("tasks-filter").hidden = tasks.length === 0;
   }
 
