@@ -10,6 +10,20 @@ from toys_browser import FILE, NEEDS_CHROMIUM, card, check_answer, choose, last_
 pytestmark = [pytest.mark.slow, NEEDS_CHROMIUM]
 
 
+# the browser's camera, but window.grant() has to be called first
+SLOW_PERMISSION = """
+  const open = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+  const granted = new Promise((resolve) => { window.grant = resolve; });
+  window.streams = [];
+  navigator.mediaDevices.getUserMedia = async (wanted) => {
+    await granted;
+    window.streams.push(await open(wanted));
+    return window.streams.at(-1);
+  };
+"""
+TRACKS = "streams.map((stream) => stream.getTracks().map((track) => track.readyState))"
+
+
 @pytest.fixture
 def page(page: Page) -> Page:
     page.goto("/")
@@ -36,6 +50,24 @@ def test_camera_can_be_left(page: Page) -> None:
 
     expect(page.get_by_role("dialog")).to_have_count(0)
     expect(page.get_by_role("button", name="Use the camera")).to_be_focused()
+
+
+def test_camera_that_was_left_before_it_opened_is_off(browser: Browser, url: str) -> None:
+    with opened(browser, url) as page:
+        page.add_init_script(SLOW_PERMISSION)
+        page.goto("/")
+        page.get_by_role("button", name="Use the camera").click()
+        page.get_by_role("button", name="Cancel").click()
+        page.get_by_role("button", name="Use the camera").click()
+
+        page.evaluate("grant()")
+
+        expect(page.get_by_role("button", name="Take the picture")).to_be_enabled()
+        page.wait_for_function("streams.length === 2")
+        assert sorted(page.evaluate(TRACKS)) == [["ended"], ["live"]]
+        page.get_by_role("button", name="Cancel").click()
+        expect(page.get_by_role("dialog")).to_have_count(0)
+        assert page.evaluate(TRACKS) == [["ended"], ["ended"]]
 
 
 def test_camera_that_is_refused_is_explained(browser: Browser, url: str) -> None:

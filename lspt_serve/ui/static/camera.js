@@ -8,17 +8,18 @@ const WANTED = { video: { facingMode: "environment", width: { ideal: 1600 } } };
 export function takePicture() {
   const dialog = byId("camera-dialog"), video = byId("video"), shoot = byId("shoot");
   const problem = byId("camera-problem");
-  let picture = null, stream;
+  let picture = null, stream, left = false;
 
   async function start() {
     try {
       const opened = await navigator.mediaDevices.getUserMedia(WANTED);
-      if (!dialog.open) return stop(opened);
+      if (left) return stop(opened); // the dialog may be open again, for another call
       video.srcObject = stream = opened;
       await video.play();
       shoot.disabled = false;
       shoot.focus();
     } catch (error) {
+      if (left) return;
       problem.textContent = `The camera cannot be used: ${error.message}. Choose a file instead.`;
       problem.hidden = false;
     }
@@ -37,6 +38,7 @@ export function takePicture() {
   start();
   return new Promise((resolve) => {
     dialog.addEventListener("close", () => {
+      left = true;
       shoot.removeEventListener("click", onShoot);
       byId("camera-cancel").removeEventListener("click", onCancel);
       if (stream) stop(stream);
