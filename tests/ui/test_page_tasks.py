@@ -94,6 +94,27 @@ def test_what_is_read_keeps_the_focus_when_its_row_changes(page: Page) -> None:
     expect(row.locator("details")).to_have_attribute("open", "")
 
 
+def test_skip_link_stays_in_the_view(page: Page) -> None:
+    mock_tasks(page, task("one"))
+    page.goto("/#tasks")
+    rows = page.locator("#rows").get_by_role("row")
+    expect(rows).to_have_count(1)
+    page.get_by_role("link", name="To the content").press("Enter")
+    expect(page.locator("#main")).to_be_focused()
+
+    mock_tasks(page, task("one"), task("two"))
+
+    expect(rows).to_have_count(2, timeout=20_000)
+    assert page.title() == "Tasks · lspt-serve"
+
+
+def test_view_that_there_is_not_is_the_first(page: Page) -> None:
+    page.goto("/#constructor")
+
+    expect(page.get_by_role("heading", name="Classify an image")).to_be_visible()
+    assert page.title() == "Classify · lspt-serve"
+
+
 def test_nothing_moves_for_those_who_want_it_so(browser: Browser, url: str) -> None:
     count = (
         "document.getAnimations().length + [...document.querySelectorAll('*')].filter("

@@ -13,7 +13,7 @@ const picture = createPicture((image) => answers.setImage(image));
 const picker = createPicker((names) => answers.setTasks(names));
 const answers = createAnswers(picture, (name) => picker.remove(name));
 const table = createTable();
-let empty = false;
+let empty = false, view = "classify";
 
 const look = watchTasks(
   (listed) => {
@@ -37,8 +37,8 @@ setUpKey(() => {
 });
 
 function showView({ focus }) {
-  const wanted = location.hash.slice(1);
-  const view = wanted in VIEWS ? wanted : "classify";
+  const wanted = location.hash.slice(1) || "classify";
+  if (Object.hasOwn(VIEWS, wanted)) view = wanted; // else it is the skip link's, or nobody's
   for (const name of Object.keys(VIEWS)) byId(name).hidden = name !== view;
   byId("empty").hidden = !empty;
   if (empty && view === "classify") byId("classify").hidden = true;
