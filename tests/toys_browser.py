@@ -101,7 +101,7 @@ def mock_tasks(page: Page, *tasks: dict[str, Any], refused: dict[str, str] | Non
 
 def task(name: str, **more: Any) -> dict[str, Any]:
     plain = {"version": 1, "labels": ["no", "yes"], "method": "lspt", "metrics": None}
-    return {"name": name, **plain, "license": None, **more}
+    return {"name": name, **plain, "license": None, "aliases": {}, "resident": False, **more}
 
 
 @contextmanager

@@ -20,6 +20,8 @@ def test_table_shows_what_is_served(page: Page, url: str) -> None:
 
     rows = page.locator("#rows").get_by_role("row")
     expect(rows).to_have_count(10)
+    columns = ["Task", "Version", "Labels", "Method", "Test accuracy", "In memory"]
+    expect(page.get_by_role("columnheader")).to_have_text(columns)  # no task has an alias
     listed = httpx.get(f"{url}/tasks").json()
     for row, known in zip(rows.all(), listed["tasks"], strict=True):
         expect(row.get_by_role("rowheader")).to_have_text(known["name"])

@@ -6,11 +6,11 @@ const SHOWN = 200; // rows at first, and more with every press of the button
 const COLUMNS = {
   Task: (task) => create("span", { className: "name" }, task.name),
   Version: (task) => String(task.version),
-  Aliases: (task) => Object.entries(task.aliases ?? {}).map(([name, to]) => `${name} → ${to}`).join(", "),
+  Aliases: (task) => Object.entries(task.aliases).map(([name, to]) => `${name} → ${to}`).join(", "),
   Labels: (task) => labels(task),
   Method: (task) => task.method,
   "Test accuracy": (task) => (task.metrics ? percent(task.metrics.test_accuracy) : "not measured"),
-  "In memory": (task) => (task.resident === undefined ? "" : task.resident ? "yes" : "no"),
+  "In memory": (task) => (task.resident ? "yes" : "no"),
 };
 
 /** Returns `show({tasks, refused})`; rows whose task is as before are left as they are. */
@@ -23,7 +23,7 @@ export function createTable() {
     const query = filter.value.trim();
     const found = tasks.filter((task) => matches(query, texts.get(task)));
     const columns = Object.keys(COLUMNS).filter((name) =>
-      !["Aliases", "In memory"].includes(name) || tasks.some((task) => COLUMNS[name](task) !== ""));
+      name !== "Aliases" || tasks.some((task) => COLUMNS.Aliases(task) !== ""));
     head(columns);
     place(body, found.slice(0, limit).map((task) => rowOf(task, columns)));
     byId("table").hidden = found.length === 0;
