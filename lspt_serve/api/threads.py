@@ -38,13 +38,14 @@ class Threads:
         with self._lock:
             if self._taken >= self._limit:
                 raise OverloadedError(f"{self._taken} wait for {self._name}; try again later")
-            calls = [partial(copy_context().run, work, *args)]
+            context = copy_context()
+            calls = [lambda: context.run(work, *args)]
             future = self._pool.submit(lambda: calls.pop()())
             self._taken += 1
         future.add_done_callback(partial(self._leave, calls))
         return future
 
-    def _leave(self, calls: list[partial[T]], future: "Future[T]") -> None:
+    def _leave(self, calls: list[Callable[[], T]], future: "Future[T]") -> None:
         calls.clear()  # whoever left before: the pool has the future until its turn
         with self._lock:
             self._taken -= 1

@@ -288,7 +288,7 @@ def pixels(**changes: Any) -> dict[str, Any]:
         {**GOOD, "data": ["é"]},
         {**GOOD, "data": [[]]},
         {**GOOD, "data": [[["x"]]]},
-        {**GOOD, "data": [GOOD["data"] * 2]},
+        {**GOOD, "data": [["YQ==", "YQ=="]]},
         {**GOOD, "data": [1]},
         {**GOOD, "data": {"x": 1}},
         {},
