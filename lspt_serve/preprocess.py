@@ -32,6 +32,7 @@ __all__ = [
     "decode_image",
     "normalise",
     "preprocess_image",
+    "to_rgb",
 ]
 
 Format = Literal["JPEG", "PNG", "BMP", "GIF", "WEBP", "JPEG2000"]
@@ -145,7 +146,7 @@ def _decode(image: Image.Image, img_size: int, side: int, *, crop: bool) -> NDAr
     image.load()
     with suppress(Exception):  # of a block that is broken; the pixels are not
         ImageOps.exif_transpose(image, in_place=True)  # else it copies what is upright
-    image = _to_rgb(image)
+    image = to_rgb(image)
     box = _middle(image.size, side, img_size) if crop else None
     image = image.resize((side, side), Image.Resampling.BICUBIC, box)
     return np.asarray(image, dtype=np.uint8)
@@ -200,7 +201,8 @@ def _count_scans(data: bytes) -> int:
     return int(np.count_nonzero((values[:-1] == SCAN[0]) & (values[1:] == SCAN[1])))
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """RGB; 16-bit greys are scaled to 8 bits, and transparency is laid on white."""
     if image.mode.startswith("I"):
         image = _grey_from_wide(image)
     if image.has_transparency_data:

@@ -42,6 +42,7 @@ from lspt_serve.errors import (
     UnsupportedFormatError,
 )
 from lspt_serve.models import Backbone
+from lspt_serve.preprocess import decode_image
 from lspt_serve.schemas import Answer, Item
 
 T = TypeVar("T")
@@ -158,6 +159,26 @@ def test_a_pillow_image_of_any_mode_is_sent(mode: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("mode", "start", "value", "seen"),
+    [
+        *((mode, "I", 30_000, 117) for mode in ("I", "I;16", "I;16B")),  # 30000 / 257
+        *((mode, "RGBA", (10, 20, 30, 0), 255) for mode in ("PA", "RGBa", "RGBA")),
+    ],
+)
+def test_a_wide_or_transparent_image_is_sent_as_it_looks(
+    mode: str, start: str, value: Any, seen: int
+) -> None:
+    image = Image.new(start, (8, 8), value).convert(mode)
+
+    assert (decode_image(read_image(image), 8) == seen).all()
+
+
+def test_a_pillow_image_of_floats_is_refused() -> None:
+    with pytest.raises(ImageError, match="mode F; wanted 8 or 16 bits"):
+        read_image(Image.new("F", (8, 8), 0.5))
+
+
+@pytest.mark.parametrize(
     ("array", "message"),
     [
         (PIXELS.astype(np.float32), "an array of 40 x 40 x 3 float32; wanted H x W x 3 uint8"),
@@ -176,6 +197,8 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
         read_image(tmp_path / "nothing")
     with pytest.raises(ImageError, match="no file"):
         read_image(tmp_path)
+    with pytest.raises(ImageError, match="cannot be read: embedded null"):
+        read_image("a\0b")
     with (tmp_path / "huge").open("wb") as file:
         file.truncate(2**28 + 1)
     with pytest.raises(TooLargeError, match="268435457 bytes; at most 268435456"):

@@ -6,6 +6,7 @@ H height, W width.
 import io
 import os
 from pathlib import Path
+from stat import S_ISREG
 from typing import TypeAlias
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import ImageOps
 
 from lspt_serve.errors import ImageError, TooLargeError
+from lspt_serve.preprocess import to_rgb
 
 __all__ = ["Image", "read_image"]
 
@@ -21,14 +23,15 @@ __all__ = ["Image", "read_image"]
 Image: TypeAlias = bytes | str | os.PathLike[str] | PIL.Image.Image | NDArray[np.uint8]
 
 MAX_FILE_BYTES = 2**28  # more is not even read; servers take far less
-PNG_MODES = ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")
+PNG_MODES = ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")  # others become RGB
 
 
 def read_image(image: Image) -> bytes:
     """The bytes of a file are taken as they are, pixels become a PNG, turned as their EXIF says.
 
     Raises:
-        ImageError: a file that cannot be read, or an array of another shape or dtype.
+        ImageError: a file that cannot be read, an array of another shape or dtype, or a Pillow
+            image of floats, whose white nobody knows.
         TooLargeError: a file of more than 256 MiB.
     """
     if isinstance(image, bytes):
@@ -45,21 +48,28 @@ def read_image(image: Image) -> bytes:
 
 def _read(path: Path) -> bytes:
     try:
-        if path.exists() and not path.is_file():  # a pipe might never end
-            raise ImageError(f"{path}: no file")
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise TooLargeError(f"{path}: {path.stat().st_size} bytes; at most {MAX_FILE_BYTES}")
-        return path.read_bytes()
+        about = path.stat()
+        is_file = S_ISREG(about.st_mode)  # a pipe might never end
+        data = path.read_bytes() if is_file and about.st_size <= MAX_FILE_BYTES else b""
     except OSError as error:
         raise ImageError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:  # a path that there cannot be
+        raise ImageError(f"{str(path)!r}: cannot be read: {error}") from error
+    if not is_file:
+        raise ImageError(f"{path}: no file")
+    if about.st_size > MAX_FILE_BYTES:
+        raise TooLargeError(f"{path}: {about.st_size} bytes; at most {MAX_FILE_BYTES}")
+    return data
 
 
 def _encode(image: PIL.Image.Image) -> bytes:
+    if image.mode == "F":
+        raise ImageError("a Pillow image of mode F; wanted 8 or 16 bits, such as RGB or I;16")
     file = io.BytesIO()
     try:
         upright = ImageOps.exif_transpose(image)
         fits = upright.mode in PNG_MODES
-        (upright if fits else upright.convert("RGB")).save(file, "PNG", compress_level=1)
+        (upright if fits else to_rgb(upright)).save(file, "PNG", compress_level=1)
     except (OSError, SyntaxError, ValueError) as error:  # of a file that is read only now
         raise ImageError(f"image cannot be encoded: {error}") from error
     return file.getvalue()
