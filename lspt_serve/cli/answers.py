@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lspt_serve.errors import OptionError
+from lspt_serve.errors import OptionError, printable
 from lspt_serve.schemas import Item
 
 __all__ = ["Write", "check_suffix", "print_list", "print_tables", "writing"]
@@ -89,13 +89,18 @@ def _table(items: Sequence[Item]) -> Table:
     for item in items:
         best = item.predictions[0] if item.predictions else None
         if item.error:
-            label, score = f"[red]{escape(item.error.message)}[/]", ""
+            label, score = f"[red]{_plain(item.error.message)}[/]", ""
         elif best:
-            label, score = escape(best.label), f"{best.score:.3f}"
+            label, score = _plain(best.label), f"{best.score:.3f}"
         else:
             label, score = "[dim]none over the threshold[/]", ""
-        table.add_row(escape(item.file or ""), escape(item.task), label, score)
+        table.add_row(_plain(item.file or ""), _plain(item.task), label, score)
     return table
+
+
+def _plain(text: str) -> str:
+    """Labels and files may be a stranger's."""
+    return escape(printable(text))
 
 
 def _record(item: Item) -> dict[str, Any]:

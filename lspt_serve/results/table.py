@@ -9,7 +9,7 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-from lspt_serve.errors import SweepError
+from lspt_serve.errors import SweepError, printable
 from lspt_serve.preprocess import NORMALISATIONS
 from lspt_serve.results.published import (
     PUBLISHED,
@@ -215,17 +215,19 @@ class Grid:
 def comparison_grid(comparison: Comparison, published: Pretraining | None = None) -> Grid:
     """Accuracies in percent, the best of each column bold; the mean where there are more tasks.
 
+    What runs name does nothing to a terminal: bundles may be a stranger's.
+
     Args:
         published: also columns of published figures of the methods, marked so.
     """
     tasks, rows = comparison.tasks, comparison.rows
     columns = [[row.tasks.get(task) for row in rows] for task in tasks]
-    header = ["entry", *tasks]
+    header = ["entry", *map(printable, tasks)]
     if len(tasks) > 1:
         columns.append([row.mean for row in rows])
         header.append("mean")
     cells = [_column(column) for column in columns]
-    notes = [f"failed: {failure}" for failure in comparison.failures]
+    notes = [printable(f"failed: {failure}") for failure in comparison.failures]
     if any(row.to_best for row in rows):
         cells.append([_cell(row.to_best) for row in rows])
         header.append("to the best")
@@ -237,10 +239,14 @@ def comparison_grid(comparison: Comparison, published: Pretraining | None = None
         header += [f"published: {column}" for column in PUBLISHED_COLUMNS]
         notes.append(published_note(published))
     return Grid(
-        comparison.caption,
+        printable(comparison.caption),
         header,
         [
-            [Text(row.name), *figures, *(_published(row.method, published) if published else [])]
+            [
+                Text(printable(row.name)),
+                *figures,
+                *(_published(row.method, published) if published else []),
+            ]
             for row, *figures in zip(rows, *cells, sizes, times, strict=True)
         ],
         notes,

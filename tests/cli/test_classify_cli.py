@@ -11,6 +11,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,12 @@ from toys_cli import Command, Ended
 from toys_server import create_served, served
 
 from lspt_serve.cli import main
+from lspt_serve.cli.answers import print_tables
 from lspt_serve.client import AsyncClient
 from lspt_serve.models import Backbone
 from lspt_serve.preprocess import FORMATS
 from lspt_serve.runtime import Classifier, OnnxEngine, PromptStore
+from lspt_serve.schemas import Item, LabelScore
 
 RNG = np.random.default_rng(0)
 PNG = encoded(coloured("red", RNG, side=40))
@@ -196,6 +199,17 @@ def test_a_table_says_when_no_label_is_over_the_threshold(run: Command) -> None:
 
     assert "none over the threshold" in ended.out
     assert ended.code == 0
+
+
+def test_words_of_a_bundle_do_nothing_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    best = LabelScore(index=0, label="x\x1b]0;mine\x07y", score=0.5)
+    with print_tables(nullcontext) as write:
+        write([Item(image=0, file="a\x1b[2Jb", task="colour", version=1, predictions=[best])])
+
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed
+    assert r"a\x1b[2Jb" in printed
+    assert r"x\x1b]0;mine\x07y" in printed
 
 
 def test_many_answers_are_several_tables(run: Command, monkeypatch: pytest.MonkeyPatch) -> None:

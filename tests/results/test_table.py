@@ -109,6 +109,15 @@ def test_terminal_shows_the_same_figures() -> None:
     assert "failed: lspt|4 on b, seed 1: training diverged" in printed.getvalue()
 
 
+def test_names_of_runs_do_nothing_to_a_terminal() -> None:
+    printed = io.StringIO()
+    runs = [run("a\x1b[2J", "x\x1b]0;mine\x07"), run("b", "x", error="\x1b[2J", test=None)]
+    Console(file=printed, width=200).print(comparison_grid(compare(runs)[0]).to_rich())
+
+    assert "\x1b" not in printed.getvalue()
+    assert r"x\x1b]0;mine\x07" in printed.getvalue()
+
+
 def test_a_task_that_an_entry_lacks_is_a_gap_and_no_mean() -> None:
     (comparison,) = compare([run("a", "x"), run("b", "x"), run("a", "y")])
 
