@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 import typer
 
+from lspt_serve.bundle import check_task_name
 from lspt_serve.cli.console import Json, print_json
 from lspt_serve.errors import OptionError, ServerError, UnavailableError
 
@@ -27,7 +28,8 @@ def load(task: Task, url: Url = URL, as_json: Json = False) -> None:
 
     Example:  lspt load flowers
     """
-    _ask(url, "POST", f"/v2/repository/models/{quote(task, safe='')}/load")
+    check_task_name(task)
+    _ask(url, "POST", f"/v2/repository/models/{task}/load")
     _report({"task": task, "state": "READY"}, f"{task} is served", as_json=as_json)
 
 
@@ -38,7 +40,8 @@ def unload(task: Task, url: Url = URL, as_json: Json = False) -> None:
 
     Example:  lspt unload flowers
     """
-    _ask(url, "POST", f"/v2/repository/models/{quote(task, safe='')}/unload")
+    check_task_name(task)
+    _ask(url, "POST", f"/v2/repository/models/{task}/unload")
     _report({"task": task, "state": "UNAVAILABLE"}, f"{task} is unloaded", as_json=as_json)
 
 
@@ -62,7 +65,8 @@ def alias(
         raise OptionError(f"{name!r} is not of the form NAME:ALIAS")
     if delete == (version is not None):
         raise OptionError("give a version or --delete, one of them")
-    path = f"/tasks/{quote(task, safe='')}/aliases/{quote(short, safe='')}"
+    check_task_name(task)
+    path = f"/tasks/{task}/aliases/{quote(short, safe='')}"
     record = _ask(url, "DELETE" if delete else "PUT", path, None if delete else version)
     stands = "is gone" if delete else f"is version {version}"
     _report(record, f"{name} {stands}", as_json=as_json)
@@ -80,6 +84,8 @@ def _ask(url: str, method: str, path: str, version: int | None = None) -> Any:
 
     if not (token := os.environ.get(TOKEN)):
         raise OptionError(f"{TOKEN} is not set; give the token that the server was started with")
+    if not (token.isascii() and token.isprintable()):
+        raise OptionError(f"{TOKEN} holds what no header may; wanted printable ASCII")
     try:
         answer = httpx.request(
             method,

@@ -44,6 +44,7 @@ def serve(
 
     Then:  curl -F image=@photo.jpg -F task=flowers http://127.0.0.1:3000/classify
     """
+    from lspt_serve.api.auth import load_access
     from lspt_serve.graph import load_graph_spec
     from lspt_serve.runtime import PromptStore, fastest, try_engines
     from lspt_serve.settings import ServiceSettings
@@ -53,6 +54,7 @@ def serve(
         raise OptionError("--triton-url is of --engine triton; give both or neither")
     # say what is wrong before BentoML starts
     settings = ServiceSettings.from_env()
+    load_access(settings.admin_token, settings.keys)
     trusted = load_trusted_keys(settings.trusted_keys)
     store = PromptStore(bundles, load_graph_spec(graph), trusted=trusted)
     address = _find_address(host, port)

@@ -368,6 +368,14 @@ def test_bundles_are_exported_as_adapters_of_one_model(
     check_error(lspt(*words), f"{out / 'colour.json'} exists already")
 
 
+def test_serve_refuses_keys_that_cannot_be_read(
+    lspt: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LSPT_KEYS", str(tmp_path / "keys.json"))
+
+    check_error(lspt("serve", "--graph", tmp_path), "LSPT_KEYS is .*keys.json: cannot be read")
+
+
 def test_serve_takes_what_it_is_not_given_from_the_environment(
     lspt: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

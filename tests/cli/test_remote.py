@@ -61,6 +61,9 @@ def other_server() -> Iterator[str]:
         (["load", "flowers", "--url", "127.0.0.1:9"], "wanted http://HOST:PORT"),
         (["load", "flowers", "--url", "ftp://127.0.0.1"], "wanted http://HOST:PORT"),
         (["unload", "flowers", "--url", "http://127.0.0.1:9"], "no server answers at http"),
+        (["load", "a/b"], "'a/b' cannot name a task"),
+        (["unload", "\udcff"], "cannot name a task"),
+        (["alias", "Flowers:stable", "3"], "'Flowers' cannot name a task"),
     ],
 )
 def test_mistake_is_one_line(
@@ -79,6 +82,19 @@ def test_missing_token_is_told(
     monkeypatch.delenv("LSPT_ADMIN_TOKEN")
 
     assert "LSPT_ADMIN_TOKEN is not set" in run("load", "flowers")[1]
+
+
+@pytest.mark.parametrize("token", ["s3cret\n", "s3crét"])
+def test_a_token_that_no_header_may_hold_is_not_told(
+    run: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch, token: str
+) -> None:
+    monkeypatch.setenv("LSPT_ADMIN_TOKEN", token)
+
+    code, printed = run("load", "flowers")
+
+    assert (code, printed.count("\n")) == (2, 1)
+    assert "LSPT_ADMIN_TOKEN holds what no header may" in printed
+    assert "s3cr" not in printed
 
 
 @pytest.mark.parametrize(
