@@ -23,6 +23,7 @@ from lspt_serve.sizes import USUAL_PROMPTS
 
 __all__ = ["TorchEngine"]
 
+KNOWN: tuple[Precision, ...] = ("fp32", "bf16")
 NUM_SLOTS = 64  # twice the tasks that the largest batch of a server can have
 Array = NDArray[np.float32]
 Forward = Callable[[Array, Gathered, NDArray[np.int64]], Array]
@@ -140,6 +141,8 @@ class TorchEngine:
 
 
 def _find_device(device: Device, precision: Precision) -> torch.device:
+    if precision not in KNOWN:
+        raise GraphError(f"torch has no {precision} here; wanted {' or '.join(KNOWN)}")
     there = torch.cuda.is_available()
     if device == "cuda" and not there:
         raise GraphError("device 'cuda' was asked for, but torch sees no CUDA GPU")

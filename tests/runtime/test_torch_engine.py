@@ -143,6 +143,12 @@ def test_linear_probes_share_a_batch(tiny_backbone: Backbone, tmp_path: Path) ->
     assert np.abs(features - wanted).max() <= FP32 * np.abs(wanted).max()
 
 
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_precision_that_torch_has_not_is_refused(graph: Path, precision: Precision) -> None:
+    with pytest.raises(GraphError, match=f"torch has no {precision} here; wanted fp32 or bf16"):
+        TorchEngine(graph, device="cpu", precision=precision)
+
+
 def test_bf16_passes_the_gate_and_is_not_fp32(
     graph: Path, tasks: Sequence[Bundle], alone: Sequence[NDArray[np.float32]]
 ) -> None:
