@@ -27,7 +27,7 @@ from lspt_serve.signatures import SIGNATURE
 __all__ = ["Catalog", "Entry", "Found", "scan", "task_of", "unknown_task"]
 
 Stamp = tuple[tuple[int, int, int], ...]  # of a bundle's files; what changes them changes it
-GONE = (0, 0, 0)
+GONE, UNREADABLE = (0, 0, 0), (0, 0, 1)  # no such file, or none that a disk gives now
 REFERENCE = re.compile(r"(?P<name>[^@:]*)(@(?P<version>[0-9]{1,18})|:(?P<alias>.*))?")
 
 
@@ -79,6 +79,10 @@ class Catalog:
     def entries(self) -> set[Entry]:
         """All that is served."""
         return {entry for versions in self.tasks.values() for entry in versions.values()}
+
+    def __contains__(self, entry: Entry) -> bool:
+        """Whether it is served."""
+        return self.tasks.get(entry.manifest.name, {}).get(entry.manifest.version) is entry
 
     def __iter__(self) -> Iterator[Entry]:
         """The default version of every task that has one."""
@@ -150,6 +154,7 @@ def scan(
     everything = {
         name: _look(folder, name, stamp, before, read)
         for name, stamp in _find_bundles(folder, signed=signed)
+        if name in before.found or UNREADABLE not in stamp  # else it may be no bundle at all
     }
     tasks: dict[str, dict[int, Entry]] = {}
     refused = {name: found.reason for name, found in everything.items() if found.reason}
@@ -214,8 +219,10 @@ def _stamp(path: str) -> tuple[int, int, int]:
     """Changes with the file: ctime tells of a copy that keeps its mtime."""
     try:
         status = os.stat(path)  # noqa: PTH116
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return GONE
+    except OSError:
+        return UNREADABLE
     return status.st_ino, status.st_ctime_ns, status.st_size
 
 

@@ -34,16 +34,17 @@ class BundleMemory:
                 self._bundles.move_to_end(entry)
             return bundle
 
-    def put(self, entry: Entry, bundle: Bundle) -> Bundle:
+    def put(self, entry: Entry, bundle: Bundle, *, evict: bool = True) -> Bundle:
         """The bundle, or the same one of another thread that was faster.
 
-        It stays out if it is larger than what others that are kept leave of the memory.
+        It stays out if it is larger than what others that are kept leave of the memory, or, where
+        it may evict none, than what is free.
         """
         with self._lock:
             if known := self._bundles.get(entry):
                 return known
             kept = sum(_size(self._bundles[own]) for own in self._kept if own in self._bundles)
-            if _size(bundle) > self.max_bytes - kept:
+            if _size(bundle) > self.max_bytes - (kept if evict else self.num_bytes):
                 return bundle
             self._bundles[entry] = bundle
             self.num_bytes += _size(bundle)

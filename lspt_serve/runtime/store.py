@@ -277,12 +277,15 @@ class PromptStore:
             if bundle.manifest != entry.manifest:
                 raise BundleError(f"{entry.folder}: replaced since it was read")
             bundle = self._memory.put(entry, bundle)
+            if entry not in self._catalog:  # it went meanwhile, and nobody would drop it
+                self._memory.drop(entry)
         return bundle
 
     def _read(self, folder: Path) -> Entry:
         bundle = self._load(folder)
         entry = Entry(folder, bundle.manifest)
-        self._memory.put(entry, bundle)
+        # later on what is there was asked for, and this was not yet
+        self._memory.put(entry, bundle, evict=self.generation == 0)
         return entry
 
     def _load(self, folder: Path) -> Bundle:

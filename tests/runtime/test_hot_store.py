@@ -460,6 +460,44 @@ def test_what_does_not_fit_in_memory_is_read_again_from_disk(
     assert store._memory.num_bytes <= 40
 
 
+def test_bundles_that_come_take_no_memory_of_those_that_are_used(
+    add: Callable[..., None], tmp_path: Path, graph: GraphSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add("used", number=7, folder="used")
+    store = PromptStore(tmp_path, graph, host_bytes=2 * 20)
+    for number in range(5):
+        add(f"task-{number}", number=number)
+    store.refresh()
+    (tmp_path / "used" / TENSORS).write_bytes(b"broken")
+    for number in range(5):
+        add(f"more-{number}", number=number)
+    store.refresh()
+    read = reads_of(store, monkeypatch)
+
+    assert number_of(store["used"]) == 7
+    assert read == []
+
+
+def test_a_bundle_that_goes_while_it_is_read_does_not_stay_in_memory(
+    add: Callable[..., None], tmp_path: Path, graph: GraphSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add("flowers", number=1, folder="flowers")
+    store = PromptStore(tmp_path, graph)
+    store._memory.drop(store._catalog.find("flowers"))
+    load = store._load
+
+    def load_and_lose(folder: Path) -> Bundle:
+        bundle = load(folder)
+        shutil.rmtree(folder)
+        store.refresh()
+        return bundle
+
+    monkeypatch.setattr(store, "_load", load_and_lose)
+
+    assert number_of(store["flowers"]) == 1  # as of when it was asked for
+    assert store._memory.num_bytes == 0
+
+
 def reads_of(store: PromptStore, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The folders that the store reads from now on."""
     read: list[str] = []
@@ -572,6 +610,30 @@ def test_bundle_on_a_disk_that_fails_can_no_longer_be_read(
 
     with pytest.raises(UnknownTaskError, match="task 'flowers' can no longer be read"):
         store["flowers"]
+
+
+def test_a_disk_that_gives_no_status_loses_no_task(
+    add: Callable[..., None], tmp_path: Path, graph: GraphSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add("flowers", number=3, folder="flowers")
+    store, stat = PromptStore(tmp_path, graph), os.stat
+    (tmp_path / "lost+found").mkdir()
+
+    def fail(path: Any, **options: Any) -> os.stat_result:
+        if str(path).endswith(("flowers/bundle.json", "lost+found/bundle.json")):
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return stat(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", fail)
+        store.refresh()
+    assert number_of(store["flowers"]) == 3
+    assert "Stale file handle" in store.refused["flowers"]
+    assert "lost+found" not in store.refused
+
+    store.refresh()
+    assert not store.refused
+    assert [task.name for task in store] == ["flowers"]
 
 
 def test_unchanged_folder_costs_a_look_at_two_files(
