@@ -9,7 +9,6 @@ import json
 import math
 import re
 from collections import Counter
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -37,6 +36,7 @@ __all__ = [
     "BASELINE",
     "FORMAT_VERSION",
     "MANIFEST",
+    "MAX_VERSION",
     "TASK_NAME",
     "TENSORS",
     "BackboneRef",
@@ -45,6 +45,8 @@ __all__ = [
     "MethodRef",
     "Metrics",
     "Rounding",
+    "TaskName",
+    "TaskVersion",
     "check_no_baseline",
     "check_task_name",
     "load_bundle",
@@ -56,7 +58,10 @@ MANIFEST, TENSORS = "bundle.json", "tensors.safetensors"
 BASELINE = "baseline.json"  # of a folder that lspt train --method full wrote
 MAX_MANIFEST_BYTES = MAX_HEADER_BYTES = 16_000_000  # of bundle.json, and before the tensors
 MAX_FIELDS_BYTES = 1_000_000  # of bundle.json without its labels
+MAX_VERSION = 2**31 - 1  # as much as an ONNX adapter's holds
 TASK_NAME = r"[a-z0-9][a-z0-9._-]{0,63}"
+TaskName = Annotated[str, StringConstraints(pattern=f"^{TASK_NAME}$")]
+TaskVersion = Annotated[int, Field(ge=1, le=MAX_VERSION)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
@@ -110,8 +115,8 @@ class Manifest(_Record):
     """bundle.json."""
 
     format_version: Literal[1] = FORMAT_VERSION
-    name: Annotated[str, StringConstraints(pattern=f"^{TASK_NAME}$")]
-    version: int = Field(default=1, ge=1)
+    name: TaskName
+    version: TaskVersion = 1
     labels: Annotated[list[str], Field(min_length=2, fail_fast=True)]
     method: MethodRef
     trained_as: MethodRef | None = None  # where folding made another method of it
@@ -134,11 +139,15 @@ class Manifest(_Record):
 
 
 class Bundle:
-    """A task in memory: its manifest and its tensors (name -> float32 array)."""
+    """A task in memory: its manifest and its tensors (name -> float32 array).
+
+    `method_tensors` are those that enter the graph, all but the head; engines know a task by it.
+    """
 
     def __init__(self, manifest: Manifest, tensors: dict[str, NDArray[np.float32]]) -> None:
         self.manifest = manifest
         self.tensors = tensors
+        self.method_tensors = {k: v for k, v in tensors.items() if not k.startswith("head.")}
 
     @classmethod
     def create(
@@ -182,11 +191,6 @@ class Bundle:
     def head(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Weight (K x F) and bias (K), applied to the features that the graph gives."""
         return self.tensors["head.weight"], self.tensors["head.bias"]
-
-    @cached_property
-    def method_tensors(self) -> dict[str, NDArray[np.float32]]:
-        """The tensors that enter the graph: all but the head. The same object every time."""
-        return {k: v for k, v in self.tensors.items() if not k.startswith("head.")}
 
     def check_backbone(self, backbone: BackboneRef) -> None:
         """Raises BundleError if the bundle was trained on another backbone."""

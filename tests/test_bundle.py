@@ -385,6 +385,7 @@ def test_a_name_that_may_not_be_a_folders_is_refused(folder: Path, name: str) ->
         ({"format_version": "1"}, "format_version: "),
         ({"version": 0}, "version: .*greater than or equal to 1"),
         ({"version": "seven"}, "version: "),
+        ({"version": 2**31}, "version: .*less than or equal to 2147483647"),
         ({"labels": ["ant", "bee", "ant"]}, "labels: .*labels must differ, got twice: ant"),
         ({"labels": ["ant"]}, "labels: .*at least 2"),
         ({"labels": []}, "labels: .*at least 2"),

@@ -9,11 +9,11 @@ from lspt_serve.api.auth import StoreToChange
 from lspt_serve.api.bodies import parse_json, read_body, validate
 from lspt_serve.api.changes import change
 from lspt_serve.api.openapi import json_body, responses
-from lspt_serve.bundle import TASK_NAME
+from lspt_serve.bundle import TaskName, TaskVersion
 
 __all__ = ["AliasVersion", "router"]
 
-Alias = Annotated[str, Path(pattern=f"^{TASK_NAME}$")]
+Alias = Annotated[TaskName, Path()]
 router = APIRouter(responses=responses(400, 401, 404, 409, 413, 503, 504))
 
 
@@ -32,7 +32,7 @@ class AliasTo(BaseModel):
 class AliasVersion(BaseModel):
     """What an alias is to stand for."""
 
-    version: Annotated[int, Field(strict=True, ge=1)]
+    version: Annotated[TaskVersion, Field(strict=True)]
 
 
 @router.put("/tasks/{name}/aliases/{alias}", openapi_extra=json_body(AliasVersion, {"version": 1}))

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from lspt_serve.baseline import BaselineRecord
-from lspt_serve.bundle import BASELINE, MANIFEST, Manifest, check_task_name
+from lspt_serve.bundle import BASELINE, MANIFEST, MAX_VERSION, Manifest, check_task_name
 from lspt_serve.cli.console import (
     ImgSize,
     Json,
@@ -134,7 +134,9 @@ def train(
         Literal["float32", "float16"],
         typer.Option(help="Of the bundle's tensors: float16 is half the bytes."),
     ] = "float32",
-    version: Annotated[int, typer.Option(help="Version of the bundle, from 1.", min=1)] = 1,
+    version: Annotated[
+        int, typer.Option(help="Version of the bundle, from 1.", min=1, max=MAX_VERSION)
+    ] = 1,
     license: Annotated[str | None, typer.Option(help="Licence of the bundle.")] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,

@@ -1,11 +1,10 @@
 """aliases.json, beside the bundles: names for versions of tasks, {"flowers": {"stable": 3}}."""
 
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import Field, StringConstraints, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from lspt_serve.bundle import TASK_NAME
+from lspt_serve.bundle import TaskName, TaskVersion
 from lspt_serve.errors import BundleError, first_mistake
 from lspt_serve.runtime.folder_file import load_folder_file, save_folder_file
 
@@ -13,8 +12,7 @@ __all__ = ["ALIASES_FILE", "DEFAULT", "Aliases", "load_aliases", "save_aliases"]
 
 ALIASES_FILE = "aliases.json"
 DEFAULT = "default"  # what a task's bare name stands for; without it, the highest version
-Name = Annotated[str, StringConstraints(pattern=f"^{TASK_NAME}$")]
-Aliases = dict[Name, dict[Name, Annotated[int, Field(ge=1)]]]  # task -> alias -> version
+Aliases = dict[TaskName, dict[TaskName, TaskVersion]]  # task -> alias -> version
 ADAPTER = TypeAdapter(Aliases)
 
 

@@ -1,17 +1,16 @@
 """unloaded.json, beside the bundles: names of tasks that are not to be served, ["flowers"]."""
 
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import StringConstraints, TypeAdapter
+from pydantic import TypeAdapter
 
-from lspt_serve.bundle import TASK_NAME
+from lspt_serve.bundle import TaskName
 from lspt_serve.runtime.folder_file import load_folder_file, save_folder_file
 
 __all__ = ["UNLOADED_FILE", "load_unloaded", "save_unloaded"]
 
 UNLOADED_FILE = "unloaded.json"
-ADAPTER = TypeAdapter(list[Annotated[str, StringConstraints(pattern=f"^{TASK_NAME}$")]])
+ADAPTER = TypeAdapter(list[TaskName])
 
 
 def load_unloaded(folder: Path) -> frozenset[str]:
