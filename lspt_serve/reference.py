@@ -3,7 +3,7 @@
 Written by the export beside the graph and its int8 twin, read by the runtime; needs neither torch
 nor ONNX.
 
-B rows, F pooled features.
+B rows, F pooled features, N patches.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ from lspt_serve.graph import REFERENCE_FILE
 
 __all__ = ["MAX_ERROR", "Precision", "Reference", "reference_images", "row_errors"]
 
-FEATURES, WHOSE, IMAGES = "features", "whose", "images"
+FEATURES, WHOSE, IMAGES, ATTENTION = "features", "whose", "images", "attention"
 Precision = Literal["fp32", "fp16", "bf16", "int8"]  # of the matrix products; of int8's, most
 # The error of a row is the length of its difference from torch's, over the length of torch's.
 # For int8 it is of real images: ranges measured on images cut off what noise has beyond them, and
@@ -41,12 +41,14 @@ class Reference:
         whose: which of the tasks a row is for; B.
         features: B x F.
         own: the images, B x 3 x H x W; None is `reference_images`, which need not be kept.
+        attention: B x N; None where the graph gives none, or in int8, where images can tell it.
     """
 
     tasks: Sequence[Mapping[str, Array]]
     whose: NDArray[np.int64]
     features: Array
     own: Array | None = None
+    attention: Array | None = None
 
     def images(self, img_size: int) -> Array:
         """Normalised, B x 3 x img_size x img_size."""
@@ -66,6 +68,7 @@ class Reference:
         }
         tensors |= {FEATURES: self.features, WHOSE: self.whose}
         tensors |= {} if self.own is None else {IMAGES: self.own}
+        tensors |= {} if self.attention is None else {ATTENTION: self.attention}
         save_file(tensors, folder / REFERENCE_FILE)
 
     @classmethod
@@ -75,7 +78,7 @@ class Reference:
         try:
             tensors = load_file(path)
             features, whose = tensors.pop(FEATURES), tensors.pop(WHOSE)
-            own = tensors.pop(IMAGES, None)
+            own, attention = tensors.pop(IMAGES, None), tensors.pop(ATTENTION, None)
             tasks: list[dict[str, Array]] = [{} for _ in range(int(whose.max()) + 1)]
             for key, tensor in tensors.items():
                 number, _, name = key.partition("/")
@@ -84,7 +87,7 @@ class Reference:
             raise GraphError(
                 f"{path}: cannot be read: {first_line(error)}; export the graph again"
             ) from error
-        return cls(tasks, whose, features, own)
+        return cls(tasks, whose, features, own, attention)
 
 
 def row_errors(got: Array, wanted: Array) -> Array:

@@ -120,10 +120,16 @@ def _refer(tasks: Sequence[PromptedViT], img_size: int) -> Reference:
     whose = [row % len(tasks) for row in range(len(images))]
     with torch.inference_mode():
         rows = [
-            tasks[task].eval().forward_features(torch.from_numpy(image[None]))
+            SharedGraph(tasks[task].eval())(torch.from_numpy(image[None]))
             for image, task in zip(images, whose, strict=True)
         ]
-    return Reference([_arrays(model) for model in tasks], np.array(whose), torch.cat(rows).numpy())
+    features, *attention = (torch.cat(own).numpy() for own in zip(*rows, strict=True))
+    return Reference(
+        [_arrays(model) for model in tasks],
+        np.array(whose),
+        features,
+        attention=attention[0] if attention else None,
+    )
 
 
 def _arrays(model: PromptedViT) -> dict[str, NDArray[np.float32]]:

@@ -3,6 +3,7 @@
 B rows, F pooled features.
 """
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Barrier
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lspt_serve.errors import GraphError
+from lspt_serve.feed import TaskTensors
 from lspt_serve.reference import MAX_ERROR, Precision, Reference, row_errors
 from lspt_serve.runtime.engine import Engine
 
@@ -19,6 +21,7 @@ __all__ = ["Parity", "check_engine"]
 MIN_AGREEMENT: dict[Precision, float] = {"fp32": 0.99, "fp16": 0.97, "bf16": 0.9, "int8": 0.8}
 HEADS, NUM_CLASSES = 100, 10  # random heads, whose answers are much closer to one another than a
 #                               trained head's: their agreement is a lower bound, and a finer one
+LOOKED_AT = 4  # attention may differ by times what features may: no answer is made of it
 Array = NDArray[np.float32]
 
 
@@ -38,7 +41,8 @@ class Parity:
 def check_engine(engine: Engine, reference: Reference) -> Parity:
     """Run the reference's batch whole, its first half, its first row, and each task's rows alone.
 
-    And the whole, and the first task's rows, as many times beside one another as the engine may.
+    And the whole, and the first task's rows, as many times beside one another as the engine may;
+    and once for what it attends to.
 
     Raises:
         GraphError: the difference is more than the engine's precision explains.
@@ -74,7 +78,21 @@ def check_engine(engine: Engine, reference: Reference) -> Parity:
             f"{worst:.1e} of a row and agrees in {parity.top1_agreement:.1%} of answers, wanted at "
             f"most {most:g} and at least {least:.0%}; take another engine or precision"
         )
+    if reference.attention is not None:
+        _check_attention(engine, images, reference.rows, reference.attention)
     return parity
+
+
+def _check_attention(
+    engine: Engine, images: Array, tasks: Sequence[TaskTensors], wanted: Array
+) -> None:
+    worst = row_errors(engine.attention(images, tasks), wanted).max()
+    if not worst <= (most := LOOKED_AT * MAX_ERROR[engine.precision]):
+        raise GraphError(
+            f"{engine.name} in {engine.precision} does not serve here: its attention differs from "
+            f"torch's by {worst:.1e} of a row, wanted at most {most:g}; take another engine or "
+            "precision"
+        )
 
 
 def top1_agreement(got: Array, wanted: Array) -> float:

@@ -41,9 +41,11 @@ class OffBy:
     num_beside = num_batches = 1
 
     def __init__(
-        self, graph: GraphSpec, answers: Array, *, share: float, row: int, precision: Precision
+        self, graph: GraphSpec, wanted: Reference, *, share: float, row: int, precision: Precision
     ) -> None:
-        self.graph, self.precision = graph, precision
+        self.graph, self.precision, answers = graph, precision, wanted.features
+        assert wanted.attention is not None
+        self.attended = wanted.attention.copy()
         self._images = reference_images(len(answers), graph.preprocess.img_size)
         self._answers = answers.copy()
         step = np.random.default_rng(0).standard_normal(answers.shape[1:], np.float32)
@@ -56,7 +58,7 @@ class OffBy:
         return answers
 
     def attention(self, images: Array, tasks: Sequence[TaskTensors]) -> Array:
-        raise NotImplementedError
+        return self.attended
 
     def prefetch(self, tasks: Sequence[TaskTensors]) -> None:
         pass
@@ -90,9 +92,7 @@ def test_one_row_that_is_off_by_too_much_is_enough(
     graph: Path, share: float, precision: Precision, passes: bool, row: int
 ) -> None:
     reference = Reference.load(graph)
-    engine = OffBy(
-        load_graph_spec(graph), reference.features, share=share, row=row, precision=precision
-    )
+    engine = OffBy(load_graph_spec(graph), reference, share=share, row=row, precision=precision)
 
     if passes:
         assert check_engine(engine, reference).max_error == pytest.approx(share, rel=1e-3)
@@ -103,18 +103,41 @@ def test_one_row_that_is_off_by_too_much_is_enough(
 
 def test_answers_that_are_not_finite_do_not_pass(graph: Path) -> None:
     reference = Reference.load(graph)
-    engine = OffBy(
-        load_graph_spec(graph), reference.features, share=np.nan, row=0, precision="bf16"
-    )
+    engine = OffBy(load_graph_spec(graph), reference, share=np.nan, row=0, precision="bf16")
 
     with pytest.raises(GraphError, match="does not serve here"):
         check_engine(engine, reference)
 
 
+@pytest.mark.parametrize(
+    ("factor", "precision", "passes"),
+    [
+        (1.003, "fp32", True),
+        (1.005, "fp32", False),
+        (1.19, "bf16", True),
+        (1.21, "bf16", False),
+        (0, "bf16", False),
+        (np.nan, "bf16", False),
+    ],
+)
+def test_attention_that_is_off_does_not_pass(
+    graph: Path, factor: float, precision: Precision, passes: bool
+) -> None:
+    reference = Reference.load(graph)
+    engine = OffBy(load_graph_spec(graph), reference, share=0, row=0, precision=precision)
+    engine.attended[-1] *= np.float32(factor)
+
+    if passes:
+        check_engine(engine, reference)
+    else:
+        with pytest.raises(GraphError, match=f"off in {precision} does .*its attention differs"):
+            check_engine(engine, reference)
+
+
 @pytest.mark.parametrize("batch_size", [1, 4, 8])
 def test_batches_of_one_size_that_are_not_finite_do_not_pass(graph: Path, batch_size: int) -> None:
     reference = Reference.load(graph)
-    engine = OffBy(load_graph_spec(graph), reference.features, share=0, row=0, precision="fp32")
+    engine = OffBy(load_graph_spec(graph), reference, share=0, row=0, precision="fp32")
     right = engine.features
 
     def mostly_right(images: Array, tasks: Sequence[TaskTensors]) -> Array:
@@ -129,7 +152,7 @@ def test_batches_of_one_size_that_are_not_finite_do_not_pass(graph: Path, batch_
 
 def test_batches_that_are_wrong_beside_others_alone_do_not_pass(graph: Path) -> None:
     reference = Reference.load(graph)
-    engine = OffBy(load_graph_spec(graph), reference.features, share=0, row=0, precision="fp32")
+    engine = OffBy(load_graph_spec(graph), reference, share=0, row=0, precision="fp32")
     right, company, together = engine.features, Company(3), threading.Barrier(3)
 
     def mostly_right(images: Array, tasks: Sequence[TaskTensors]) -> Array:
@@ -167,7 +190,7 @@ def test_what_openvino_runs_beside_others_is_looked_at(graph: Path, model: str) 
 @pytest.mark.parametrize("task", [0, 1])
 def test_batch_of_one_task_alone_that_is_wrong_does_not_pass(graph: Path, task: int) -> None:
     reference = Reference.load(graph)
-    engine = OffBy(load_graph_spec(graph), reference.features, share=0, row=0, precision="fp32")
+    engine = OffBy(load_graph_spec(graph), reference, share=0, row=0, precision="fp32")
     right = engine.features
 
     def mostly_right(images: Array, tasks: Sequence[TaskTensors]) -> Array:
