@@ -83,7 +83,9 @@ def to_model(run: Run) -> Model:
 def create_engine(backbone: Backbone, model: Model) -> tuple[OnnxEngine, Bundle]:
     """The shared graph for a model, and a fresh task of it."""
     method, options, pool = model
-    created = create_prompted_vit(backbone, method, num_classes=2, pool=pool, **json.loads(options))
+    created = create_prompted_vit(
+        backbone, method, num_classes=2, pool=pool, options=json.loads(options)
+    )
     bundle = create_bundle(created.fold(), backbone, name="task", version=1, labels=["a", "b"])
     with tempfile.TemporaryDirectory() as folder:
         export_graph(backbone, Path(folder) / "graph", like=bundle)

@@ -70,13 +70,8 @@ def random_bundles(
 ) -> Iterator[Bundle]:
     """LSPT tasks with all tensors off their initial values; `coder_hidden` None is its default."""
     torch.manual_seed(0)
-    model = create_prompted_vit(
-        backbone,
-        "lspt",
-        num_classes=NUM_CLASSES,
-        num_prompts=NUM_PROMPTS,
-        coder_hidden=coder_hidden,
-    )
+    options = {"num_prompts": NUM_PROMPTS, "coder_hidden": coder_hidden}
+    model = create_prompted_vit(backbone, "lspt", num_classes=NUM_CLASSES, options=options)
     labels = [f"label{number}" for number in range(NUM_CLASSES)]
     first = create_bundle(model, backbone, name=task_name(0), labels=labels)
     about = first.manifest.model_dump(include={"labels", "pool"})

@@ -99,7 +99,7 @@ def make_bundle(tiny_backbone: Backbone) -> Callable[..., Bundle]:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             model = create_prompted_vit(
-                backbone, method, num_classes=len(labels), pool=pool, **options
+                backbone, method, num_classes=len(labels), pool=pool, options=options
             ).fold()
             for tensor in model.method.parameters():
                 if not tensor.any():

@@ -54,7 +54,7 @@ def random_bundle(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = create_prompted_vit(
-            backbone, method, num_classes=len(labels), pool=pool, **options
+            backbone, method, num_classes=len(labels), pool=pool, options=options
         ).fold()
         tensors = model.task_tensors()
         model.load_task_tensors({k: v + 0.2 * torch.rand_like(v) for k, v in tensors.items()})

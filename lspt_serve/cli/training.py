@@ -90,7 +90,7 @@ def check_method(
     backbone: Backbone, method: str, *, pool: str | None, init: Init, options: dict[str, Any]
 ) -> None:
     """Raises MethodError for what no model can be made of, or of which nothing could be kept."""
-    model = create_prompted_vit(backbone, method, num_classes=2, pool=pool, **options)
+    model = create_prompted_vit(backbone, method, num_classes=2, pool=pool, options=options)
     pick_init(model.method, init)
     if model.method.trains_backbone:
         check_baseline(model)

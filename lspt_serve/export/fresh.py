@@ -19,12 +19,18 @@ Inputs = dict[str, list[Dim]]
 
 
 def fresh_task(
-    backbone: Backbone, method: str, *, pool: str | None = None, **options: Any
+    backbone: Backbone,
+    method: str,
+    *,
+    pool: str | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> PromptedViT:
     """A task as it is before training, without zeros, which would hide what comes before them."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = create_prompted_vit(backbone, method, num_classes=NUM_CLASSES, pool=pool, **options)
+        model = create_prompted_vit(
+            backbone, method, num_classes=NUM_CLASSES, pool=pool, options=options
+        )
         for tensor in model.method.parameters():
             if not tensor.any():
                 torch.nn.init.trunc_normal_(tensor, std=NOISE)
@@ -36,7 +42,7 @@ def with_other_prompts(backbone: Backbone, model: PromptedViT) -> PromptedViT:
     options = asdict(model.method.settings)
     if NUM_PROMPTS in options:
         options[NUM_PROMPTS] += 1 if options[NUM_PROMPTS] < MAX_PROMPTS else -1
-    return fresh_task(backbone, model.method.name, pool=model.pool, **options)
+    return fresh_task(backbone, model.method.name, pool=model.pool, options=options)
 
 
 def method_tensors(model: PromptedViT) -> dict[str, Tensor]:

@@ -39,7 +39,7 @@ def create_model(backbone: Backbone, bundle: Bundle) -> PromptedViT:
         manifest.method.name,
         num_classes=len(bundle.labels),
         pool=manifest.pool,
-        **manifest.method.options,
+        options=manifest.method.options,
     )
     model.load_task_tensors({name: torch.from_numpy(t) for name, t in bundle.tensors.items()})
     return model.eval()

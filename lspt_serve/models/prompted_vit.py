@@ -188,7 +188,7 @@ def create_prompted_vit(
     *,
     num_classes: int,
     pool: str | None = None,
-    **options: Any,
+    options: Mapping[str, Any] | None = None,
 ) -> PromptedViT:
     """Build a prompted ViT with fresh prompts and head; `pool=None` is the backbone's.
 
@@ -206,7 +206,7 @@ def create_prompted_vit(
     if "cls" in pool.split("+") and vit.cls_token is None:
         raise MethodError(f"pool {pool!r} needs a class token, and {backbone.source} has none")
     shape = Shape(vit.embed_dim, len(vit.blocks), vit.patch_embed.patch_size[0])
-    created = create_method(method, shape, **options)
+    created = create_method(method, shape, **(options or {}))
     if "prompt_mean" in pool and not hasattr(created, "prompts"):
         raise MethodError(f"pool {pool!r} needs prompts, and method {method!r} has none")
     head = nn.Linear(len(pool.split("+")) * vit.embed_dim, num_classes)

@@ -158,7 +158,11 @@ def _load_model(graph: GraphSpec) -> PromptedViT:
     try:
         backbone = load_backbone(wanted.source, img_size=graph.preprocess.img_size)
         model = create_prompted_vit(
-            backbone, graph.method.name, num_classes=1, pool=graph.pool, **graph.method.options
+            backbone,
+            graph.method.name,
+            num_classes=1,
+            pool=graph.pool,
+            options=graph.method.options,
         )
     except (BackboneError, MethodError) as error:
         raise GraphError(f"engine 'torch' cannot make the graph's model: {error}") from error

@@ -85,7 +85,7 @@ def tune(
     started = time.perf_counter()
     torch.manual_seed(settings.seed)  # prompts, coder, head and prompt dropout
     model = create_prompted_vit(
-        backbone, method, num_classes=len(dataset.labels), pool=pool, **(options or {})
+        backbone, method, num_classes=len(dataset.labels), pool=pool, options=options
     )
     model.to(pick_device(settings.device))
     preprocess = replace(backbone.preprocess, crop_pct=dataset.crop_pct)

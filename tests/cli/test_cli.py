@@ -641,6 +641,7 @@ def test_images_are_cropped_augmented_and_cached_when_asked(
         (["--option", "num_prompts=many"], "num_prompts: .*integer"),
         (["--option", f"num_prompts={'9' * 5000}"], "num_prompts: .*integer"),
         (["--option", f"num_prompts={'[' * 100_000}"], "num_prompts: .*integer"),
+        (["--option", "pool=cls"], "unknown option 'pool'; wanted one of: num_prompts"),
         (["--option", "num_prompts"], "'num_prompts' is not of the form KEY=VALUE"),
         (["--option", "coder=lstmm"], "unknown coder 'lstmm'; .*nearest: lstm"),
         (["--img-size", "30"], "img_size 30 is no multiple of the patch size 8; nearest: 24, 32"),
@@ -682,6 +683,18 @@ def test_mistake_in_another_command_is_one_line_and_exit_code_2(
     check_error(lspt(*words), message)
 
     assert list(tmp_path.iterdir()) == []
+
+
+def test_bundle_whose_option_is_called_as_an_argument_is_refused(
+    lspt: Command, bundle: Path, tmp_path: Path
+) -> None:
+    manifest = json.loads((bundle / MANIFEST).read_text())
+    manifest["method"]["options"]["pool"] = "cls"
+    (bundle / MANIFEST).write_text(json.dumps(manifest))
+
+    ended = lspt("export", "--like", bundle, "--out", tmp_path / "graph")
+
+    check_error(ended, "unknown option 'pool'; wanted one of: num_prompts")
 
 
 @pytest.mark.parametrize(

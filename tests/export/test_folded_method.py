@@ -24,7 +24,7 @@ def test_a_graph_for_vpt_deep_answers_like_vfpt_before_folding(
     for share in (0.3, 1.0):
         options: dict[str, Any] = {"num_prompts": 6, "fourier_share": share}
         check_fits(random_bundle(tiny_backbone, method="vfpt", **options), spec)
-        learned = create_prompted_vit(tiny_backbone, "vfpt", num_classes=3, **options).eval()
+        learned = create_prompted_vit(tiny_backbone, "vfpt", num_classes=3, options=options).eval()
         tensors = {
             name: tensor.numpy()
             for name, tensor in learned.fold().task_tensors().items()

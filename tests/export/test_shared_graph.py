@@ -251,7 +251,8 @@ def test_bundle_of_another_backbone_is_refused_and_nothing_is_written(
 def test_graph_is_checked_with_another_number_of_prompts(
     tiny_backbone: Backbone, num_prompts: int, other: int
 ) -> None:
-    model = create_prompted_vit(tiny_backbone, "lspt", num_classes=2, num_prompts=num_prompts)
+    options = {"num_prompts": num_prompts}
+    model = create_prompted_vit(tiny_backbone, "lspt", num_classes=2, options=options)
 
     second = with_other_prompts(tiny_backbone, model)
 

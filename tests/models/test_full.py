@@ -168,7 +168,7 @@ def test_what_timm_has_no_model_for_is_not_described(tiny_backbone: Backbone) ->
     ("given", "message"),
     [
         ({"pool": "prompt_mean"}, "pool 'prompt_mean' needs prompts, and method 'full' has none"),
-        ({"num_prompts": 3}, "unknown option 'num_prompts'; wanted one of: none"),
+        ({"options": {"num_prompts": 3}}, "unknown option 'num_prompts'; wanted one of: none"),
     ],
 )
 def test_it_has_no_prompts(tiny_backbone: Backbone, given: dict[str, Any], message: str) -> None:

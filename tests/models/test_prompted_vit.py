@@ -82,8 +82,10 @@ def features_by_hand(
     return pooled
 
 
-def create(backbone: Backbone, method: str, **options: Any) -> PromptedViT:
-    return create_prompted_vit(backbone, method, num_classes=3, **options).eval()
+def create(
+    backbone: Backbone, method: str, *, pool: str | None = None, **options: Any
+) -> PromptedViT:
+    return create_prompted_vit(backbone, method, num_classes=3, pool=pool, options=options).eval()
 
 
 @pytest.mark.parametrize("pool", ["cls", "patch_mean", "prompt_mean", "cls+prompt_mean"])
@@ -237,7 +239,7 @@ def test_vfpt_shows_each_block_its_transformed_and_its_plain_prompts(
 def test_v2apt_shows_each_block_its_own_and_the_images_prompts(
     make_backbone: Callable[..., Backbone], architecture: dict[str, Any]
 ) -> None:
-    options = {"num_prompts": 5, "num_vae_prompts": 3, "latent_dim": 7}
+    options: dict[str, Any] = {"num_prompts": 5, "num_vae_prompts": 3, "latent_dim": 7}
     model = create(make_backbone(**architecture), "v2apt", **options)
     own, vae = model.method.get_parameter("prompts"), model.method.get_submodule("vae")
     tensors: dict[str, Tensor] = vae.state_dict()
@@ -376,6 +378,14 @@ def test_an_unknown_pool_is_told_the_nearest(
 ) -> None:
     with pytest.raises(MethodError, match=f"unknown pool .*; nearest: .*{nearest}"):
         create(tiny_backbone, "lspt", pool=pool)
+
+
+@pytest.mark.parametrize("name", ["backbone", "method", "name", "num_classes", "options", "pool"])
+def test_option_that_is_called_as_an_argument_is_unknown(
+    tiny_backbone: Backbone, name: str
+) -> None:
+    with pytest.raises(MethodError, match=f"^unknown option '{name}'; wanted one of: num_prompts"):
+        create_prompted_vit(tiny_backbone, "lspt", num_classes=3, options={name: "cls"})
 
 
 @pytest.mark.parametrize(("name", "options"), VARIANTS)

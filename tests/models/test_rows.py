@@ -52,7 +52,7 @@ def create_tasks(
     for count in counts:
         more = {} if method == "linear" else {"num_prompts": count}
         model = create_prompted_vit(
-            backbone, method, num_classes=2, pool=pool, **options, **more
+            backbone, method, num_classes=2, pool=pool, options=options | more
         ).eval()
         for name, tensor in model.method.named_parameters():
             if name == "tau":  # one of 0.01 would make rounding errors a hundred times as large

@@ -46,7 +46,8 @@ def test_the_share_is_rounded_down(share: float, num_prompts: int, count: int) -
 
 
 def test_without_a_share_vfpt_is_vpt_deep_bit_for_bit(tiny_backbone: Backbone) -> None:
-    vfpt = create_prompted_vit(tiny_backbone, "vfpt", num_classes=3, fourier_share=0).eval()
+    plain = {"fourier_share": 0}
+    vfpt = create_prompted_vit(tiny_backbone, "vfpt", num_classes=3, options=plain).eval()
     deep = create_prompted_vit(tiny_backbone, "vpt-deep", num_classes=3).eval()
     deep.load_task_tensors(vfpt.task_tensors())
     assert torch.equal(vfpt(IMAGES), deep(IMAGES))
@@ -57,8 +58,9 @@ def test_without_a_share_vfpt_is_vpt_deep_bit_for_bit(tiny_backbone: Backbone) -
 def test_a_folded_model_answers_what_it_answered_before(
     make_backbone: Callable[..., Backbone], architecture: dict[str, int], share: float
 ) -> None:
+    options = {"num_prompts": 5, "fourier_share": share}
     model = create_prompted_vit(
-        make_backbone(**architecture), "vfpt", num_classes=3, num_prompts=5, fourier_share=share
+        make_backbone(**architecture), "vfpt", num_classes=3, options=options
     ).eval()
     folded = model.fold()
     assert folded.method.name == "vpt-deep"

@@ -40,7 +40,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def create(backbone: Backbone, method: str, **options: Any) -> PromptedViT:
     torch.manual_seed(0)
-    return create_prompted_vit(backbone, method, num_classes=3, **options)
+    return create_prompted_vit(backbone, method, num_classes=3, options=options)
 
 
 def started(backbone: Backbone, method: str, how: Init, *, seed: int = 0) -> Tensor:

@@ -35,9 +35,13 @@ def colours() -> Dataset:
     return coloured_dataset(8, 3, 3)
 
 
-def fresh(backbone: Backbone, method: str = "lspt", **options: Any) -> PromptedViT:
+def fresh(
+    backbone: Backbone, method: str = "lspt", *, pool: str | None = None, **options: Any
+) -> PromptedViT:
     torch.manual_seed(0)
-    return create_prompted_vit(backbone, method, num_classes=len(LABELS), **options)
+    return create_prompted_vit(
+        backbone, method, num_classes=len(LABELS), pool=pool, options=options
+    )
 
 
 def logits_by_hand(model: PromptedViT, split: Split, backbone: Backbone) -> Tensor:

@@ -38,7 +38,7 @@ def check_bundled(name: str) -> None:
         )
 
 
-def create_method(name: str, vit: Shape, **options: Any) -> PromptMethod:
+def create_method(name: str, vit: Shape, /, **options: Any) -> PromptMethod:
     """Build a method with freshly initialised tensors.
 
     Raises:

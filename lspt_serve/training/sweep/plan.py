@@ -199,7 +199,11 @@ def check_plans(plans: list[Plan], backbone: Backbone) -> None:
             try:
                 pick_device(train_settings(plan.train | train, seed=0).device)
                 model = create_prompted_vit(
-                    backbone, plan.method, num_classes=2, pool=plan.pool, **plan.options | options
+                    backbone,
+                    plan.method,
+                    num_classes=2,
+                    pool=plan.pool,
+                    options=plan.options | options,
                 )
                 pick_init(model.method, plan.init)
             except LSPTError as error:

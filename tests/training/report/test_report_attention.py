@@ -21,7 +21,7 @@ IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
 
 def moved(backbone: Backbone, method: str, **options: Any) -> PromptedViT:
     """A folded model whose tensors are off their initial values."""
-    model = create_prompted_vit(backbone, method, num_classes=3, **options)
+    model = create_prompted_vit(backbone, method, num_classes=3, options=options)
     tensors = model.task_tensors()
     model.load_task_tensors({k: v + 0.3 * torch.rand_like(v) for k, v in tensors.items()})
     return model.eval().fold()
