@@ -1,4 +1,4 @@
-"""Write whole or not at all: to a temporary name beside the target, then renamed.
+"""Write whole or not at all: to a temporary name beside the target, on to the disk, then renamed.
 
 Read what is a file, and no more of it than there ought to be.
 """
@@ -25,6 +25,7 @@ __all__ = [
     "locked",
     "read_file",
     "remove_leftovers",
+    "sync",
 ]
 
 RETRY_S = 0.01  # of a lock
@@ -58,7 +59,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
     with _temporary(path) as folder:
         temporary = folder / path.name
         yield temporary
+        sync(temporary)
         temporary.replace(path)
+        _sync_one(path.parent)
 
 
 @contextmanager
@@ -68,6 +71,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         new = folder / "new"
         new.mkdir()
         yield new
+        sync(new)
         old = folder / "old"
         if path.exists():
             path.rename(old)
@@ -77,6 +81,25 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             if old.exists():
                 old.rename(path)
             raise
+        _sync_one(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until the disk has it, a folder with all that is in it: power may go at any time."""
+    for part in [*path.rglob("*"), path]:
+        if not part.is_symlink():  # which is part of its folder
+            _sync_one(part)
+
+
+def _sync_one(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # of a file system that cannot, for folders say
+            raise
+    finally:
+        os.close(handle)
 
 
 @contextmanager

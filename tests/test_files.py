@@ -65,6 +65,58 @@ def test_nothing_is_to_be_seen_before_the_end(atomic: Atomic, target: Path) -> N
         assert all(path.name.startswith(".") for path in target.parent.iterdir())
 
 
+def test_power_that_goes_leaves_the_old_content_or_the_new(
+    atomic: Atomic, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[str, bool]] = []
+
+    def fsync(handle: int) -> None:
+        synced.append((Path(f"/proc/self/fd/{handle}").readlink().name, target.exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with atomic(target) as temporary:
+        write(temporary, "new")
+        of_folder = temporary.is_dir()
+        if of_folder:
+            (temporary / "inside").mkdir()
+            (temporary / "inside" / "deep").touch()
+            (temporary / "link").symlink_to("nowhere")
+
+    written = {"file", "inside", "deep", "new"} if of_folder else {"target"}
+    assert synced[-1] == ("out", True)
+    assert sorted(synced[:-1]) == [(name, False) for name in sorted(written)]
+
+
+def test_file_system_that_cannot_sync_is_written_to(
+    atomic: Atomic, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(handle: int) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with atomic(target) as temporary:
+        write(temporary, "new")
+    assert read(target) == "new"
+
+
+def test_disk_that_fails_in_the_end_leaves_the_old_content(
+    atomic: Atomic, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(handle: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with atomic(target) as temporary:
+        write(temporary, "old")
+    monkeypatch.setattr(os, "fsync", fail)
+    with (
+        pytest.raises(OutputError, match=f"{target} cannot be written: Input/output error"),
+        atomic(target) as temporary,
+    ):
+        write(temporary, "new")
+    assert read(target) == "old"
+    assert list(target.parent.iterdir()) == [target]
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
 def test_an_exception_inside_leaves_the_old_content_and_no_temporary(
     atomic: Atomic, target: Path, error: type[BaseException]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.export import Dim
 
-from lspt_serve.files import atomic_file
+from lspt_serve.files import atomic_file, sync
 from lspt_serve.graph import BATCH, IMAGES
 
 __all__ = ["TRACED", "atomic_onnx", "write_onnx"]
@@ -78,6 +78,7 @@ def atomic_onnx(path: Path) -> Iterator[Path]:
         own = Path(f"{temporary}.data")
         apart = own.exists()
         if apart:
+            sync(own)
             path.unlink(missing_ok=True)
             own.replace(weights)
     if replaced and not apart:

@@ -1,6 +1,5 @@
 """Small JSON files beside the bundles, which all servers of a folder read."""
 
-import os
 from pathlib import Path
 from typing import TypeVar
 
@@ -35,5 +34,3 @@ def save_folder_file(path: Path, adapter: TypeAdapter[T], content: T) -> None:
     """For every server of the folder; raises OutputError."""
     with atomic_file(path) as temporary:
         temporary.write_bytes(adapter.dump_json(content, indent=2) + b"\n")
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())  # one that a loss of power cut short would end every start

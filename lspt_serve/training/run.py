@@ -81,8 +81,10 @@ def has_saved(folder: Path, record: Path) -> bool:
 
 def _announced(folder: Path) -> list[Any]:
     """One more for each time that the run came to its end and was killed there."""
-    path = folder / RESULT
-    return json.loads(path.read_bytes()) if path.exists() else []
+    try:
+        return json.loads((folder / RESULT).read_bytes())  # type: ignore[no-any-return]
+    except (FileNotFoundError, ValueError):  # none, or a broken one, which tells nothing
+        return []
 
 
 def finish_run(folder: Path) -> None:

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -129,10 +130,15 @@ def test_weights_that_are_large_lie_beside_the_model(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(_onnx_program, "_LARGE_MODEL_THRESHOLD", 0)
+    synced: set[str] = set()
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: synced.add(Path(f"/proc/self/fd/{handle}").readlink().name)
+    )
 
     export_adapter(tiny_backbone, bundles[0], tmp_path)
 
     assert (tmp_path / f"{ADAPTER_MODEL}.data").is_file()
+    assert f"{ADAPTER_MODEL}.data" in synced
     apart = onnxruntime.InferenceSession(tmp_path / ADAPTER_MODEL)
     adapter = "colour.onnx_adapter"
     wanted, got = run(session, out / adapter, noise(2)), run(apart, tmp_path / adapter, noise(2))

@@ -23,8 +23,10 @@ from lspt_serve.training import (
     Dataset,
     Epoch,
     TrainSettings,
+    announce_result,
     check_run,
     finish_run,
+    has_saved,
     is_unfinished,
     train_task,
     tune,
@@ -223,6 +225,19 @@ def test_state_is_there_until_the_run_is_finished(train: Train, tmp_path: Path) 
 
     assert not is_unfinished(tmp_path / "run")
     assert train() == []
+
+
+@pytest.mark.parametrize("broken", [b"", b"[{", b"\0" * 20])
+def test_broken_record_of_an_earlier_result_does_not_end_training(
+    unfinished: Path, tmp_path: Path, broken: bytes
+) -> None:
+    (unfinished / "result.json").write_bytes(broken)
+    (tmp_path / "bundle.json").write_text('{"name": "colour"}')
+    assert not has_saved(unfinished, tmp_path / "bundle.json")
+
+    announce_result(unfinished, {"name": "colour"})
+
+    assert has_saved(unfinished, tmp_path / "bundle.json")
 
 
 def test_training_time_counts_all_sessions(
