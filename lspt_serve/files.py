@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 RETRY_S = 0.01  # of a lock
+TEMPORARY = ".lspt-tmp-"  # .NAME.lspt-tmp-XXXXXXXX, as nobody calls a folder of their own
 
 
 def check_output(path: Path, *, overwrite: bool, marker: str | None = None) -> None:
@@ -110,7 +111,7 @@ def _temporary(path: Path) -> Iterator[Path]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}{TEMPORARY}", dir=path.parent))
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror}") from error
     try:
@@ -136,7 +137,7 @@ def remove_leftovers(path: Path) -> None:
 
     A folder that had been put aside for its successor, which then never came, is put back.
     """
-    for folder in path.parent.glob(f".{glob.escape(path.name)}-{'?' * 8}"):
+    for folder in path.parent.glob(f".{glob.escape(path.name)}{TEMPORARY}{'?' * 8}"):
         old = folder / "old"
         if old.exists() and not path.exists():
             old.rename(path)

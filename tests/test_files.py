@@ -230,8 +230,10 @@ def test_a_folder_of_ours_and_a_file_may_be_overwritten(tmp_path: Path) -> None:
 
 
 def test_leftovers_are_those_of_the_path_alone(tmp_path: Path) -> None:
-    others = [".a.b-12345678-12345678", ".a.c-12345678", ".axb-12345678", "a.b-12345678", ".a.b"]
-    for name in [".a.b-12345678", ".a.b-abcd_efg", *others]:
+    mark = ".lspt-tmp-12345678"
+    others = [f".a.b{mark}{mark}", f".a.c{mark}", f".axb{mark}", f"a.b{mark}", ".a.b"]
+    others += [".a.b-snapshot", ".a.b-12345678"]  # somebody's own
+    for name in [f".a.b{mark}", ".a.b.lspt-tmp-abcd_efg", *others]:
         (tmp_path / name / "new").mkdir(parents=True)
 
     remove_leftovers(tmp_path / "a.b")
@@ -239,9 +241,18 @@ def test_leftovers_are_those_of_the_path_alone(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {*others}
 
 
+def test_temporaries_of_a_writer_are_its_leftovers(atomic: Atomic, target: Path) -> None:
+    killed = atomic(target)
+    killed.__enter__()
+
+    remove_leftovers(target)
+
+    assert list(target.parent.iterdir()) == []
+
+
 @pytest.mark.parametrize("there", [True, False])
 def test_what_was_put_aside_for_what_never_came_is_put_back(target: Path, there: bool) -> None:
-    aside = target.parent / ".target-12345678" / "old"
+    aside = target.parent / ".target.lspt-tmp-12345678" / "old"
     aside.mkdir(parents=True)
     (aside / "file").write_text("old")
     if there:

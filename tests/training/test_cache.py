@@ -64,7 +64,7 @@ def same(first: Dataset, second: Dataset) -> bool:
 def test_what_a_killed_decode_left_is_deleted_by_the_next(load: Loader) -> None:
     load()
     (made,) = load.folder.iterdir()
-    left = load.folder / f".{made.name}-abcd1234"
+    left = load.folder / f".{made.name}.lspt-tmp-abcd1234"
     made.rename(left)  # as it was before it was put in place
 
     load()

@@ -396,9 +396,10 @@ def test_finished_run_says_how_its_bundle_was_trained(
 
 
 def test_temporaries_of_a_killed_writer_are_deleted(train: Train, unfinished: Path) -> None:
-    for name in (".state.pt-abcd_123", ".epochs.csv-abcd_123", ".config.json-abcd_123"):
-        (unfinished / name).mkdir()
-        (unfinished / name / "half").write_bytes(b"half")
+    for name in ("state.pt", "epochs.csv", "config.json"):
+        left = unfinished / f".{name}.lspt-tmp-abcd_123"
+        left.mkdir()
+        (left / "half").write_bytes(b"half")
 
     train()
 
