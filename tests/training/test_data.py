@@ -150,6 +150,30 @@ def test_train_without_val_is_refused(tmp_path: Path) -> None:
         load_dataset(tmp_path, 4)
 
 
+@pytest.mark.parametrize(
+    ("names", "listed"),
+    [
+        (("training", "validation", "test"), "test, training, validation"),
+        (("Train", "Test"), "Test, Train"),
+        (("val", "testing", "extra"), "testing, val"),
+    ],
+)
+def test_splits_by_other_names_are_no_labels(
+    tmp_path: Path, names: tuple[str, ...], listed: str
+) -> None:
+    write_splits(tmp_path, **{name: {"cat": 3, "dog": 3} for name in names})
+
+    with pytest.raises(DataError, match=f"has {listed} but no train; wanted train, val and test"):
+        load_dataset(tmp_path, 4)
+
+
+def test_label_may_be_called_as_a_split(tmp_path: Path) -> None:
+    write_labels(tmp_path, {"cat": 3, "dog": 3})
+    (tmp_path / "dog").rename(tmp_path / "test")
+
+    assert load_dataset(tmp_path, 4).labels == ["cat", "test"]
+
+
 @pytest.mark.parametrize("name", ["validation", "valid"])
 def test_val_may_be_called_otherwise(tmp_path: Path, name: str) -> None:
     every = {"cat": 1, "dog": 2}

@@ -17,12 +17,20 @@ from lspt_serve.training.data.source import (
 
 __all__ = ["read_folders"]
 
+SPLIT_LIKE = {*SPLIT_OF, "training", "testing"}  # as labels, two of them are no chance
+
 
 def read_folders(folder: Path, seed: int) -> Source:
-    """Raises DataError where train stands without val or test."""
+    """Raises DataError where train stands without val or test, or splits without train."""
     if not (folder / "train").is_dir():
-        labels, samples = _labels(folder), _samples(folder)
-        return Source(labels, split_by_seed(str(folder), samples, labels, seed))
+        labels = _labels(folder)
+        splits = [label for label in labels if label.lower() in SPLIT_LIKE]
+        if len(splits) > 1:
+            raise DataError(
+                f"{folder} has {', '.join(splits)} but no train; wanted train, val and test, or "
+                "labels alone"
+            )
+        return Source(labels, split_by_seed(str(folder), _samples(folder), labels, seed))
     there = [name for name in reversed(SPLIT_OF) if (folder / name).is_dir()]
     places = {SPLIT_OF[name]: folder / name for name in there}  # of two for val the one called so
     for name in SPLITS:
