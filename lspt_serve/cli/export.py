@@ -215,7 +215,9 @@ def _to_onnx(vit: "Backbone", options: _Options, task: Bundle | None) -> list[Pa
     assert options.out is not None
     if options.bundle is None or task is None:
         return export_graph(vit, options.out, like=task).parity
-    return (export_adapter if options.onnx_adapter else export_bundle)(vit, task, options.out)
+    if options.onnx_adapter:
+        return export_adapter(vit, task, options.out, overwrite=options.overwrite)
+    return export_bundle(vit, task, options.out)
 
 
 def _to_triton(vit: "Backbone", options: _Options, task: Bundle | None) -> list[ParityRow]:

@@ -4,8 +4,9 @@ One model for every task of a backbone and method, and a file of tensors for eac
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from lspt_serve.export.fresh import free_shapes, method_tensors, with_other_prom
 from lspt_serve.export.parity import check_parity, create_session
 from lspt_serve.export.to_onnx import atomic_onnx, write_onnx
 from lspt_serve.export.wrapper import OneTaskGraph, create_model
-from lspt_serve.files import atomic_file
+from lspt_serve.files import atomic_file, locked, remove_leftovers
 from lspt_serve.graph import IMAGES, PROBABILITIES, ParityRow
 from lspt_serve.models import Backbone, PromptedViT
 
@@ -27,15 +28,22 @@ __all__ = ["ADAPTER_MODEL", "export_adapter"]
 
 ADAPTER_MODEL = "model.onnx"
 LABELS = "labels"  # the free axis of a head
+WAIT_S = 600.0  # for another task's export, which may be writing the model of both
+Check = Callable[[onnxruntime.InferenceSession], list[ParityRow]]
 
 
-def export_adapter(backbone: Backbone, bundle: Bundle, out: Path) -> list[ParityRow]:
+def export_adapter(
+    backbone: Backbone, bundle: Bundle, out: Path, *, overwrite: bool = False
+) -> list[ParityRow]:
     """Write OUT/NAME.onnx_adapter and OUT/NAME.json, and OUT/model.onnx unless it is there.
 
     The model takes normalised images (B x 3 x H x W) and, as inputs that an active adapter fills,
     the tensors of a task; it gives probabilities (B x K). Its own values of these inputs are NaN:
     a tensor that no adapter brings makes no answer, rather than that of another task. NAME.json
     holds labels and preprocessing. Written only after the answers agreed with torch in fp32.
+
+    Args:
+        overwrite: OUT/model.onnx too, if it is damaged; one of other tasks stays.
 
     Raises:
         BundleError: the bundle belongs to another backbone or size of images.
@@ -44,15 +52,16 @@ def export_adapter(backbone: Backbone, bundle: Bundle, out: Path) -> list[Parity
         OutputError: OUT cannot be written.
     """
     model = create_model(backbone, bundle)
-    out.mkdir(parents=True, exist_ok=True)
-    metadata = _metadata(backbone, bundle, model)
-    if (out / ADAPTER_MODEL).exists():
-        _check_same(out / ADAPTER_MODEL, metadata)
-    else:
-        _write_model(backbone, model, out / ADAPTER_MODEL, metadata)
-    with atomic_file(out / f"{bundle.name}.onnx_adapter") as path:
+    graph, metadata = out / ADAPTER_MODEL, _metadata(backbone, bundle, model)
+    with locked(graph, wait_s=WAIT_S), atomic_file(out / f"{bundle.name}.onnx_adapter") as path:
+        remove_leftovers(graph)
         _write_adapter(bundle, path)
-        parity = _check(model, bundle, out / ADAPTER_MODEL, path, backbone.preprocess.img_size)
+        check = partial(_check, model, bundle, path)
+        parity = _check_model(graph, metadata, check, overwrite=overwrite)
+        if parity is None:
+            with atomic_onnx(graph) as temporary:
+                _write_model(backbone, model, temporary, metadata)
+                parity = check(create_session(temporary))
     with atomic_file(out / f"{bundle.name}.json") as path:
         path.write_text(json.dumps(_describe(bundle), indent=2) + "\n", "utf-8")
     return parity
@@ -82,11 +91,36 @@ def _describe(bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def _check_same(path: Path, metadata: dict[str, str]) -> None:
+def _check_model(
+    path: Path, metadata: dict[str, str], check: Check, *, overwrite: bool
+) -> list[ParityRow] | None:
+    """None where there is no model, or a damaged one that may be overwritten."""
+    if not path.exists():
+        return None
+    damage = GraphError if overwrite else ()
     try:
-        session = create_session(path)
+        session = _load_model(path)
+    except damage:
+        return None
+    _check_same(path, session, metadata)
+    try:
+        return check(session)
+    except damage:
+        return None
+
+
+def _load_model(path: Path) -> onnxruntime.InferenceSession:
+    try:
+        return create_session(path)
     except Exception as error:  # ONNX Runtime has no common base for what it raises
-        raise GraphError(f"{path}: ONNX Runtime cannot load it: {first_line(error)}") from error
+        raise GraphError(
+            f"{path}: ONNX Runtime cannot load it: {first_line(error)}; --overwrite replaces it"
+        ) from error
+
+
+def _check_same(
+    path: Path, session: onnxruntime.InferenceSession, metadata: dict[str, str]
+) -> None:
     theirs = session.get_modelmeta().custom_metadata_map
     for name, ours in metadata.items():
         if theirs.get(name) != ours:
@@ -107,17 +141,16 @@ def _write_model(
         for name, shape in shapes.items()
     }
     axes |= {"head.weight": {0: LABELS}, "head.bias": {0: LABELS}}
-    with atomic_onnx(path) as temporary:
-        write_onnx(
-            OneTaskGraph(model),
-            temporary,
-            img_size=backbone.preprocess.img_size,
-            outputs=[PROBABILITIES],
-            inputs={"tensors": tensors},
-            axes={"tensors": {name: axes[name] for name in tensors}},
-            metadata=metadata,
-            defaults={name: np.full_like(t.numpy(), np.nan) for name, t in tensors.items()},
-        )
+    write_onnx(
+        OneTaskGraph(model),
+        path,
+        img_size=backbone.preprocess.img_size,
+        outputs=[PROBABILITIES],
+        inputs={"tensors": tensors},
+        axes={"tensors": {name: axes[name] for name in tensors}},
+        metadata=metadata,
+        defaults={name: np.full_like(t.numpy(), np.nan) for name, t in tensors.items()},
+    )
 
 
 def _write_adapter(bundle: Bundle, path: Path) -> None:
@@ -133,9 +166,8 @@ def _write_adapter(bundle: Bundle, path: Path) -> None:
 
 
 def _check(
-    model: PromptedViT, bundle: Bundle, graph: Path, adapter: Path, img_size: int
+    model: PromptedViT, bundle: Bundle, adapter: Path, session: onnxruntime.InferenceSession
 ) -> list[ParityRow]:
-    session = create_session(graph)
     loaded = onnxruntime.LoraAdapter()
     loaded.Load(str(adapter.resolve()))
     options = onnxruntime.RunOptions()
@@ -144,4 +176,5 @@ def _check(
     def predict(images: NDArray[np.float32], _: Sequence[PromptedViT]) -> list[NDArray[np.float32]]:
         return list(session.run([PROBABILITIES], {IMAGES: images}, options)[0])
 
+    img_size = bundle.manifest.preprocess.img_size
     return check_parity(predict, {bundle.name: model}, img_size, softmax=True)

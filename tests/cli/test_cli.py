@@ -363,7 +363,9 @@ def test_bundles_are_exported_as_adapters_of_one_model(
         "colour.onnx_adapter",
     }
     check_error(again, f"{target} exists already")
+    (out / "model.onnx").write_bytes(b"no model")
     assert lspt(*words, "--overwrite").code == 0
+    assert (out / "model.onnx").stat().st_size > 1000
     target.unlink()
     check_error(lspt(*words), f"{out / 'colour.json'} exists already")
 

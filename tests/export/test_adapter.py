@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from numpy.typing import NDArray
 from torch.onnx._internal.exporter import _onnx_program
 from toys import corrupt, noise, random_bundle
 
+import lspt_serve.export.adapter
 from lspt_serve.bundle import Bundle
-from lspt_serve.errors import GraphError
+from lspt_serve.errors import GraphError, OutputError
 from lspt_serve.export import create_model, export_adapter
 from lspt_serve.export.adapter import ADAPTER_MODEL
 from lspt_serve.graph import IMAGES, PROBABILITIES
@@ -157,8 +159,9 @@ def test_model_of_other_tasks_is_not_used(
 ) -> None:
     other = random_bundle(tiny_backbone, name="other", method=method, **options)
 
-    with pytest.raises(GraphError, match=rf"model\.onnx {message}.*give another --out"):
-        export_adapter(tiny_backbone, other, out)
+    for overwrite in (False, True):
+        with pytest.raises(GraphError, match=rf"model\.onnx {message}.*give another --out"):
+            export_adapter(tiny_backbone, other, out, overwrite=overwrite)
 
     assert not (out / "other.onnx_adapter").exists()
 
@@ -173,6 +176,60 @@ def test_model_that_disagrees_with_torch_gets_no_adapter(
         export_adapter(tiny_backbone, bundles[0], tmp_path)
 
     assert {path.name for path in tmp_path.iterdir()} == {ADAPTER_MODEL}
+
+
+def test_new_model_that_disagrees_with_torch_is_not_written(
+    tiny_backbone: Backbone,
+    bundles: list[Bundle],
+    out: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def write(module: object, path: Path, **settings: object) -> None:
+        shutil.copy(out / ADAPTER_MODEL, path)
+        corrupt(path)
+
+    monkeypatch.setattr(lspt_serve.export.adapter, "write_onnx", write)
+
+    with pytest.raises(GraphError, match="disagrees with torch for colour at batch 1"):
+        export_adapter(tiny_backbone, bundles[0], tmp_path / "new")
+
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+@pytest.mark.parametrize("loads", [True, False])
+def test_damaged_model_is_replaced_by_overwrite(
+    tiny_backbone: Backbone, bundles: list[Bundle], out: Path, tmp_path: Path, loads: bool
+) -> None:
+    model = tmp_path / ADAPTER_MODEL
+    model.write_bytes((out / ADAPTER_MODEL).read_bytes() if loads else b"no model")
+    if loads:
+        corrupt(model)
+
+    export_adapter(tiny_backbone, bundles[0], tmp_path, overwrite=True)
+
+    mended, adapter = onnxruntime.InferenceSession(model), out / "colour.onnx_adapter"
+    wanted = run(onnxruntime.InferenceSession(out / ADAPTER_MODEL), adapter, noise(2))
+    np.testing.assert_allclose(run(mended, adapter, noise(2)), wanted, rtol=0, atol=1e-6)
+
+
+def test_temporaries_of_the_model_are_deleted(
+    tiny_backbone: Backbone, bundles: list[Bundle], out: Path
+) -> None:
+    (out / f".{ADAPTER_MODEL}.lspt-tmp-abcd1234").mkdir()
+
+    export_adapter(tiny_backbone, bundles[0], out)
+
+    assert list(out.glob(".*")) == []
+
+
+def test_place_that_cannot_be_written_to_is_one_line(
+    tiny_backbone: Backbone, bundles: list[Bundle], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(OutputError, match="cannot be written: Not a directory"):
+        export_adapter(tiny_backbone, bundles[0], tmp_path / "file" / "adapters")
 
 
 def test_file_that_is_no_model_is_refused(
