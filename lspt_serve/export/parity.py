@@ -18,6 +18,7 @@ from lspt_serve.models import PromptedViT
 __all__ = ["MAX_ERROR", "Predict", "check_parity", "create_session"]
 
 BATCH_SIZES = (1, 3, 8)
+MIXED = "all, mixed"  # which no task may be called
 MAX_ERROR = 1e-4  # relative to the largest value; fp32 gives about 1e-6
 Array = NDArray[np.float32]
 Predict = Callable[[Array, Sequence[PromptedViT]], Iterable[Array]]
@@ -45,7 +46,7 @@ def check_parity(
     rng = np.random.default_rng(0)
     batches = {name: [model] for name, model in models.items()}
     if len(models) > 1:
-        batches["mixed"] = list(models.values())
+        batches[MIXED] = list(models.values())
     rows = []
     for name, taking_turns in batches.items():
         for batch_size in BATCH_SIZES:

@@ -197,7 +197,7 @@ def test_parity_was_checked_for_two_tasks_and_both_mixed_at_three_batch_sizes(
 
     assert [row.batch_size for row in rows] == [1, 3, 8] * 3
     assert len({row.task for row in rows}) == 3
-    assert rows[-1].task == "mixed"
+    assert rows[-1].task == "all, mixed"
     assert max(row.max_error for row in rows) <= 1e-5
     assert {row.top1_agreement for row in rows} == {1.0}
 
