@@ -274,3 +274,13 @@ def test_one_task_is_described_with_its_labels(
     assert config.max_batch_size > 1
     assert [*config.input[0].dims] == [3, 32, 32]
     assert ([*config.output[0].dims], config.output[0].label_filename) == ([3], "labels.txt")
+
+
+def test_label_of_several_lines_is_one_line_of_labels(
+    tiny_backbone: Backbone, tmp_path: Path
+) -> None:
+    bundle = random_bundle(tiny_backbone, name="colour", labels=["sky\nblue", "grün"])
+
+    export_task_to_triton(tiny_backbone, bundle, tmp_path)
+
+    assert (tmp_path / "colour" / "labels.txt").read_text("utf-8") == "sky\\nblue\ngrün\n"

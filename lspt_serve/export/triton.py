@@ -19,6 +19,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as triton
 
 from lspt_serve.bundle import Bundle
+from lspt_serve.errors import printable
 from lspt_serve.export.baked import export_bundle
 from lspt_serve.export.shared import export_graph
 from lspt_serve.files import atomic_folder
@@ -85,7 +86,8 @@ def export_task_to_triton(backbone: Backbone, bundle: Bundle, repository: Path) 
     """Write REPOSITORY/NAME, named after the task; raises as `export_bundle` does."""
     with atomic_folder(repository / bundle.name) as folder:
         parity = export_bundle(backbone, bundle, folder / "1" / "model.onnx")
-        (folder / "labels.txt").write_text("".join(f"{name}\n" for name in bundle.labels), "utf-8")
+        lines = [f"{printable(label)}\n" for label in bundle.labels]  # an end of line is none here
+        (folder / "labels.txt").write_text("".join(lines), "utf-8")
         _write(folder / TRITON_CONFIG, _task(bundle))
     return parity
 
