@@ -11,6 +11,7 @@ from PIL import Image
 from lspt_serve.errors import DataError
 from lspt_serve.preprocess import decode_image
 from lspt_serve.training.data import SPLITS, Dataset, Split, load_dataset
+from lspt_serve.training.data.decode import AHEAD
 
 LABELS = ("cat", "dog", "eel")
 
@@ -312,7 +313,28 @@ def test_ctrl_c_does_not_wait_for_what_is_queued(
     with pytest.raises(KeyboardInterrupt):
         load_dataset(tmp_path, 4, on_image=stop)
 
-    assert next(begun) < 100  # of the 140 of train, which were queued at once
+    assert next(begun) < 100  # of the 129 that were queued
+
+
+def test_images_are_decoded_only_so_far_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_labels(tmp_path, {"cat": 120, "dog": 120})
+    begun: list[int] = []
+
+    def counted(data: bytes, img_size: int, **how: Any) -> Any:
+        begun.append(img_size)
+        return decode_image(data, img_size, **how)
+
+    def wait(done: int, total: int) -> None:
+        if done == 1:
+            time.sleep(0.2)  # in which all 168 of train could be decoded
+        assert len(begun) <= done + AHEAD
+
+    monkeypatch.setattr("lspt_serve.training.data.decode.decode_image", counted)
+    load_dataset(tmp_path, 4, on_image=wait)
+
+    assert len(begun) == 240
 
 
 @pytest.mark.parametrize("cached", [False, True])

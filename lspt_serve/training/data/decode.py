@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -13,9 +14,11 @@ from numpy.typing import NDArray
 from lspt_serve.errors import DataError, name_some, printable
 from lspt_serve.preprocess import Preprocess, decode_image
 from lspt_serve.training.data.source import Sample, Source
+from lspt_serve.training.prefetch import made_ahead
 
 __all__ = ["Allocate", "Decoded", "OnBadImage", "OnImage", "decode_source", "in_memory"]
 
+AHEAD = 128  # images, queued or decoded: more than enough for the at most 32 threads
 OnBadImage = Literal["refuse", "skip"]
 OnImage = Callable[[int, int], None]  # how many are decoded, of how many
 Allocate = Callable[[str, tuple[int, ...]], NDArray[np.uint8]]  # a split's name and shape
@@ -45,6 +48,7 @@ def decode_source(
     on_image: OnImage,
 ) -> Decoded:
     """Decode to squares of `resized_side`; raises DataError for bad images that are refused."""
+    decode = partial(_decode_one, preprocess)
     total, done = sum(map(len, source.splits.values())), 0
     side = preprocess.resized_side
     decoded = Decoded()
@@ -53,7 +57,7 @@ def decode_source(
         for split, samples in source.splits.items():
             images = allocate(split, (len(samples), side, side, 3))
             kept: list[int] = []
-            results = pool.map(lambda sample: _decode_one(sample, preprocess), samples)
+            results = made_ahead(pool, decode, samples, ahead=AHEAD)
             for index, (sample, result) in enumerate(zip(samples, results, strict=True)):
                 name = printable(sample.name)
                 if isinstance(result, str):
@@ -84,7 +88,7 @@ def _threads() -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(cancel_futures=True)
 
 
-def _decode_one(sample: Sample, preprocess: Preprocess) -> tuple[NDArray[np.uint8], bytes] | str:
+def _decode_one(preprocess: Preprocess, sample: Sample) -> tuple[NDArray[np.uint8], bytes] | str:
     """The image and the sha1 of its file, or why there is none."""
     size, crop_pct = preprocess.img_size, preprocess.crop_pct
     try:
