@@ -196,6 +196,16 @@ def test_numbers_are_in_the_order_of_numbers(tmp_path: Path) -> None:
     assert load_dataset(tmp_path, 4).labels == ["0", "5", "10"]
 
 
+@pytest.mark.parametrize("beside", ["class", "note"])
+def test_label_of_too_many_digits_for_a_number_is_text(tmp_path: Path, beside: str) -> None:
+    write_images(tmp_path)
+    long = "9" * 5000
+    rows = [(split, file, long if n == 2 else n, name) for split, file, n, name in ROWS]
+    (tmp_path / "all.csv").write_text(table(f"split,file,label,{beside}", [*rows]))
+
+    assert load_dataset(tmp_path / "all.csv", 4).labels == ["0", "1", long]
+
+
 @pytest.mark.parametrize(
     ("header", "labels"),
     [

@@ -16,12 +16,14 @@ __all__ = [
     "check_source",
     "file_sample",
     "in_order",
+    "is_number",
     "read_text",
     "split_by_seed",
 ]
 
 SPLITS = ("train", "val", "test")
 SPLIT_OF = {name: name for name in SPLITS} | {"validation": "val", "valid": "val"}  # by its names
+MAX_DIGITS = 100  # of a label that is a number
 SHARE = 0.15  # of what comes unsplit that is held out for val, and for test, per label
 
 
@@ -63,10 +65,15 @@ def file_sample(path: Path, label: str) -> Sample:
     return Sample(str(path), label, path.read_bytes, stamp)
 
 
+def is_number(label: str) -> bool:
+    """Of decimal digits, and not of thousands, which int() does not take."""
+    return label.isdecimal() and len(label) <= MAX_DIGITS
+
+
 def in_order(labels: Iterable[str]) -> list[str]:
     """Different labels: as numbers if all are, else by the alphabet."""
     different = set(labels)
-    if all(label.isdecimal() for label in different):
+    if all(map(is_number, different)):
         return sorted(different, key=lambda label: (int(label), label))
     return sorted(different)
 

@@ -19,6 +19,7 @@ from lspt_serve.training.data.source import (
     Source,
     file_sample,
     in_order,
+    is_number,
     read_text,
     split_by_seed,
 )
@@ -111,7 +112,7 @@ def _find_columns(where: str, header: list[str], rows: list[dict[str, str]]) -> 
             "and optionally split"
         )
     split = "split" if "split" in header else None
-    if "class" in header and label == "label" and all(row["label"].isdecimal() for row in rows):
+    if "class" in header and label == "label" and all(is_number(row["label"]) for row in rows):
         return _Columns(file, "class", "label", split)
     return _Columns(file, label, None, split)
 
