@@ -294,6 +294,14 @@ def test_list_that_makes_no_sense_is_refused(
         load_dataset(spoil(tmp_path, text), 4)
 
 
+@pytest.mark.parametrize("odd", ["\u2028", "\x85", "\f"])
+def test_line_of_a_list_ends_where_an_editor_ends_it(tmp_path: Path, odd: str) -> None:
+    spoil_vtab(tmp_path, f"images/a{odd}5.png 0\r\nimages/b/4.png 1\r\n")
+    (tmp_path / "images" / "5.png").rename(tmp_path / "images" / f"a{odd}5.png")
+
+    assert load_dataset(tmp_path, 4).val.targets.tolist() == [0, 1]
+
+
 def test_vtab_has_labels_that_its_draw_for_train_lacks(tmp_path: Path) -> None:
     dataset = load_dataset(spoil_vtab(tmp_path, "images/5.png 7\nimages/b/4.png 1\n"), 4)
 

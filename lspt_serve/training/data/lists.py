@@ -39,7 +39,7 @@ def read_fgvc(folder: Path) -> Source:
 
 def _read_lines(folder: Path, file: str) -> list[Sample]:
     samples = []
-    for number, line in enumerate(read_text(folder / file).splitlines(), start=1):
+    for number, line in enumerate(read_text(folder / file).split("\n"), start=1):
         if not line.strip():
             continue
         words = line.rsplit(maxsplit=1)
