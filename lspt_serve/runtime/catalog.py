@@ -7,7 +7,7 @@ flowers:stable    the version that its alias `stable` names
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -151,44 +151,59 @@ def scan(
     Raises:
         OSError: the folder cannot be read.
     """
-    everything = {
+    found = {
         name: _look(folder, name, stamp, before, read)
         for name, stamp in _find_bundles(folder, signed=signed)
         if name in before.found or UNREADABLE not in stamp  # else it may be no bundle at all
     }
-    tasks: dict[str, dict[int, Entry]] = {}
-    refused = {name: found.reason for name, found in everything.items() if found.reason}
-    served = before.entries
-    for name, found in sorted(everything.items(), key=lambda item: item[1].entry not in served):
-        if entry := found.entry:
-            task, version = entry.manifest.name, entry.manifest.version
-            if tasks.setdefault(task, {}).setdefault(version, entry) is not entry:
-                refused[name] = (
-                    f"task {task!r} version {version} is there already, from another folder"
-                )
-    ordered = {name: dict(sorted(tasks[name].items())) for name in sorted(tasks)}
-    try:
-        aliases = load_aliases(folder)
-        dangling = _find_dangling(aliases, ordered)
-    except BundleError as error:
-        aliases, dangling = before.aliases, str(error)
-    if dangling:
-        refused[ALIASES_FILE] = dangling
-    try:
-        unwanted = load_unloaded(folder)
-    except BundleError as error:
-        unwanted, refused[UNLOADED_FILE] = before.unwanted, str(error)
+    tasks, twice = _arrange(found, served=before.entries)
+    aliases, unwanted, broken = _load_files(folder, tasks, before)
+    refused = {name: own.reason for name, own in found.items() if own.reason} | twice | broken
     return Catalog(
-        tasks={name: ordered[name] for name in ordered if name not in unwanted},
-        unloaded={name: ordered[name] for name in ordered if name in unwanted},
+        tasks={name: tasks[name] for name in tasks if name not in unwanted},
+        unloaded={name: tasks[name] for name in tasks if name in unwanted},
         unwanted=unwanted,
         aliases=aliases,
         refused={
             _to_text(name): _to_text(why.replace(f"{folder}/", ""))
             for name, why in sorted(refused.items())
         },
-        found=everything,
+        found=found,
     )
+
+
+def _arrange(
+    found: Mapping[str, Found], *, served: Collection[Entry]
+) -> tuple[Tasks, dict[str, str]]:
+    """By name and version, in order; and why others of the same name and version are refused."""
+    tasks: dict[str, dict[int, Entry]] = {}
+    twice = {}
+    for folder, own in sorted(found.items(), key=lambda item: item[1].entry not in served):
+        if entry := own.entry:
+            task, version = entry.manifest.name, entry.manifest.version
+            if tasks.setdefault(task, {}).setdefault(version, entry) is not entry:
+                twice[folder] = (
+                    f"task {task!r} version {version} is there already, from another folder"
+                )
+    return {name: dict(sorted(tasks[name].items())) for name in sorted(tasks)}, twice
+
+
+def _load_files(
+    folder: Path, tasks: Tasks, before: Catalog
+) -> tuple[Aliases, frozenset[str], dict[str, str]]:
+    """Aliases and what is unloaded, or what they were; and what is wrong with their files."""
+    wrong = {}
+    try:
+        aliases = load_aliases(folder)
+        if dangling := _find_dangling(aliases, tasks):
+            wrong[ALIASES_FILE] = dangling
+    except BundleError as error:
+        aliases, wrong[ALIASES_FILE] = before.aliases, str(error)
+    try:
+        unwanted = load_unloaded(folder)
+    except BundleError as error:
+        unwanted, wrong[UNLOADED_FILE] = before.unwanted, str(error)
+    return aliases, unwanted, wrong
 
 
 def _find_dangling(aliases: Aliases, tasks: Tasks) -> str:
