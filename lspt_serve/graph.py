@@ -7,6 +7,7 @@ A graph takes images (B x 3 x H x W) of several tasks, and the tensors of these 
 the patches the pooled tokens attend to in the last block (B x N).
 """
 
+import hashlib
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -32,7 +33,7 @@ __all__ = [
     "TRITON_CONFIG",
     "TRITON_GRAPH",
     "TRITON_MODEL",
-    "TRITON_SHA256",
+    "TRITON_SPEC",
     "Dim",
     "GraphSpec",
     "ParityRow",
@@ -43,7 +44,7 @@ __all__ = [
 GRAPH_FILE, SPEC_FILE, REFERENCE_FILE = "graph.onnx", "graph.json", "reference.safetensors"
 # in a model repository of NVIDIA Triton: the model of all tasks, and the graph alone
 TRITON_CONFIG, TRITON_MODEL, TRITON_GRAPH = "config.pbtxt", "lspt", "lspt-graph"
-TRITON_SHA256 = "backbone_sha256"  # a parameter of the graph's model
+TRITON_SPEC = "spec_sha256"  # a parameter of the graph's model
 IMAGES, PROBABILITIES, BATCH = "images", "probabilities", "batch"
 FEATURES, ATTENTION = "features", "attention"
 PLACE, BACK, NUM_PROMPTS = "place", "back", "num_prompts"  # whose row is whose
@@ -83,6 +84,12 @@ class GraphSpec(_Record):
     @property
     def outputs(self) -> tuple[str, ...]:
         return (FEATURES,) if self.grid is None else (FEATURES, ATTENTION)
+
+    @property
+    def sha256(self) -> str:
+        """Of what the graph computes; where its backbone came from is no part of that."""
+        told = self.model_dump_json(exclude={"backbone": {"source"}, "parity": True})
+        return hashlib.sha256(told.encode()).hexdigest()
 
 
 def load_graph_spec(folder: Path) -> GraphSpec:

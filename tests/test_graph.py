@@ -132,6 +132,16 @@ def test_number_of_prompts_is_free_within_bounds(
     check_fits(make_bundle(num_prompts=num_prompts), graph)
 
 
+def test_a_graph_is_another_by_what_it_computes(graph: GraphSpec) -> None:
+    moved = graph.backbone.model_copy(update={"source": "elsewhere.safetensors"})
+    trained = graph.backbone.model_copy(update={"sha256": "0" * 64})
+
+    assert graph.model_copy(update={"backbone": moved, "parity": []}).sha256 == graph.sha256
+    for changed in ({"pool": "patch_mean"}, {"backbone": trained}, {"grid": (4, 4)}):
+        assert graph.model_copy(update=changed).sha256 != graph.sha256
+    assert GraphSpec.model_validate_json(graph.model_dump_json()).sha256 == graph.sha256
+
+
 def test_task_that_would_slow_down_all_others_is_refused(
     graph: GraphSpec, make_bundle: Callable[..., Bundle]
 ) -> None:

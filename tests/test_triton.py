@@ -207,7 +207,8 @@ def test_shared_graph_is_described_as_it_is(
     assert said == real
     assert (config.backend, config.max_batch_size) == (backend, 0)
     assert config.default_model_filename == (GRAPH_FILE if backend == "onnxruntime" else "")
-    assert config.parameters["backbone_sha256"].string_value == tiny_backbone.sha256
+    wanted = load_graph_spec(tmp_path / TRITON_MODEL / "graph").sha256
+    assert config.parameters["spec_sha256"].string_value == wanted
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ from lspt_serve.graph import (
     TRITON_CONFIG,
     TRITON_GRAPH,
     TRITON_MODEL,
-    TRITON_SHA256,
+    TRITON_SPEC,
     GraphSpec,
     ParityRow,
 )
@@ -139,7 +139,7 @@ def _shared_graph(spec: GraphSpec, backend: TritonBackend) -> Any:
     if spec.grid is not None:
         patches = math.prod(spec.grid)
         config.output.add(name=ATTENTION, data_type=triton.TYPE_FP32, dims=[-1, patches])
-    config.parameters[TRITON_SHA256].string_value = spec.backbone.sha256
+    config.parameters[TRITON_SPEC].string_value = spec.sha256
     return config
 
 

@@ -15,7 +15,7 @@ from lspt_serve.graph import (
     FEATURES,
     IMAGES,
     TRITON_GRAPH,
-    TRITON_SHA256,
+    TRITON_SPEC,
     GraphSpec,
     load_graph_spec,
 )
@@ -143,7 +143,7 @@ class _Connection:
 
 
 def _check_model(client: TritonClient, graph: GraphSpec) -> None:
-    """Whether the server runs the very backbone that the bundles are checked against."""
+    """Whether the server runs what the graph here says, which bundles are checked against."""
     state = client.state(TRITON_GRAPH)
     if state is None:
         raise GraphError(
@@ -156,11 +156,10 @@ def _check_model(client: TritonClient, graph: GraphSpec) -> None:
         raise UnavailableError(
             f"model {TRITON_GRAPH!r} of the Triton server at {client.url} is {word}{because}"
         )
-    theirs = client.parameter(TRITON_GRAPH, TRITON_SHA256)
-    if theirs != graph.backbone.sha256:
+    if client.parameter(TRITON_GRAPH, TRITON_SPEC) != graph.sha256:
         raise GraphError(
-            f"the Triton server at {client.url} runs backbone {theirs}, wanted "
-            f"{graph.backbone.sha256}, that of the graph here; export both again"
+            f"the Triton server at {client.url} runs another graph than the one here, by backbone, "
+            "method, pool or preprocessing; export both again"
         )
 
 
