@@ -12,7 +12,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
         yield temporary
         sync(temporary)
         temporary.replace(path)
-        _sync_one(path.parent)
+        _sync_rename(path)
 
 
 @contextmanager
@@ -82,7 +82,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             if old.exists():
                 old.rename(path)
             raise
-        _sync_one(path.parent)
+        _sync_rename(path)
 
 
 def sync(path: Path) -> None:
@@ -90,6 +90,12 @@ def sync(path: Path) -> None:
     for part in [*path.rglob("*"), path]:
         if not part.is_symlink():  # which is part of its folder
             _sync_one(part)
+
+
+def _sync_rename(path: Path) -> None:
+    """Where that can be had: it is in place, and whole, all the same."""
+    with suppress(OSError):
+        _sync_one(path.parent)
 
 
 def _sync_one(path: Path) -> None:

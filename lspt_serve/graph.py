@@ -87,8 +87,9 @@ class GraphSpec(_Record):
 
     @property
     def sha256(self) -> str:
-        """Of what the graph computes; where its backbone came from is no part of that."""
-        told = self.model_dump_json(exclude={"backbone": {"source"}, "parity": True})
+        """Of what it computes, to which where its backbone came from, or a crop, is nothing."""
+        others = {"backbone": {"source"}, "preprocess": {"crop_pct"}, "parity": True}
+        told = self.model_dump_json(exclude=others)
         return hashlib.sha256(told.encode()).hexdigest()
 
 

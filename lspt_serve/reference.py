@@ -41,7 +41,7 @@ class Reference:
         whose: which of the tasks a row is for; B.
         features: B x F.
         own: the images, B x 3 x H x W; None is `reference_images`, which need not be kept.
-        attention: B x N; None where the graph gives none, or in int8, where images can tell it.
+        attention: B x N; None where the graph gives none, and of an int8 twin.
     """
 
     tasks: Sequence[Mapping[str, Array]]

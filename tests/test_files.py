@@ -117,6 +117,19 @@ def test_disk_that_fails_in_the_end_leaves_the_old_content(
     assert list(target.parent.iterdir()) == [target]
 
 
+def test_folder_that_fails_once_all_is_in_place_ends_nothing(
+    atomic: Atomic, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(handle: int) -> None:
+        if target.exists():
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with atomic(target) as temporary:
+        write(temporary, "new")
+    assert read(target) == "new"
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
 def test_an_exception_inside_leaves_the_old_content_and_no_temporary(
     atomic: Atomic, target: Path, error: type[BaseException]

@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,10 @@ def test_a_graph_is_another_by_what_it_computes(graph: GraphSpec) -> None:
     moved = graph.backbone.model_copy(update={"source": "elsewhere.safetensors"})
     trained = graph.backbone.model_copy(update={"sha256": "0" * 64})
 
-    assert graph.model_copy(update={"backbone": moved, "parity": []}).sha256 == graph.sha256
+    cropped = replace(graph.preprocess, crop_pct=0.5)
+
+    same = {"backbone": moved, "preprocess": cropped, "parity": []}
+    assert graph.model_copy(update=same).sha256 == graph.sha256
     for changed in ({"pool": "patch_mean"}, {"backbone": trained}, {"grid": (4, 4)}):
         assert graph.model_copy(update=changed).sha256 != graph.sha256
     assert GraphSpec.model_validate_json(graph.model_dump_json()).sha256 == graph.sha256

@@ -84,8 +84,10 @@ def _ask(url: str, method: str, path: str, version: int | None = None) -> Any:
 
     if not (token := os.environ.get(TOKEN)):
         raise OptionError(f"{TOKEN} is not set; give the token that the server was started with")
-    if not (token.isascii() and token.isprintable()):
-        raise OptionError(f"{TOKEN} holds what no header may; wanted printable ASCII")
+    if not (token.isascii() and token.isprintable() and token == token.strip()):
+        raise OptionError(
+            f"{TOKEN} holds what no header may; wanted printable ASCII, without blanks at its ends"
+        )
     try:
         answer = httpx.request(
             method,

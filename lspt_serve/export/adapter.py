@@ -43,7 +43,7 @@ def export_adapter(
     holds labels and preprocessing. Written only after the answers agreed with torch in fp32.
 
     Args:
-        overwrite: OUT/model.onnx too, if it is damaged; one of other tasks stays.
+        overwrite: OUT/model.onnx too, if it is damaged; one that loads and is of others stays.
 
     Raises:
         BundleError: the bundle belongs to another backbone or size of images.
@@ -97,25 +97,24 @@ def _check_model(
     """None where there is no model, or a damaged one that may be overwritten."""
     if not path.exists():
         return None
-    damage = GraphError if overwrite else ()
     try:
-        session = _load_model(path)
-    except damage:
+        session = create_session(path)
+    except Exception as error:  # ONNX Runtime has no common base for what it raises
+        _check_overwrite(path, error, overwrite=overwrite)
         return None
     _check_same(path, session, metadata)
     try:
         return check(session)
-    except damage:
+    except Exception as error:
+        _check_overwrite(path, error, overwrite=overwrite)
         return None
 
 
-def _load_model(path: Path) -> onnxruntime.InferenceSession:
-    try:
-        return create_session(path)
-    except Exception as error:  # ONNX Runtime has no common base for what it raises
-        raise GraphError(
-            f"{path}: ONNX Runtime cannot load it: {first_line(error)}; --overwrite replaces it"
-        ) from error
+def _check_overwrite(path: Path, damage: Exception, *, overwrite: bool) -> None:
+    """Raises GraphError for a damaged model that is not to be overwritten."""
+    if not overwrite:
+        reason = first_line(damage)
+        raise GraphError(f"{path} is damaged: {reason}; --overwrite replaces it") from damage
 
 
 def _check_same(

@@ -154,7 +154,7 @@ def scan(
     found = {
         name: _look(folder, name, stamp, before, read)
         for name, stamp in _find_bundles(folder, signed=signed)
-        if name in before.found or UNREADABLE not in stamp  # else it may be no bundle at all
+        if name in before.found or stamp[0] != UNREADABLE  # else it may be no bundle at all
     }
     tasks, twice = _arrange(found, served=before.entries)
     aliases, unwanted, broken = _load_files(folder, tasks, before)

@@ -21,7 +21,7 @@ __all__ = ["Parity", "check_engine"]
 MIN_AGREEMENT: dict[Precision, float] = {"fp32": 0.99, "fp16": 0.97, "bf16": 0.9, "int8": 0.8}
 HEADS, NUM_CLASSES = 100, 10  # random heads, whose answers are much closer to one another than a
 #                               trained head's: their agreement is a lower bound, and a finer one
-LOOKED_AT = 4  # attention may differ by times what features may: no answer is made of it
+ATTENTION_SLACK = 4  # times what features may differ by: no answer is made of attention
 Array = NDArray[np.float32]
 
 
@@ -87,7 +87,7 @@ def _check_attention(
     engine: Engine, images: Array, tasks: Sequence[TaskTensors], wanted: Array
 ) -> None:
     worst = row_errors(engine.attention(images, tasks), wanted).max()
-    if not worst <= (most := LOOKED_AT * MAX_ERROR[engine.precision]):
+    if not worst <= (most := ATTENTION_SLACK * MAX_ERROR[engine.precision]):
         raise GraphError(
             f"{engine.name} in {engine.precision} does not serve here: its attention differs from "
             f"torch's by {worst:.1e} of a row, wanted at most {most:g}; take another engine or "

@@ -84,7 +84,7 @@ def test_missing_token_is_told(
     assert "LSPT_ADMIN_TOKEN is not set" in run("load", "flowers")[1]
 
 
-@pytest.mark.parametrize("token", ["s3cret\n", "s3crét"])
+@pytest.mark.parametrize("token", ["s3cret\n", "s3cret ", "s3crét"])
 def test_a_token_that_no_header_may_hold_is_not_told(
     run: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch, token: str
 ) -> None:

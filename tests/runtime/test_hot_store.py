@@ -636,6 +636,19 @@ def test_a_disk_that_gives_no_status_loses_no_task(
     assert [task.name for task in store] == ["flowers"]
 
 
+def test_a_new_bundle_whose_tensors_a_disk_does_not_give_is_refused(
+    add: Callable[..., None], tmp_path: Path, graph: GraphSpec
+) -> None:
+    add("flowers", folder="flowers")
+    (tmp_path / "flowers" / TENSORS).unlink()
+    (tmp_path / "flowers" / TENSORS).symlink_to(TENSORS)  # to itself
+
+    store = PromptStore(tmp_path, graph)
+
+    assert len(store) == 0
+    assert "symbolic links" in store.refused["flowers"]
+
+
 def test_unchanged_folder_costs_a_look_at_two_files(
     add: Callable[..., None], tmp_path: Path, graph: GraphSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
