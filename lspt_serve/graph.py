@@ -88,8 +88,9 @@ class GraphSpec(_Record):
     @property
     def sha256(self) -> str:
         """Of what it computes, to which where its backbone came from, or a crop, is nothing."""
-        others = {"backbone": {"source"}, "preprocess": {"crop_pct"}, "parity": True}
-        told = self.model_dump_json(exclude=others)
+        told = self.model_dump_json(
+            exclude={"backbone": {"source"}, "preprocess": {"crop_pct"}, "parity": True}
+        )
         return hashlib.sha256(told.encode()).hexdigest()
 
 
