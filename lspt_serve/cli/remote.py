@@ -66,7 +66,7 @@ def alias(
     if delete == (version is not None):
         raise OptionError("give a version or --delete, one of them")
     check_task_name(task)
-    path = f"/tasks/{task}/aliases/{quote(short, safe='')}"
+    path = f"/tasks/{task}/aliases/{quote(short, safe='', errors='surrogateescape')}"
     record = _ask(url, "DELETE" if delete else "PUT", path, None if delete else version)
     stands = "is gone" if delete else f"is version {version}"
     _report(record, f"{name} {stands}", as_json=as_json)

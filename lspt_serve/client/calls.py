@@ -94,19 +94,19 @@ def ask_tasks() -> Call[TaskList]:
 
 def ask_task(name: str) -> Call[Task]:
     """GET /tasks/NAME."""
-    return Call("GET", f"tasks/{quote(name, safe='@:')}", Task)
+    return Call("GET", f"tasks/{quote(_text(name), safe='@:')}", Task)
 
 
 def ask_answer(image: bytes, task: str, **asked: Any) -> Call[Answer]:
     """POST /classify, its task where a busy server looks before it reads the image."""
     form = {"data": _given(asked), "files": {"image": ("image", image)}}
-    return Call("POST", f"classify?{urlencode({'task': task})}", Answer, form)
+    return Call("POST", f"classify?{urlencode({'task': _text(task)})}", Answer, form)
 
 
 def ask_items(group: Group, tasks: Sequence[str], **asked: Any) -> Call[ManyAnswer]:
     """POST /classify_many."""
     files = [("images", ("image", image)) for image in group.images]
-    form = {"data": {"tasks": list(tasks), **_given(asked)}, "files": files}
+    form = {"data": {"tasks": [*map(_text, tasks)], **_given(asked)}, "files": files}
     return Call("POST", "classify_many", ManyAnswer, form)
 
 
@@ -163,6 +163,15 @@ def error_code(error: LSPTError) -> str:
         return error.code
     codes = (code for code, kind in ERRORS.items() if isinstance(error, kind))
     return next(codes, "unreadable")
+
+
+def _text(task: str) -> str:
+    """Raises UnknownTaskError for what no request can hold, as a terminal can give it."""
+    try:
+        task.encode()
+    except UnicodeEncodeError as error:
+        raise UnknownTaskError(f"unknown task {task!r}") from error
+    return task
 
 
 def _given(asked: Mapping[str, Any]) -> dict[str, Any]:

@@ -64,6 +64,7 @@ def other_server() -> Iterator[str]:
         (["load", "a/b"], "'a/b' cannot name a task"),
         (["unload", "\udcff"], "cannot name a task"),
         (["alias", "Flowers:stable", "3"], "'Flowers' cannot name a task"),
+        (["alias", "a:\udcff", "3", "--url", "http://127.0.0.1:9"], "no server answers at http"),
     ],
 )
 def test_mistake_is_one_line(
