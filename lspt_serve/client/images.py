@@ -3,10 +3,10 @@
 H height, W width.
 """
 
+import errno
 import io
 import os
 from pathlib import Path
-from stat import S_ISREG
 from typing import TypeAlias
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import ImageOps
 
 from lspt_serve.errors import ImageError, TooLargeError
+from lspt_serve.files import read_file
 from lspt_serve.preprocess import to_rgb
 
 __all__ = ["Image", "read_image"]
@@ -48,18 +49,12 @@ def read_image(image: Image) -> bytes:
 
 def _read(path: Path) -> bytes:
     try:
-        about = path.stat()
-        is_file = S_ISREG(about.st_mode)  # a pipe might never end
-        data = path.read_bytes() if is_file and about.st_size <= MAX_FILE_BYTES else b""
+        return read_file(path, max_bytes=MAX_FILE_BYTES)
     except OSError as error:
-        raise ImageError(f"{path}: cannot be read: {error.strerror}") from error
+        kind = TooLargeError if error.errno == errno.EFBIG else ImageError
+        raise kind(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:  # a path that there cannot be
         raise ImageError(f"{str(path)!r}: cannot be read: {error}") from error
-    if not is_file:
-        raise ImageError(f"{path}: no file")
-    if about.st_size > MAX_FILE_BYTES:
-        raise TooLargeError(f"{path}: {about.st_size} bytes; at most {MAX_FILE_BYTES}")
-    return data
 
 
 def _encode(image: PIL.Image.Image) -> bytes:
