@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sysconfig
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,7 @@ class TritonServer:
         }
         with self.log.open("ab") as file:
             self._process = subprocess.Popen(
-                self._command, env=environment, stdout=file, stderr=file
+                self._command, env=environment, stdout=file, stderr=file, start_new_session=True
             )
         self._wait_until_ready()
 
@@ -69,17 +70,22 @@ class TritonServer:
         """As an operator stops it."""
         if self._process is not None:
             self._process.terminate()
-            self._process.wait(timeout=60)
-            self._process = None
+            self._end()
 
     def kill(self) -> None:
         """As it dies; what it leaves behind is swept up."""
         self.send(signal.SIGKILL)
-        assert self._process is not None
-        self._process.wait(timeout=60)
-        self._process = None
+        self._end()
         for left in Path("/dev/shm").glob(f"{self._prefix}*"):
             left.unlink()
+
+    def _end(self) -> None:
+        """The process, and those of models that outlive one that was killed."""
+        assert self._process is not None
+        self._process.wait(timeout=60)
+        with suppress(ProcessLookupError):  # there are none
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process = None
 
     def send(self, number: signal.Signals) -> None:
         assert self._process is not None
