@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 RETRY_S = 0.01  # of a lock
-TEMPORARY = ".lspt-tmp-"  # .NAME.lspt-tmp-XXXXXXXX, as nobody calls a folder of their own
+TEMPORARY = ".lspt-tmp-"  # after .NAME, and before 8 letters: nobody calls a folder so
 
 
 def check_output(path: Path, *, overwrite: bool, marker: str | None = None) -> None:

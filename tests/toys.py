@@ -1,7 +1,8 @@
 """Small things that several tests make: images, bundles, a graph."""
 
 import io
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,16 @@ def run_graph(
     """What a shared graph gives for noise, each row by the tensors of its task."""
     feed = create_feed(spec.inputs, [tasks[task] for task in whose])
     return session.run([output], {IMAGES: noise(len(whose)), **feed})[0]  # type: ignore[no-any-return]
+
+
+def writes_corrupted(graph: Path) -> Callable[..., None]:
+    """In place of write_onnx: a copy of the graph whose answers are others."""
+
+    def write(module: object, path: Path, **settings: object) -> None:
+        shutil.copy(graph, path)
+        corrupt(path)
+
+    return write
 
 
 def corrupt(path: Path) -> None:

@@ -1,6 +1,5 @@
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch.onnx._internal.exporter import _onnx_program
-from toys import corrupt, noise, random_bundle
+from toys import corrupt, noise, random_bundle, writes_corrupted
 
 import lspt_serve.export.adapter
 from lspt_serve.bundle import Bundle
@@ -185,10 +184,7 @@ def test_new_model_that_disagrees_with_torch_is_not_written(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def write(module: object, path: Path, **settings: object) -> None:
-        shutil.copy(out / ADAPTER_MODEL, path)
-        corrupt(path)
-
+    write = writes_corrupted(out / ADAPTER_MODEL)
     monkeypatch.setattr(lspt_serve.export.adapter, "write_onnx", write)
 
     with pytest.raises(GraphError, match="disagrees with torch for colour at batch 1"):

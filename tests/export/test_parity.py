@@ -1,4 +1,3 @@
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from toys import corrupt, export_once, random_bundle
+from toys import export_once, random_bundle, writes_corrupted
 
 import lspt_serve.export.shared
 from lspt_serve.bundle import Bundle
@@ -131,10 +130,7 @@ def test_another_best_label_is_refused_however_close_it_was(
 def test_graph_that_disagrees_is_not_written(
     tiny_backbone: Backbone, lspt_graph: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def write(module: object, path: Path, **settings: object) -> None:
-        shutil.copy(lspt_graph / GRAPH_FILE, path)
-        corrupt(path)
-
+    write = writes_corrupted(lspt_graph / GRAPH_FILE)
     monkeypatch.setattr(lspt_serve.export.shared, "write_onnx", write)
 
     with pytest.raises(GraphError, match="disagrees with torch for fresh at batch 1"):
