@@ -4,7 +4,7 @@ import math
 import os
 from pathlib import Path
 
-__all__ = ["THREADS", "core_limit", "usable_cores"]
+__all__ = ["THREADS", "core_limit", "server_cores", "usable_cores"]
 
 THREADS = "OMP_NUM_THREADS"
 QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of each period, or "max"
@@ -13,6 +13,11 @@ QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of each p
 def usable_cores() -> int:
     """At least 1."""
     return core_limit() or _cores()
+
+
+def server_cores() -> int:
+    """That the workers of a server share, whatever OMP_NUM_THREADS says of each of them."""
+    return min(_quota() or _cores(), _cores())
 
 
 def core_limit() -> int | None:

@@ -38,6 +38,7 @@ def test_cores_are_those_of_the_variable_or_the_quota(
 
     assert cores.core_limit() == limit
     assert cores.usable_cores() == (limit or 8)
+    assert cores.server_cores() == (2 if quota in ("200000 100000", "150000 100000") else 8)
 
 
 @pytest.mark.parametrize(("told", "limit"), [(None, 3), ("2", 2), ("4", 3)])

@@ -15,6 +15,7 @@ from toys_server import Server, create_served, serving
 from lspt_serve import supervisor
 from lspt_serve.cores import THREADS
 from lspt_serve.models import Backbone
+from lspt_serve.neighbours import NEIGHBOURS, Neighbours
 from lspt_serve.supervisor import CHECK_S, HEAPS, MEMORY
 
 pytestmark = pytest.mark.slow
@@ -73,8 +74,10 @@ def test_workers_share_the_cores_and_have_one_heap_unless_told_otherwise(
     monkeypatch.delenv(THREADS, raising=False)
     monkeypatch.setenv(HEAPS, "3")
     assert create(1) == ({"check_delay": CHECK_S}, {"A": "1"})
-    assert create(4)[1] == {"A": "1", THREADS: "2"}
-    assert create(16)[1] == {"A": "1", THREADS: "1"}
+    four = create(4)[1]
+    assert Neighbours(Path(four.pop(NEIGHBOURS))).num_workers == 4
+    assert four == {"A": "1", THREADS: "2"}
+    assert create(16)[1][THREADS] == "1"
     monkeypatch.setenv(THREADS, "5")
     assert create(4)[1] == {"A": "1"}
     monkeypatch.delenv(HEAPS)

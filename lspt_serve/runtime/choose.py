@@ -7,9 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from lspt_serve.cores import core_limit
+from lspt_serve.cores import core_limit, server_cores
 from lspt_serve.errors import GraphError, LSPTError, first_line
 from lspt_serve.graph import load_graph_spec
+from lspt_serve.neighbours import find_neighbours
 from lspt_serve.quantised import INT8
 from lspt_serve.reference import Reference
 from lspt_serve.runtime.company import seconds_in_company
@@ -182,18 +183,23 @@ def create_engine(
         return TritonEngine(folder, url=triton_url)
     if precision == "int8" and name != "openvino":
         raise GraphError(f"int8 is OpenVINO's; engine {name!r} has none")
+    if name == "torch":
+        return _create_torch_engine(folder, precision, device)
+    neighbours = find_neighbours()
+    num_threads = server_cores() if neighbours else core_limit() or 0
     if name == "openvino":
         if device == "cuda":
             raise GraphError("OpenVINO runs on the CPU, and device 'cuda' was asked for")
-        return OpenVINOEngine(folder, precision=precision, num_threads=core_limit() or 0)
-    if name == "torch":
-        return _create_torch_engine(folder, precision, device)
+        return OpenVINOEngine(
+            folder, precision=precision, num_threads=num_threads, neighbours=neighbours
+        )
     return OnnxEngine(
         folder,
         device=device,
         tensorrt=name == "tensorrt",
         precision=precision,
-        num_threads=core_limit() or 0,
+        num_threads=num_threads,
+        neighbours=neighbours,
     )
 
 

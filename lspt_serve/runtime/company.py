@@ -3,6 +3,8 @@
 Threads that share a batch wait at every layer for the slowest of them, which is one whose core has
 something else to do. Batches that have a core each are faster together than one after another on
 all cores; but few would leave the other cores idle, and one that is alone all but its own.
+
+Of several workers each may run as many as there are cores, as long as the others leave them idle.
 """
 
 import time
@@ -10,8 +12,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from queue import SimpleQueue
-from threading import Lock
+from threading import Condition
 from typing import TypeVar
+
+from lspt_serve.neighbours import Neighbours
 
 __all__ = ["Company", "one_of", "seconds_in_company", "with_one_ready"]
 
@@ -22,23 +26,47 @@ LEAST_S = 0.1  # and so long, where there are several: the first of them is alon
 
 
 class Company:
-    """Counts the batches that run, of `num_beside` that can beside one another."""
+    """Counts the batches that run, of `num_beside` that can beside one another.
 
-    def __init__(self, num_beside: int) -> None:
+    Args:
+        neighbours: other workers, each of which runs its share whatever the others do.
+    """
+
+    def __init__(self, num_beside: int, neighbours: Neighbours | None = None) -> None:
         self.num_beside = num_beside
-        self._lock, self._running = Lock(), 0
+        self._neighbours = neighbours
+        self._share = max(1, num_beside // neighbours.num_workers) if neighbours else num_beside
+        self._changed, self._running = Condition(), 0
 
     @contextmanager
     def join(self) -> Iterator[bool]:
-        """Whether few run, with that of the block: it alone, or half of those that can."""
-        with self._lock:
-            self._running += 1
-            few = self._running == 1 or 2 * self._running <= self.num_beside
+        """Whether few run, with that of the block: it alone, or half of those that can.
+
+        Waits while it would be more than this worker's share, on cores that others use.
+        """
+        with self._changed:
+            self._changed.wait_for(self._has_room)
+            self._count(1)
+            running = self._running + self._of_others()
         try:
-            yield few
+            yield running == 1 or 2 * running <= self.num_beside
         finally:
-            with self._lock:
-                self._running -= 1
+            with self._changed:
+                self._count(-1)
+                self._changed.notify_all()
+
+    def _has_room(self) -> bool:
+        """Others that end tell nobody; but a worker with its share does not wait for long."""
+        others = self._of_others()
+        return not others or self._running < max(self._share, self.num_beside - others)
+
+    def _of_others(self) -> int:
+        return self._neighbours.others() if self._neighbours else 0
+
+    def _count(self, change: int) -> None:
+        self._running += change
+        if self._neighbours:
+            self._neighbours.tell(change)
 
 
 def with_one_ready(num_beside: int) -> int:

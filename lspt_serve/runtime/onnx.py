@@ -23,6 +23,7 @@ from lspt_serve.graph import (
     GraphSpec,
     load_graph_spec,
 )
+from lspt_serve.neighbours import Neighbours
 from lspt_serve.runtime.company import Company, one_of, with_one_ready
 from lspt_serve.runtime.engine import Precision
 from lspt_serve.runtime.tensorrt import TENSORRT, tensorrt_options
@@ -50,6 +51,7 @@ class OnnxEngine:
         num_threads: on the CPU, of a batch that is alone; 0 is one for each core.
         num_beside: batches that run beside one another, on a thread each, as soon as they are more
             than few; None is as many as there are threads on the CPU, else 1.
+        neighbours: other workers on the same cores.
 
     Raises:
         GraphError: no such graph, or CUDA, TensorRT or the precision cannot be had.
@@ -66,6 +68,7 @@ class OnnxEngine:
         precision: Precision = "fp32",
         num_threads: int = 0,
         num_beside: int | None = None,
+        neighbours: Neighbours | None = None,
     ) -> None:
         self.name = "tensorrt" if tensorrt else "onnxruntime"
         self.precision = precision
@@ -96,7 +99,7 @@ class OnnxEngine:
             raise GraphError(f"{path}: ONNX Runtime cannot load it: {error}") from error
         for _ in range(num_beside):
             self._beside.put(beside)
-        self._company = Company(num_beside)
+        self._company = Company(num_beside, neighbours)
         self.num_beside, self.num_batches = num_beside, with_one_ready(num_beside)
         if tensorrt and self.provider != TENSORRT:
             raise GraphError(

@@ -13,6 +13,7 @@ from lspt_serve.cores import usable_cores
 from lspt_serve.errors import GraphError, first_line
 from lspt_serve.feed import TaskTensors, create_feed, prompts_axes
 from lspt_serve.graph import ATTENTION, FEATURES, GRAPH_FILE, IMAGES, load_graph_spec
+from lspt_serve.neighbours import Neighbours
 from lspt_serve.quantised import find_int8
 from lspt_serve.reference import Reference
 from lspt_serve.runtime.company import Company, one_of, with_one_ready
@@ -59,6 +60,7 @@ class OpenVINOEngine:
     Args:
         folder: what `lspt export` wrote, and for int8 `lspt quantise` added to.
         num_threads: of a batch that is alone; 0 is one for each core.
+        neighbours: other workers on the same cores.
 
     Raises:
         GraphError: no such graph, no OpenVINO, or a precision that it or the CPU does not have; or
@@ -69,7 +71,12 @@ class OpenVINOEngine:
     provider = "CPU"
 
     def __init__(
-        self, folder: Path, *, precision: Precision = "fp32", num_threads: int = 0
+        self,
+        folder: Path,
+        *,
+        precision: Precision = "fp32",
+        num_threads: int = 0,
+        neighbours: Neighbours | None = None,
     ) -> None:
         self.graph = load_graph_spec(folder)
         self.precision = precision
@@ -83,7 +90,7 @@ class OpenVINOEngine:
             "INFERENCE_PRECISION_HINT": _floats(precision, has),
             "INFERENCE_NUM_THREADS": num_threads,
         }
-        if num_threads:  # other processes have their share, and all would begin at the same core
+        if num_threads:  # others run on the same cores, and all would begin at the first
             config["ENABLE_CPU_PINNING"] = False
         with_all, with_some = (
             {**config, "PERFORMANCE_HINT": hint} for hint in ("LATENCY", "THROUGHPUT")
@@ -107,7 +114,7 @@ class OpenVINOEngine:
             raise GraphError(f"{path}: OpenVINO cannot load it: {first_line(error)}") from error
         self.num_beside = self._usual.beside.qsize()
         self.num_batches = with_one_ready(self.num_beside)
-        self._company = Company(self.num_beside)
+        self._company = Company(self.num_beside, neighbours)
 
     def features(
         self, images: NDArray[np.float32], tasks: Sequence[TaskTensors]

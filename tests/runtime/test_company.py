@@ -1,9 +1,12 @@
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from typing import cast
 
 import pytest
 
+from lspt_serve.neighbours import Neighbours
 from lspt_serve.runtime.company import Company, seconds_in_company
 
 LONG_S = 10
@@ -24,6 +27,62 @@ def test_few_are_one_or_half_of_those_that_can_run(num_beside: int, few: list[bo
         assert [running.enter_context(company.join()) for _ in few] == few
     with company.join() as later:
         assert later
+
+
+class Others:
+    """Neighbours without processes."""
+
+    num_workers = 2
+
+    def __init__(self, running: int) -> None:
+        self.running, self.told = running, list[int]()
+
+    def others(self) -> int:
+        return self.running
+
+    def tell(self, change: int) -> None:
+        self.told.append(change)
+
+
+@pytest.mark.parametrize(
+    ("num_beside", "others", "runs"),
+    [
+        (4, 0, [True, True, False, False, False]),  # as if there were no other worker
+        (4, 1, [True, False, False]),
+        (4, 2, [False, False]),
+        (4, 9, [False, False]),  # its share, whatever the others do
+        (1, 1, [False]),
+    ],
+)
+def test_few_are_so_beside_the_batches_of_other_workers(
+    num_beside: int, others: int, runs: list[bool]
+) -> None:
+    neighbours = Others(others)
+    company = Company(num_beside, cast(Neighbours, neighbours))
+    with ExitStack() as running:
+        assert [running.enter_context(company.join()) for _ in runs] == runs
+        assert neighbours.told == [1] * len(runs)
+    assert neighbours.told == [1] * len(runs) + [-1] * len(runs)
+
+
+@pytest.mark.parametrize(("others", "runs"), [(1, 3), (2, 2), (9, 2)])
+def test_more_than_its_share_waits_where_others_run(others: int, runs: int) -> None:
+    company, joined = Company(4, cast(Neighbours, Others(others))), threading.Event()
+
+    def join() -> None:
+        with company.join():
+            joined.set()
+
+    with ThreadPoolExecutor(1) as pool, ExitStack() as running:
+        last = ExitStack()
+        running.enter_context(last)
+        last.enter_context(company.join())
+        for _ in range(runs - 1):
+            running.enter_context(company.join())
+        pool.submit(join)
+        assert not joined.wait(0.1)
+        last.close()
+        assert joined.wait(LONG_S)
 
 
 def test_a_batch_that_fails_is_gone() -> None:
