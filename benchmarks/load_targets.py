@@ -49,16 +49,19 @@ class Excess:
         }
 
 
-def to_steady(name: str, capacity: float, runs: tuple[Run, Run], lives: Lives) -> Targets:
+def to_steady(
+    name: str, capacity: float, runs: tuple[Run, Run], spent: Spent, lives: Lives
+) -> Targets:
     """Args:
     runs: at SHARE of the capacity, and a little one at the end of all.
+    spent: on the first.
     """
     steady, again = runs
     failed = find_failures([*steady.seen, *again.seen], lives)
     latencies = steady.latencies_s() or [60.0]
     half, most = (1000 * percentile(latencies, share) for share in (0.5, 0.99))
     of = f"of {len(steady.seen)} at {SHARE:.0%} of {capacity:.1f}/s"
-    of += f"; p50 {half:.0f}, p99 {most:.0f} ms"
+    of += f"; p50 {half:.0f}, p99 {most:.0f} ms; {spent}"
     return [
         (Target(f"{name}: failed", "at most", 0, failed.total(), f"{of}{_show(failed)}"), ""),
         _to_generator(f"{name}: CPU of the generator", steady),

@@ -36,6 +36,7 @@ from proof_changes import Folder, judge, tasks_at
 from proof_memory import Memory
 from proof_page import finish, parse_proof
 from proof_server import serve
+from proof_spent import Spent, Totals
 from proof_traffic import Run, Start, generator, poisson
 
 VIT = "vit_tiny_patch16_224"
@@ -53,7 +54,7 @@ def prove(
         everything = tasks_at(world.names, [])
         capacity, _ = trial.measure_capacity(everything)
         full = trial.fill_queue(everything, capacity)
-        steady, samples = run_steady(trial, folder, capacity, args.minutes * 60)
+        steady, spent, samples = run_steady(trial, folder, capacity, args.minutes * 60)
         time.sleep(QUIET_S)
         left = [name for (name, _), (_, last) in folder.lives.items() if last == math.inf]
         excess, again = trial.exceed(tasks_at(left, []))
@@ -63,17 +64,18 @@ def prove(
     for fault, count in faults.most_common(10):
         progress(f"{count} x {fault}")
     name, done = f"{workers} worker(s)", folder.done - len(world.names)
-    targets = to_steady(name, capacity, (steady, again), folder.lives)
+    targets = to_steady(name, capacity, (steady, again), spent, folder.lives)
     targets += [to_mixed_up(name, faults), *to_excess(name, excess)]
     targets += [to_memory(name, samples), to_changes(name, done, world.changes)]
     raw = {"workers": workers, "capacity": capacity, "memory": samples, "faults": dict(faults)}
-    return targets, raw | {"steady": summarise(steady), "3x": excess.raw}
+    raw["steady"] = summarise(steady) | {"spent": spent._asdict()}
+    return targets, raw | {"3x": excess.raw}
 
 
 def run_steady(
     trial: Trial, folder: Folder, capacity: float, seconds: float
-) -> tuple[Run, list[tuple[float, int]]]:
-    world = trial.world
+) -> tuple[Run, Spent, list[tuple[float, int]]]:
+    world, before = trial.world, Totals.of(trial.server)
     tasks = tasks_at(world.names, world.changes)
     shots = poisson(SHARE * capacity, seconds, lambda rng, at_s: draw(tasks, rng, at_s), 1)
     progress(f"{len(shots)} requests in {seconds:g} s")
@@ -81,7 +83,7 @@ def run_steady(
     answer = trial.start(trial.load(shots=shots, seconds=seconds, start=begin))
     with memory.sampled(min(SAMPLE_S, seconds / 30)), folder.changing(world.changes, begin):
         run = answer.result()
-    return run, memory.samples
+    return run, before.until(Totals.of(trial.server)), memory.samples
 
 
 def main(words: Sequence[str] | None = None) -> None:
