@@ -29,12 +29,24 @@ def folder(tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) ->
     return create_served(tiny_backbone, tmp_path_factory)
 
 
-def worker_of(server: Server) -> psutil.Process | None:
+def workers_of(server: Server) -> list[psutil.Process]:
+    found = []
     for child in psutil.Process(server.process.pid).children(recursive=True):
         with suppress(psutil.Error):  # it ended meanwhile
             if WORKER in child.cmdline():
-                return child
-    return None
+                found.append(child)
+    return found
+
+
+def worker_of(server: Server) -> psutil.Process | None:
+    return next(iter(workers_of(server)), None)
+
+
+def that_lock(path: Path) -> set[int]:
+    """Processes, by what the system says of locks: to try for one would be in their way."""
+    locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    file = f":{path.stat().st_ino}"
+    return {int(words[4]) for words in locks if words[1] == "POSIX" and words[5].endswith(file)}
 
 
 def test_worker_that_was_killed_is_started_again(folder: Path) -> None:
@@ -49,6 +61,35 @@ def test_worker_that_was_killed_is_started_again(folder: Path) -> None:
         server.wait_until_ready()
 
         assert httpx.get(f"{server.url}/tasks").json()["tasks"][0]["name"] == "colour"
+
+
+def test_workers_know_of_one_another_and_one_that_is_new_has_the_place_of_the_dead(
+    folder: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "bentoml.yaml"
+    config.write_text("services: {lspt: {workers: 2}}\n")
+    environment = {"LSPT_ENGINE": "onnxruntime", "BENTOML_CONFIG": config}
+
+    with serving(folder=folder, environment=environment) as server:
+        killed, other = workers_of(server)
+        path = Path(killed.environ()[NEIGHBOURS])
+        assert other.environ()[NEIGHBOURS] == str(path)
+
+        def wait_until_idle() -> set[int]:
+            """Both have a place, and run nothing: their engines are tried before they serve."""
+            end = time.monotonic() + 60
+            while True:
+                pids = {worker.pid for worker in workers_of(server)}
+                if len(pids) == 2 and that_lock(path) == pids and path.read_bytes() == bytes(8):
+                    return pids
+                assert time.monotonic() < end, server.log.read_text()
+                time.sleep(0.05)
+
+        assert wait_until_idle() == {killed.pid, other.pid}
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
+        assert other.pid in wait_until_idle()
+    assert not path.exists()
 
 
 def test_container_ends_with_its_only_worker(folder: Path) -> None:
