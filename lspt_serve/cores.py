@@ -26,8 +26,8 @@ def core_limit() -> int | None:
     None if this is no less than the machine has, which is what engines take when they aren't told.
     """
     told = os.environ.get(THREADS, "")
-    limit = int(told) if told.isdecimal() and int(told) > 0 else _quota()
-    limit = min(limit or _cores(), _cores())
+    said = int(told) if told.isdecimal() else 0
+    limit = min(said, _cores()) or server_cores()
     return limit if limit < (os.cpu_count() or 1) else None
 
 
