@@ -7,9 +7,12 @@ import pytest
 from toys import corrupt, export_once
 
 import lspt_serve.runtime.choose
+from lspt_serve.cores import THREADS
 from lspt_serve.errors import GraphError
 from lspt_serve.graph import GRAPH_FILE
 from lspt_serve.models import Backbone
+from lspt_serve.neighbours import Neighbours, create_neighbours
+from lspt_serve.reference import Reference
 from lspt_serve.runtime import (
     Candidate,
     Device,
@@ -19,6 +22,7 @@ from lspt_serve.runtime import (
     choose_engine,
     try_engines,
 )
+from lspt_serve.runtime.choose import EngineName
 from lspt_serve.runtime.gate import Parity
 
 
@@ -57,6 +61,33 @@ def test_engines_are_really_tried(graph: Path) -> None:
         assert isinstance(each, Candidate)
         assert each.images_per_s > 0
         assert each.parity.max_error < 1e-5
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_a_workers_engine_may_use_all_cores_and_tells_the_others_what_it_runs(
+    graph: Path, name: EngineName, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    told = list[int]()
+
+    class Recorded(Neighbours):
+        def tell(self, change: int) -> None:
+            super().tell(change)
+            told.append(change)
+
+    create_neighbours(tmp_path / "running", 2)
+    neighbours = Recorded(tmp_path / "running")
+    monkeypatch.setenv(THREADS, "1")
+    monkeypatch.setattr(lspt_serve.runtime.choose, "find_neighbours", lambda: neighbours)
+    monkeypatch.setattr(lspt_serve.runtime.choose, "server_cores", lambda: 2)
+    engine = choose_engine(graph, names=[name], device="cpu")
+    assert engine.num_beside == 2
+    told.clear()
+
+    reference = Reference.load(graph)
+    images = reference.images(engine.graph.preprocess.img_size)
+    engine.features(images, reference.rows)
+
+    assert told == [1, -1]
 
 
 @pytest.mark.parametrize(
