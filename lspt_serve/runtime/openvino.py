@@ -30,6 +30,8 @@ def load_core() -> Any:
 
     With its first model a Core gives the thread a stack for signals, and takes it along when it
     goes, in whichever thread that is: the next Ctrl-C would end the process without a word.
+    What it knows of numpy's types is made by who asks first: two that ask at a time would wait for
+    one another for ever.
 
     Raises GraphError: it is not installed.
     """
@@ -39,6 +41,7 @@ def load_core() -> Any:
         raise GraphError(
             "engine 'openvino' needs its package: pip install '.[openvino]' in a clone"
         ) from error
+    openvino.Type.f32.to_dtype()
     return openvino.Core()
 
 

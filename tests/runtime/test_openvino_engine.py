@@ -44,6 +44,23 @@ def test_openvino_reports_nothing_to_its_makers(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_threads_may_use_it_first_at_the_same_time() -> None:
+    """Python changes threads so often there that each would wait for what the other makes."""
+    program = (
+        "import sys, threading; from concurrent.futures import ThreadPoolExecutor\n"
+        "from lspt_serve.runtime.openvino import load_core\n"
+        "load_core(); import openvino; together = threading.Barrier(8)\n"
+        "def use(_):\n"
+        "    together.wait(); return openvino.Type.f32.to_dtype().name\n"
+        "sys.setswitchinterval(1e-6); print(*ThreadPoolExecutor(8).map(use, range(8)))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False
+    )
+
+    assert ended.stdout.split() == ["float32"] * 8, ended.stderr
+
+
 def test_a_signal_ends_the_process_as_before_once_engines_are_gone(graph: Path) -> None:
     program = (
         "import os, signal, sys; from pathlib import Path\n"
