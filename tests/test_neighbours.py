@@ -58,15 +58,14 @@ def test_each_sees_what_the_others_run(path: Path) -> None:
         assert here.others() == 302
 
 
-def test_who_was_killed_leaves_its_place_to_the_next(path: Path) -> None:
+def test_who_was_killed_runs_nothing_and_leaves_its_place_to_the_next(path: Path) -> None:
     here = Neighbours(path)
-    with worker(path, 2), worker(path, 3):
-        pass
-    assert here.others() == 5  # nobody has said otherwise
-    with worker(path, 1):
-        assert here.others() == 4
-        with worker(path, 0):
-            assert here.others() == 1
+    with worker(path, 2):
+        with worker(path, 3):
+            assert here.others() == 5
+        assert here.others() == 2
+        with worker(path, 1):
+            assert here.others() == 3
 
 
 def test_there_are_no_more_than_places(path: Path) -> None:
@@ -85,6 +84,18 @@ def test_one_that_is_no_worker_has_none(path: Path, monkeypatch: pytest.MonkeyPa
         found = find_neighbours()
         assert found
         assert found.num_workers == 3
-        assert find_neighbours() is found  # a second one would take a second place
+        assert find_neighbours() is found  # a second one would take the place of the first
     finally:
         find_neighbours.cache_clear()
+
+
+def test_a_worker_that_cannot_know_of_the_others_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    find_neighbours.cache_clear()
+    monkeypatch.setenv(NEIGHBOURS, str(tmp_path / "gone"))
+    try:
+        assert find_neighbours() is None
+    finally:
+        find_neighbours.cache_clear()
+    assert "no more than its share of the cores: [Errno 2]" in caplog.text

@@ -62,7 +62,9 @@ class Batcher(Generic[J]):
     Args:
         run: images (B x 3 x H x W) and the job of each to an answer or error of each.
         max_batch_size: rows.
-        num_batches: that run at a time.
+        num_batches: that run at a time at most.
+        num_wanted: says how many of these are to be run now; None: all. Looked at when a row comes
+            and when a batch ends.
         max_delay_s: how long a row may wait for others to share its batch. Under load the next
             batch gathers while others run: even 0 gives full ones.
         capacity: rows that may wait; more are refused, those of the name first that has the most.
@@ -76,6 +78,7 @@ class Batcher(Generic[J]):
         *,
         max_batch_size: int,
         num_batches: int = 1,
+        num_wanted: Callable[[], int] | None = None,
         max_delay_s: float = 0.0,
         capacity: int = 256,
         backlog: Backlog | None = None,
@@ -89,6 +92,8 @@ class Batcher(Generic[J]):
         self._events = events
         self._backlog = backlog
         self._queue: FairQueue[_Row[J]] = FairQueue(backlog.capacity if backlog else capacity)
+        self._num_wanted = num_wanted or (lambda: num_batches)
+        self._num_running = 0
         self._changed = threading.Condition()
         self._closed = False
         self._threads = [
@@ -174,18 +179,31 @@ class Batcher(Generic[J]):
         return OverloadedError(f"{self._queue.capacity} images wait already; try again later")
 
     def _work(self) -> None:
-        while self._wait_for_rows():
-            rows, rows_left = self._take()
-            if rows:
-                self._answer(rows, rows_left=rows_left)
+        while self._wait_for_turn():
+            try:
+                self._take_turn()
+            finally:
+                with self._changed:
+                    self._num_running -= 1
 
-    def _wait_for_rows(self) -> bool:
-        """False when there will be none."""
+    def _wait_for_turn(self) -> bool:
+        """To run one batch more, which is counted from here on; False when there will be none."""
         with self._changed:
-            self._changed.wait_for(lambda: len(self._queue) > 0 or self._closed)
-            while len(self._queue) and not self._is_full() and (left := self._delay_left()) > 0:
+            while not self._closed and (left := self._seconds_left()) != 0:
                 self._changed.wait(left)
+            self._num_running += 1
             return len(self._queue) > 0 or not self._closed
+
+    def _seconds_left(self) -> float | None:
+        """Until a batch is to be run; None: until a row comes, or a batch ends."""
+        if not len(self._queue) or self._num_running >= self._num_wanted():
+            return None
+        return 0 if self._is_full() else max(0, self._delay_left())
+
+    def _take_turn(self) -> None:
+        rows, rows_left = self._take()
+        if rows:
+            self._answer(rows, rows_left=rows_left)
 
     def _delay_left(self) -> float:
         """Of the row that has waited longest, whichever thread took those before."""
@@ -203,6 +221,8 @@ class Batcher(Generic[J]):
                 if row.is_wanted():
                     rows.append(row)
             waiting, now = len(self._queue), time.monotonic()
+            if waiting:
+                self._changed.notify()  # one more may be wanted
         self._events.waiting(waiting)
         for row in rows:
             self._events.waited(now - row.arrived)

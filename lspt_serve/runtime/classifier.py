@@ -88,6 +88,7 @@ class Classifier:
             self._run,
             max_batch_size=self.max_batch_size,
             num_batches=engine.num_batches,
+            num_wanted=engine.num_wanted,
             max_delay_s=max_delay_s,
             capacity=capacity,
             backlog=backlog,

@@ -4,10 +4,11 @@ Threads that share a batch wait at every layer for the slowest of them, which is
 something else to do. Batches that have a core each are faster together than one after another on
 all cores; but few would leave the other cores idle, and one that is alone all but its own.
 
-Of several workers each may run as many as there are cores, as long as the others leave them idle.
+Of several workers each may run as many as one that is alone, as long as the others leave them idle.
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from typing import TypeVar
 
 from lspt_serve.neighbours import Neighbours
 
-__all__ = ["Company", "one_of", "seconds_in_company", "with_one_ready"]
+__all__ = ["Company", "one_of", "seconds_in_company"]
 
 T = TypeVar("T")
 
@@ -26,26 +27,31 @@ LEAST_S = 0.1  # and so long, where there are several: the first of them is alon
 
 
 class Company:
-    """Counts the batches that run, of `num_beside` that can beside one another.
+    """Batches that run, at most `num_beside` beside one another, in the order in which they come.
 
     Args:
         neighbours: other workers, each of which runs its share whatever the others do.
+
+    Attributes:
+        num_batches: to be given at a time at most: where several run, one more is made ready.
     """
 
     def __init__(self, num_beside: int, neighbours: Neighbours | None = None) -> None:
         self.num_beside = num_beside
+        self.num_batches = num_beside + 1 if num_beside > 1 else 1
         self._neighbours = neighbours
         self._share = max(1, num_beside // neighbours.num_workers) if neighbours else num_beside
         self._changed, self._running = Condition(), 0
+        self._turns: deque[object] = deque()  # of those that wait
 
     @contextmanager
     def join(self) -> Iterator[bool]:
         """Whether few run, with that of the block: it alone, or half of those that can.
 
-        Waits while it would be more than this worker's share, on cores that others use.
+        Waits while as many run as may: its share, or more on cores that others leave idle.
         """
         with self._changed:
-            self._changed.wait_for(self._has_room)
+            self._wait_for_turn()
             self._count(1)
             running = self._running + self._of_others()
         try:
@@ -55,10 +61,26 @@ class Company:
                 self._count(-1)
                 self._changed.notify_all()
 
-    def _has_room(self) -> bool:
-        """Others that end tell nobody; but a worker with its share does not wait for long."""
-        others = self._of_others()
-        return not others or self._running < max(self._share, self.num_beside - others)
+    def num_wanted(self) -> int:
+        """Of `num_batches`, to be given now."""
+        return min(self.num_batches, self._room() + 1)
+
+    def _room(self) -> int:
+        """For batches: this worker's share, or more on cores that others leave idle.
+
+        Others that end tell nobody; but a worker with its share does not wait for long.
+        """
+        return max(self._share, self.num_beside - self._of_others())
+
+    def _wait_for_turn(self) -> None:
+        """In order: who ends a batch and comes with the next one is here before those it woke."""
+        turn = object()
+        self._turns.append(turn)
+        try:
+            self._changed.wait_for(lambda: self._turns[0] is turn and self._running < self._room())
+        finally:
+            self._turns.remove(turn)
+            self._changed.notify_all()
 
     def _of_others(self) -> int:
         return self._neighbours.others() if self._neighbours else 0
@@ -67,11 +89,6 @@ class Company:
         self._running += change
         if self._neighbours:
             self._neighbours.tell(change)
-
-
-def with_one_ready(num_beside: int) -> int:
-    """Batches to be given at a time: where several run, one more is made ready meanwhile."""
-    return num_beside + 1 if num_beside > 1 else 1
 
 
 @contextmanager

@@ -22,7 +22,7 @@ class Engine(Protocol):
     name: str
     num_prompts: int  # of the tasks that it is fastest for
     num_beside: int  # batches that it runs beside one another
-    num_batches: int  # that it is best given at a time, each by a thread of its own: no fewer
+    num_batches: int  # that it is given at a time at most, each by a thread of its own
     provider: str
     precision: Precision
     graph: GraphSpec
@@ -42,6 +42,13 @@ class Engine(Protocol):
         """As `features`, but what of the patches each row's answer attends to (B x N).
 
         Of a graph that gives it (`graph.grid`); values in [0, 1], whose sum is at most 1.
+        """
+        ...
+
+    def num_wanted(self) -> int:
+        """Of `num_batches`, as many as it is best given now: no fewer.
+
+        More would wait for cores that others use; their rows had better wait in the queue.
         """
         ...
 

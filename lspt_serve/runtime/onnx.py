@@ -24,7 +24,7 @@ from lspt_serve.graph import (
     load_graph_spec,
 )
 from lspt_serve.neighbours import Neighbours
-from lspt_serve.runtime.company import Company, one_of, with_one_ready
+from lspt_serve.runtime.company import Company, one_of
 from lspt_serve.runtime.engine import Precision
 from lspt_serve.runtime.tensorrt import TENSORRT, tensorrt_options
 from lspt_serve.sizes import USUAL_PROMPTS
@@ -100,7 +100,7 @@ class OnnxEngine:
         for _ in range(num_beside):
             self._beside.put(beside)
         self._company = Company(num_beside, neighbours)
-        self.num_beside, self.num_batches = num_beside, with_one_ready(num_beside)
+        self.num_beside, self.num_batches = num_beside, self._company.num_batches
         if tensorrt and self.provider != TENSORRT:
             raise GraphError(
                 f"engine 'tensorrt' was asked for, but ONNX Runtime runs {self.provider}; "
@@ -135,6 +135,9 @@ class OnnxEngine:
             session.run_with_iobinding(binding)
             (array,) = binding.copy_outputs_to_cpu()
         return np.asarray(array)
+
+    def num_wanted(self) -> int:
+        return self._company.num_wanted()
 
     def prefetch(self, tasks: Sequence[TaskTensors]) -> None:
         pass

@@ -16,7 +16,7 @@ from lspt_serve.graph import ATTENTION, FEATURES, GRAPH_FILE, IMAGES, load_graph
 from lspt_serve.neighbours import Neighbours
 from lspt_serve.quantised import find_int8
 from lspt_serve.reference import Reference
-from lspt_serve.runtime.company import Company, one_of, with_one_ready
+from lspt_serve.runtime.company import Company, one_of
 from lspt_serve.runtime.engine import Precision
 
 __all__ = ["OpenVINOEngine"]
@@ -30,6 +30,7 @@ def load_core() -> Any:
 
     With its first model a Core gives the thread a stack for signals, and takes it along when it
     goes, in whichever thread that is: the next Ctrl-C would end the process without a word.
+
     What it knows of numpy's types is made by who asks first: two that ask at a time would wait for
     one another for ever.
 
@@ -116,8 +117,8 @@ class OpenVINOEngine:
         except RuntimeError as error:
             raise GraphError(f"{path}: OpenVINO cannot load it: {first_line(error)}") from error
         self.num_beside = self._usual.beside.qsize()
-        self.num_batches = with_one_ready(self.num_beside)
         self._company = Company(self.num_beside, neighbours)
+        self.num_batches = self._company.num_batches
 
     def features(
         self, images: NDArray[np.float32], tasks: Sequence[TaskTensors]
@@ -141,6 +142,9 @@ class OpenVINOEngine:
         ):
             answer = request.infer({IMAGES: images, **feed}, share_inputs=True)
             return np.array(answer[output])  # a copy: the next run writes into the request's
+
+    def num_wanted(self) -> int:
+        return self._company.num_wanted()
 
     def prefetch(self, tasks: Sequence[TaskTensors]) -> None:
         pass

@@ -105,6 +105,9 @@ class TorchEngine:
             answers |= dict(zip(rows, forward(part, gathered, whose), strict=True))
         return np.stack([answers[row] for row in range(len(images))])
 
+    def num_wanted(self) -> int:
+        return self.num_batches
+
     def prefetch(self, tasks: Sequence[TaskTensors]) -> None:
         if self.graph.inputs:
             self.bank.prefetch(tasks)

@@ -82,6 +82,9 @@ class TritonEngine:
     def attention(self, images: Array, tasks: Sequence[TaskTensors]) -> Array:
         return self._thread.submit(self._answer, images, tasks, ATTENTION).result()
 
+    def num_wanted(self) -> int:
+        return self.num_batches
+
     def prefetch(self, tasks: Sequence[TaskTensors]) -> None:
         pass
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from contextlib import contextmanager
+from queue import Empty, SimpleQueue
 
 import numpy as np
 import pytest
@@ -283,6 +284,33 @@ def test_a_row_waits_for_others_however_long_those_before_it_did() -> None:
     batcher.close()
 
     assert took > 0.19
+
+
+def test_no_more_batches_are_made_than_are_wanted_now() -> None:
+    """The rows of others wait in the queue, where deadlines and callers who left are seen."""
+    wanted, go = 1, threading.Semaphore(0)
+    began = SimpleQueue[int]()
+
+    def run(images: Array, bundles: Sequence[Bundle]) -> list[Array]:
+        began.put(int(images[0, 0, 0, 0]))
+        assert go.acquire(timeout=5)
+        return [image[0, 0] for image in images]
+
+    batcher = Batcher[Bundle](run, max_batch_size=1, num_batches=3, num_wanted=lambda: wanted)
+    answers = [batcher.submit(image_of(number), TASKS["a"]) for number in range(6)]
+    assert began.get(timeout=5) == 0
+    with pytest.raises(Empty):
+        began.get(timeout=0.1)
+    assert answers[1].cancel()
+    wanted = 3
+    go.release()
+    assert sorted(began.get(timeout=5) for _ in range(3)) == [2, 3, 4]
+    with pytest.raises(Empty):
+        began.get(timeout=0.1)
+    go.release(4)
+    batcher.close()
+
+    assert results([answers[0], *answers[2:]]) == [0, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("num_batches", [1, 2])

@@ -46,6 +46,9 @@ class Echo:
         self.asked: list[tuple[int, ...]] = []
         self.fetched: list[TaskTensors] = []
 
+    def num_wanted(self) -> int:
+        return self.num_batches
+
     def features(self, images: Array, tasks: Sequence[TaskTensors]) -> Array:
         assert list(tasks) == [{}] * len(images)
         self.asked.append(images.shape)
@@ -293,6 +296,31 @@ def test_batches_are_no_larger_than_what_was_measured_to_pay(echo: Classifier) -
         assert classifier.max_batch_size in {1, 2, 4, 8, 16, 32}
     finally:
         classifier.close()
+
+
+def test_no_more_batches_are_made_than_the_engine_wants(echo: Classifier) -> None:
+    class Crowded(Echo):
+        num_batches = 3
+        running, most = 0, 0
+
+        def num_wanted(self) -> int:
+            return 1
+
+        def features(self, images: Array, tasks: Sequence[TaskTensors]) -> Array:
+            self.running += 1
+            self.most = max(self.most, self.running)
+            time.sleep(0.05)
+            self.running -= 1
+            return super().features(images, tasks)
+
+    engine = Crowded(echo.engine.graph)
+    classifier = Classifier(engine, echo.store, max_batch_size=1)
+    try:
+        classify(classifier, images_of(*[[1.0, 0.0, 0.0, 0.0]] * 4), "animals", top_k=1)
+    finally:
+        classifier.close()
+
+    assert engine.most == 1
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ LONG_S = 10
 @pytest.mark.parametrize(
     ("num_beside", "few"),
     [
-        (1, [True, False]),
-        (2, [True, False, False]),
+        (1, [True]),
+        (2, [True, False]),
         (4, [True, True, False, False]),
         (5, [True, True, False]),
     ],
@@ -47,7 +47,7 @@ class Others:
 @pytest.mark.parametrize(
     ("num_beside", "others", "runs"),
     [
-        (4, 0, [True, True, False, False, False]),  # as if there were no other worker
+        (4, 0, [True, True, False, False]),  # as if there were no other worker
         (4, 1, [True, False, False]),
         (4, 2, [False, False]),
         (4, 9, [False, False]),  # its share, whatever the others do
@@ -83,6 +83,35 @@ def test_more_than_its_share_waits_where_others_run(others: int, runs: int) -> N
         assert not joined.wait(0.1)
         last.close()
         assert joined.wait(LONG_S)
+
+
+@pytest.mark.parametrize("num_waiting", [1, 3])
+def test_they_run_in_the_order_in_which_they_came(num_waiting: int) -> None:
+    """Also before one whose thread has just ended another, and needs no waking."""
+    company, order = Company(1), list[int]()
+
+    def join(number: int) -> None:
+        with company.join():
+            order.append(number)
+
+    with ThreadPoolExecutor(num_waiting) as pool:
+        with company.join():
+            for number in range(num_waiting):
+                pool.submit(join, number)
+                while len(company._turns) <= number:
+                    time.sleep(0.001)
+        join(num_waiting)
+
+    assert order == [*range(num_waiting + 1)]
+
+
+@pytest.mark.parametrize(
+    ("num_beside", "others", "wanted"),
+    [(1, 0, 1), (1, 1, 1), (2, 0, 3), (2, 1, 2), (2, 2, 2), (8, 0, 9), (8, 3, 6), (8, 8, 5)],
+)
+def test_one_more_is_wanted_than_may_run(num_beside: int, others: int, wanted: int) -> None:
+    company = Company(num_beside, cast(Neighbours, Others(others)))
+    assert company.num_wanted() == wanted <= company.num_batches
 
 
 def test_a_batch_that_fails_is_gone() -> None:

@@ -52,6 +52,9 @@ class OffBy:
         length = np.linalg.norm(answers[row])
         self._answers[row] += share * length * step / np.linalg.norm(step)
 
+    def num_wanted(self) -> int:
+        return self.num_batches
+
     def features(self, images: Array, tasks: Sequence[TaskTensors]) -> Array:
         same = (images[:, None] == self._images[None]).all(axis=(2, 3, 4))
         answers: Array = self._answers[same.argmax(axis=1)]

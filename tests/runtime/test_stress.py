@@ -53,6 +53,9 @@ class Pairs:
         self.graph = graph
         self.mixed = 0  # batches of several tasks
 
+    def num_wanted(self) -> int:
+        return self.num_batches
+
     def features(self, images: Array, tasks: Sequence[TaskTensors]) -> Array:
         feed = create_feed(self.graph.inputs, tasks)
         prompts = feed["method.prompts"][:, 0, 0]
