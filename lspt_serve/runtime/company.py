@@ -4,6 +4,9 @@ Threads that share a batch wait at every layer for the slowest of them, which is
 something else to do. Batches that have a core each are faster together than one after another on
 all cores; but few would leave the other cores idle, and one that is alone all but its own.
 
+One that begins alone does not stay so where others come soon: if those before it found company, it
+has a core as they had.
+
 Of several workers each may run as many as one that is alone, as long as the others leave them idle.
 """
 
@@ -22,6 +25,7 @@ __all__ = ["Company", "one_of", "seconds_in_company"]
 
 T = TypeVar("T")
 
+OF_LATE = 1 / 16  # what the last batch says of it
 LEAST = 2  # batches of each thread
 LEAST_S = 0.1  # and so long, where there are several: the first of them is alone at first
 
@@ -43,6 +47,7 @@ class Company:
         self._share = max(1, num_beside // neighbours.num_workers) if neighbours else num_beside
         self._changed, self._running = Condition(), 0
         self._turns: deque[object] = deque()  # of those that wait
+        self._found = 0.0  # running when a batch came, of late
 
     @contextmanager
     def join(self) -> Iterator[bool]:
@@ -51,9 +56,10 @@ class Company:
         Waits while as many run as may: its share, or more on cores that others leave idle.
         """
         with self._changed:
+            self._found += OF_LATE * (self._running + self._of_others() - self._found)
             self._wait_for_turn()
             self._count(1)
-            running = self._running + self._of_others()
+            running = max(self._running + self._of_others(), 1 + round(self._found))
         try:
             yield running == 1 or 2 * running <= self.num_beside
         finally:

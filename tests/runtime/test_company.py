@@ -85,6 +85,28 @@ def test_more_than_its_share_waits_where_others_run(others: int, runs: int) -> N
         assert joined.wait(LONG_S)
 
 
+def test_one_that_begins_alone_has_a_core_where_others_come_soon() -> None:
+    company = Company(2)
+
+    def come() -> bool:
+        with company.join() as few:
+            return few
+
+    assert [come() for _ in range(50)] == [True] * 50  # one after another: nobody else comes
+    for _ in range(20):  # every other one finds another
+        with company.join():
+            assert not come()
+    assert come()
+    for _ in range(20):  # two of three do
+        with company.join():
+            assert not come()
+            assert not come()
+    alone = [come() for _ in range(50)]
+    assert not alone[0]
+    assert alone == sorted(alone)
+    assert alone[-1]
+
+
 @pytest.mark.parametrize("num_waiting", [1, 3])
 def test_they_run_in_the_order_in_which_they_came(num_waiting: int) -> None:
     """Also before one whose thread has just ended another, and needs no waking."""
