@@ -4,18 +4,20 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from statistics import fmean, median
+from typing import Any, NamedTuple
 
 from common import Target, percentile
 from proof_changes import Change, Lives, find_failures
 from proof_memory import growth
 from proof_spent import Spent
-from proof_traffic import Run
+from proof_traffic import Run, Seen
 
 __all__ = [
     "SHARE",
     "Excess",
     "Targets",
+    "Turn",
     "summarise",
     "to_changes",
     "to_excess",
@@ -30,23 +32,41 @@ BUSY = (429, 503)
 Targets = list[tuple[Target, str]]  # each with its unit
 
 
-@dataclass(frozen=True)
-class Excess:
+class Turn(NamedTuple):
     """Far more requests than the capacity, which was measured just before; what both took."""
 
-    workers: int
     capacity: float
     of_capacity: Spent
     run: Run
     spent: Spent
 
+
+@dataclass(frozen=True)
+class Excess:
+    """In turns, for a machine whose speed is not that of a minute ago."""
+
+    workers: int
+    turns: Sequence[Turn]
+
     @property
-    def raw(self) -> dict[str, Any]:
-        return summarise(self.run) | {
-            "capacity": self.capacity,
-            "spent": self.spent._asdict(),
-            "spent at capacity": self.of_capacity._asdict(),
-        }
+    def capacity(self) -> float:
+        return median(turn.capacity for turn in self.turns)
+
+    @property
+    def seen(self) -> list[Seen]:
+        return [each for turn in self.turns for each in turn.run.seen]
+
+    @property
+    def raw(self) -> list[dict[str, Any]]:
+        return [
+            summarise(turn.run)
+            | {
+                "capacity": turn.capacity,
+                "spent": turn.spent._asdict(),
+                "spent at capacity": turn.of_capacity._asdict(),
+            }
+            for turn in self.turns
+        ]
 
 
 def to_steady(
@@ -73,14 +93,20 @@ def to_mixed_up(name: str, faults: Counter[str]) -> tuple[Target, str]:
 
 
 def to_excess(name: str, excess: Excess) -> Targets:
-    run, capacity = excess.run, excess.capacity
+    capacity, runs = excess.capacity, [turn.run for turn in excess.turns]
     wrong = Counter(
         each.status
-        for each in run.seen
+        for each in excess.seen
         if each.status != 200 and not (each.status in BUSY and each.retry_after)
     )
-    shed = sum(each.status in BUSY for each in run.seen)
-    admitted = run.latencies_s() or [60.0]
+    shed = sum(each.status in BUSY for each in excess.seen)
+    admitted = [each for run in runs for each in run.latencies_s()] or [60.0]
+    came = len(excess.seen) / sum(run.seconds for run in runs)
+    goodput = [turn.run.per_s / turn.capacity for turn in excess.turns]
+    of_capacity, spent = (
+        Spent(*map(fmean, zip(*each, strict=True)))
+        for each in ([turn.of_capacity for turn in excess.turns], [t.spent for t in excess.turns])
+    )
     queue = min(QUEUE, WAIT_S * capacity / excess.workers)
     bound = 1.5 * queue * excess.workers / capacity
     return [
@@ -90,7 +116,7 @@ def to_excess(name: str, excess: Excess) -> Targets:
                 "at most",
                 0,
                 wrong.total(),
-                f"{shed} of {len(run.seen)} shed{_show(wrong)}",
+                f"{shed} of {len(excess.seen)} shed{_show(wrong)}",
             ),
             "",
         ),
@@ -99,9 +125,10 @@ def to_excess(name: str, excess: Excess) -> Targets:
                 f"{name}: goodput at 3x",
                 "at least",
                 0.9,
-                run.per_s / capacity,
-                f"{run.per_s:.1f} of {len(run.seen) / run.seconds:.1f}/s, {excess.spent}; "
-                f"at capacity {capacity:.1f}/s, {excess.of_capacity}",
+                median(goodput),
+                f"{min(goodput):.2f} to {max(goodput):.2f} in {len(goodput)} turns; "
+                f"{median(run.per_s for run in runs):.1f} of {came:.1f}/s, {spent}; "
+                f"at capacity {capacity:.1f}/s, {of_capacity}",
             ),
             "of capacity",
         ),
@@ -115,12 +142,12 @@ def to_excess(name: str, excess: Excess) -> Targets:
             ),
             "s",
         ),
-        _to_generator(f"{name}: CPU of the generator at 3x", run),
+        _to_generator(f"{name}: CPU of the generator at 3x", *runs),
     ]
 
 
-def _to_generator(name: str, run: Run) -> tuple[Target, str]:
-    return Target(name, "at most", 0.25, run.cpu_share), "cores"
+def _to_generator(name: str, *runs: Run) -> tuple[Target, str]:
+    return Target(name, "at most", 0.25, max(run.cpu_share for run in runs)), "cores"
 
 
 def _show(statuses: Counter[int]) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common import progress
-from load_targets import SHARE, Excess
+from load_targets import SHARE, Excess, Turn
 from proof_changes import Change, Folder, Tasks, plan_changes
 from proof_server import Server
 from proof_spent import Spent, Totals
@@ -24,14 +24,18 @@ QUIET_S = 3.0
 
 
 class Lengths(NamedTuple):
-    """Seconds: of a measurement of the capacity, of far too many requests, of filling the queue."""
+    """Seconds: of the first measurement of the capacity, and of filling the queue; then turns of
+    the capacity and of far too many requests, each so long.
+    """
 
     capacity_s: float
-    excess_s: float
-    fill_s: float = 5.0
+    fill_s: float
+    turns: int
+    turn_s: float
 
 
-FULL, QUICK = Lengths(60.0, 60.0), Lengths(2.0, 3.0, 1.0)
+FULL, QUICK = Lengths(120.0, 5.0, 5, 15.0), Lengths(2.0, 1.0, 1, 3.0)
+WARM_UP = 1 / 4  # of a measurement of the capacity, before it
 
 
 @dataclass(frozen=True)
@@ -75,13 +79,13 @@ class Trial:
     workers: int
     lengths: Lengths
 
-    def measure_capacity(self, tasks: Tasks) -> tuple[float, Spent]:
+    def measure_capacity(self, tasks: Tasks, seconds: float) -> tuple[float, Spent]:
         """Answers a second to callers that each wait for theirs, and what was spent on them."""
         shots = poisson(1.0, 1000.0, lambda rng, at_s: draw(tasks, rng, at_s), 0)
         closed: dict[str, Any] = {"shots": shots, "clients": CLIENTS * self.workers}
-        for seconds in (self.lengths.capacity_s / 4, self.lengths.capacity_s):  # the first warms up
+        for length in (WARM_UP * seconds, seconds):
             before = Totals.of(self.server)
-            run = self.start(self.load(**closed, seconds=seconds)).result()
+            run = self.start(self.load(**closed, seconds=length)).result()
         progress(f"{self.workers} worker(s): {run.per_s:.1f} requests/s")
         return run.per_s, before.until(Totals.of(self.server))
 
@@ -106,13 +110,16 @@ class Trial:
         return Load(**own, **settings)
 
     def exceed(self, tasks: Tasks) -> tuple[Excess, Run]:
-        """Three times what it can do now, and a little while of less after it."""
-        capacity, of_capacity = self.measure_capacity(tasks)
+        """What it can do and three times that, in turns, and a little while of less after them."""
+        turns = [self._exceed_once(tasks, seed) for seed in range(5, 5 + self.lengths.turns)]
+        again = self.shoot(tasks, SHARE * turns[-1].capacity / 2, QUIET_S, seed=3)
+        return Excess(self.workers, turns), again
+
+    def _exceed_once(self, tasks: Tasks, seed: int) -> Turn:
+        capacity, of_capacity = self.measure_capacity(tasks, self.lengths.turn_s)
         before = Totals.of(self.server)
-        run = self.shoot(tasks, EXCESS * capacity, self.lengths.excess_s, seed=2)
-        spent = before.until(Totals.of(self.server))
-        again = self.shoot(tasks, SHARE * capacity / 2, QUIET_S, seed=3)
-        return Excess(self.workers, capacity, of_capacity, run, spent), again
+        run = self.shoot(tasks, EXCESS * capacity, self.lengths.turn_s, seed=seed)
+        return Turn(capacity, of_capacity, run, before.until(Totals.of(self.server)))
 
 
 def draw(tasks: Tasks, rng: Any, at_s: float) -> tuple[int, str]:

@@ -3,8 +3,8 @@
     python benchmarks/prove_excess.py
 
 The last part of prove_load.py, of one worker and a larger model, beside which a refusal costs
-little: its capacity by callers that each wait for their answer, and then a minute of far too many
-requests at random times.
+little: its capacity by callers that each wait for their answer, and then far too many requests at
+random times, five turns of half a minute each.
 """
 
 import tempfile
@@ -21,6 +21,7 @@ from proof_traffic import generator
 
 VIT, SMALLER = "vit_base_patch16_224", "vit_tiny_patch16_224"
 TASKS = 16
+LENGTHS = FULL._replace(turn_s=30.0)
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -32,9 +33,9 @@ def main(words: Sequence[str] | None = None) -> None:
         world = create_world(vit, Path(scratch) / "world", tasks=TASKS, changes=0, seconds=0.0)
         folder = fill(world, "bundles-1")
         with serve(world.folder, workers=1, bundles=folder.path) as server:
-            trial = Trial(server, world, start, 1, QUICK if args.quick else FULL)
+            trial = Trial(server, world, start, 1, QUICK if args.quick else LENGTHS)
             excess, again = trial.exceed(tasks_at(world.names, []))
-    faults = judge([*excess.run.seen, *again.seen], world.answers, folder.lives)
+    faults = judge([*excess.seen, *again.seen], world.answers, folder.lives)
     name = Path(vit).stem
     targets = [to_mixed_up(name, faults), *to_excess(name, excess)]
     details = {"vit": vit, "faults": dict(faults), "3x": excess.raw}

@@ -3,13 +3,13 @@
     python benchmarks/prove_load.py
 
 A real `lspt serve` of a ViT-Ti with 200 tasks, with one worker and with two. What it can do is
-measured first, by callers that each wait for their answer, and its queue, which bounds what it
-holds, is filled once. Then requests come at random times (a Poisson process), at 80 % of its
-capacity, for ten minutes, while 100 tasks are added, 100 replaced and 100 removed. Then its
-capacity is measured again, and requests come at three times that, for a minute. Traffic comes from
-a process of its own, which has its part of the machine. Every answer is held to what the model
-answers in this process, for the versions whose files lay there between request and answer; a server
-may take 3 seconds to see a change.
+measured first, for two minutes, by callers that each wait for their answer, and its queue, which
+bounds what it holds, is filled once. Then requests come at random times (a Poisson process), at 80
+% of its capacity, for ten minutes, while 100 tasks are added, 100 replaced and 100 removed. Then
+its capacity is measured again, and requests come at three times that: five turns of 15 seconds
+each. Traffic comes from a process of its own, which has its part of the machine. Every answer is
+held to what the model answers in this process, for the versions whose files lay there between
+request and answer; a server may take 3 seconds to see a change.
 """
 
 import math
@@ -52,14 +52,14 @@ def prove(
     with serve(world.folder, workers=workers, bundles=folder.path) as server:
         trial = Trial(server, world, start, workers, lengths)
         everything = tasks_at(world.names, [])
-        capacity, _ = trial.measure_capacity(everything)
+        capacity, _ = trial.measure_capacity(everything, lengths.capacity_s)
         full = trial.fill_queue(everything, capacity)
         steady, spent, samples = run_steady(trial, folder, capacity, args.minutes * 60)
         time.sleep(QUIET_S)
         left = [name for (name, _), (_, last) in folder.lives.items() if last == math.inf]
         excess, again = trial.exceed(tasks_at(left, []))
     faults = judge(
-        [*full.seen, *steady.seen, *excess.run.seen, *again.seen], world.answers, folder.lives
+        [*full.seen, *steady.seen, *excess.seen, *again.seen], world.answers, folder.lives
     )
     for fault, count in faults.most_common(10):
         progress(f"{count} x {fault}")
