@@ -191,8 +191,10 @@ class Batcher(Generic[J]):
         with self._changed:
             while not self._closed and (left := self._seconds_left()) != 0:
                 self._changed.wait(left)
+            if self._closed and not len(self._queue):
+                return False
             self._num_running += 1
-            return len(self._queue) > 0 or not self._closed
+            return True
 
     def _seconds_left(self) -> float | None:
         """Until a batch is to be run; None: until a row comes, or a batch ends."""

@@ -10,6 +10,7 @@ has a core as they had.
 Of several workers each may run as many as one that is alone, as long as the others leave them idle.
 """
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ __all__ = ["Company", "one_of", "seconds_in_company"]
 T = TypeVar("T")
 
 OF_LATE = 1 / 16  # what the last batch says of it
+FORGOTTEN_S = 10.0  # of rest, in which it becomes a third
 LEAST = 2  # batches of each thread
 LEAST_S = 0.1  # and so long, where there are several: the first of them is alone at first
 
@@ -45,7 +47,7 @@ class Company:
         self.num_batches = num_beside + 1 if num_beside > 1 else 1
         self._neighbours = neighbours
         self._share = max(1, num_beside // neighbours.num_workers) if neighbours else num_beside
-        self._changed, self._running = Condition(), 0
+        self._changed, self._running, self._ended = Condition(), 0, time.monotonic()
         self._turns: deque[object] = deque()  # of those that wait
         self._found = 0.0  # running when a batch came, of late
 
@@ -53,10 +55,11 @@ class Company:
     def join(self) -> Iterator[bool]:
         """Whether few run, with that of the block: it alone, or half of those that can.
 
-        Waits while as many run as may: its share, or more on cores that others leave idle.
+        As many count as those of late found, if fewer run now. Waits while as many run as may: its
+        share, or more on cores that others leave idle.
         """
         with self._changed:
-            self._found += OF_LATE * (self._running + self._of_others() - self._found)
+            self._look()
             self._wait_for_turn()
             self._count(1)
             running = max(self._running + self._of_others(), 1 + round(self._found))
@@ -65,6 +68,7 @@ class Company:
         finally:
             with self._changed:
                 self._count(-1)
+                self._ended = time.monotonic()
                 self._changed.notify_all()
 
     def num_wanted(self) -> int:
@@ -78,10 +82,19 @@ class Company:
         """
         return max(self._share, self.num_beside - self._of_others())
 
+    def _look(self) -> None:
+        if not self._running:
+            self._found *= math.exp((self._ended - time.monotonic()) / FORGOTTEN_S)
+        self._found += OF_LATE * (self._running + self._of_others() - self._found)
+
     def _wait_for_turn(self) -> None:
-        """In order: who ends a batch and comes with the next one is here before those it woke."""
+        """In order: who ends a batch and comes with the next one is here before those it woke.
+
+        Whoever comes sees whether others have ended, and that there is room for who waits.
+        """
         turn = object()
         self._turns.append(turn)
+        self._changed.notify_all()
         try:
             self._changed.wait_for(lambda: self._turns[0] is turn and self._running < self._room())
         finally:

@@ -2,10 +2,12 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from queue import Empty, SimpleQueue
 from typing import cast
 
 import pytest
 
+import lspt_serve.runtime.company
 from lspt_serve.neighbours import Neighbours
 from lspt_serve.runtime.company import Company, seconds_in_company
 
@@ -107,6 +109,44 @@ def test_one_that_begins_alone_has_a_core_where_others_come_soon() -> None:
     assert alone[-1]
 
 
+def test_after_a_rest_one_that_begins_alone_has_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    company = Company(4)
+    with ExitStack() as running:
+        for _ in range(3):
+            running.enter_context(company.join())
+        for _ in range(40):
+            with company.join():
+                pass
+    with company.join() as few:
+        assert not few
+    monkeypatch.setattr(lspt_serve.runtime.company, "FORGOTTEN_S", 0.01)
+    time.sleep(0.1)
+    with company.join() as few:
+        assert few
+
+
+def test_who_comes_wakes_one_that_waits_for_cores_which_others_left() -> None:
+    others = Others(1)
+    company, began = Company(2, cast(Neighbours, others)), SimpleQueue[int]()
+
+    def join(number: int) -> None:
+        with company.join():
+            began.put(number)
+            assert go.wait(LONG_S)
+
+    go = threading.Event()
+    with ThreadPoolExecutor(3) as pool:
+        pool.submit(join, 0)
+        assert began.get(timeout=LONG_S) == 0
+        pool.submit(join, 1)
+        with pytest.raises(Empty):
+            began.get(timeout=0.1)
+        others.running = 0
+        pool.submit(join, 2)
+        assert began.get(timeout=1) == 1
+        go.set()
+
+
 @pytest.mark.parametrize("num_waiting", [1, 3])
 def test_they_run_in_the_order_in_which_they_came(num_waiting: int) -> None:
     """Also before one whose thread has just ended another, and needs no waking."""
@@ -120,7 +160,9 @@ def test_they_run_in_the_order_in_which_they_came(num_waiting: int) -> None:
         with company.join():
             for number in range(num_waiting):
                 pool.submit(join, number)
+                until = time.monotonic() + LONG_S
                 while len(company._turns) <= number:
+                    assert time.monotonic() < until
                     time.sleep(0.001)
         join(num_waiting)
 
