@@ -4,7 +4,7 @@
 
 The last part of prove_load.py, of one worker and a larger model, beside which a refusal costs
 little: its capacity by callers that each wait for their answer, and then far too many requests at
-random times, five turns of half a minute each.
+random times, five turns of half a minute each, of which the medians are shown.
 """
 
 import tempfile
