@@ -209,7 +209,8 @@ class Batcher(Generic[J]):
 
     def _delay_left(self) -> float:
         """Of the row that has waited longest, whichever thread took those before."""
-        return self._max_delay_s - (time.monotonic() - self._queue.peek().arrived)
+        longest = min(row.arrived for row in self._queue.oldest())
+        return self._max_delay_s - (time.monotonic() - longest)
 
     def _is_full(self) -> bool:
         return len(self._queue) >= self._max_batch_size or self._closed

@@ -1,7 +1,7 @@
 """A bounded queue in which every task has its turn."""
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 __all__ = ["FairQueue"]
@@ -79,9 +79,9 @@ class FairQueue(Generic[T]):
         elif items:
             del self._waiting[task]
 
-    def peek(self) -> T:
-        """What `take` would give."""
-        return next(iter(self._waiting.values()))[0]
+    def oldest(self) -> Iterator[T]:
+        """The oldest item of each task, in the order in which `take` gives them."""
+        return (items[0] for items in self._waiting.values())
 
     def take(self) -> T:
         """The oldest item of the task whose turn it is; raises KeyError where there is none."""

@@ -286,6 +286,20 @@ def test_a_row_waits_for_others_however_long_those_before_it_did() -> None:
     assert took > 0.19
 
 
+def test_delay_is_that_of_the_row_that_waited_longest_whosever_turn_it_is() -> None:
+    """A batch of a, b and a leaves a row of b, whose turn it is, and an older one of a."""
+    model = Model()
+    with running(model, max_batch_size=3, max_delay_s=0.4) as batcher:
+        with busy(model, batcher):
+            rows = [batcher.submit(image_of(number), TASKS["a"]) for number in (1, 2, 3)]
+            time.sleep(0.3)
+            rows += [batcher.submit(image_of(number), TASKS["b"]) for number in (4, 5)]
+        started = time.monotonic()
+        assert results(rows) == [1, 2, 3, 4, 5]
+        assert time.monotonic() - started < 0.25
+    assert model.batches == [["a"], ["a", "b", "a"], ["b", "a"]]
+
+
 def test_no_more_batches_are_made_than_are_wanted_now() -> None:
     """The rows of others wait in the queue, where deadlines and callers who left are seen."""
     wanted, go = 1, threading.Semaphore(0)
