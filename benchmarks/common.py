@@ -27,6 +27,7 @@ __all__ = [
     "create_parser",
     "describe_machine",
     "max_difference",
+    "name_cpu",
     "paired_ratio",
     "parse",
     "percentile",
@@ -37,6 +38,7 @@ __all__ = [
 
 HERE = Path(__file__).parent
 PACKAGES = ("torch", "torchvision", "timm", "onnxruntime-gpu", "onnxruntime", "openvino", "pillow")
+KIND = {"cpu family": "family", "model": "model"}  # of a CPU: generations share a name
 MIN_ROUNDS = 3
 PAUSE_S = 0.02  # for the threads of the arm before, which spin a while when they have nothing to do
 Arm = Callable[[int], object]  # of the number of the round
@@ -168,17 +170,25 @@ def max_difference(got: Iterable[Any], wanted: Iterable[Any]) -> float:
 
 def describe_machine() -> dict[str, Any]:
     """Load is what other work took of the cores in the minute before."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return {
         "date": date.today().isoformat(),
-        "cpu": names[0] if names else platform.machine(),
+        "cpu": name_cpu(Path("/proc/cpuinfo").read_text()),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 2),
         "versions": {"python": platform.python_version(), **_versions()},
     }
+
+
+def name_cpu(info: str) -> str:
+    """Of /proc/cpuinfo, with the numbers of its kind."""
+    lines = [line.partition(":") for line in info.partition("\n\n")[0].splitlines()]
+    own = {name.strip(): value.strip() for name, _, value in lines}
+    if "model name" not in own:
+        return platform.machine()
+    kind = [f"{name} {own[key]}" for key, name in KIND.items() if key in own]
+    return ", ".join([own["model name"], *kind])
 
 
 def _versions() -> dict[str, str]:

@@ -1,12 +1,13 @@
 """What the benchmarks of serving reckon with, by examples worked by hand."""
 
 import math
+import platform
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
-from common import Target, check_equal, paired_ratio, percentile, take_turns
+from common import Target, check_equal, name_cpu, paired_ratio, percentile, take_turns
 from page_parts import load_limits
 from random_queue import simulate
 from serving_page import to_page, to_verdict
@@ -24,6 +25,16 @@ def test_a_percentile_is_a_value_that_was_measured() -> None:
 
 def test_a_ratio_is_that_of_a_round() -> None:
     assert paired_ratio([2, 9, 40], [1, 3, 40]) == 2  # of medians it would be 3
+
+
+def test_generations_of_a_cpu_have_names_of_their_own() -> None:
+    lines = ["processor\t: 0", "cpu family\t: 25", "model\t\t: 17", "model name\t: AMD EPYC"]
+    other = ["processor\t: 1", "cpu family\t: 26", "model\t\t: 2", "model name\t: AMD EPYC"]
+    both = "\n".join([*lines, "", *other, ""])
+
+    assert name_cpu(both) == "AMD EPYC, family 25, model 17"
+    assert name_cpu("processor: 0\nmodel name: ARMv7\n") == "ARMv7"
+    assert name_cpu("processor: 0\nBogoMIPS: 50\n") == platform.machine()
 
 
 def test_traffic_after_zipf() -> None:
