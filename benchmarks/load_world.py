@@ -1,6 +1,7 @@
 """Worlds of tasks whose answers are known, and servers of them that get more or less to do."""
 
 import time
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ __all__ = ["FULL", "QUICK", "Lengths", "Trial", "World", "create_world", "draw",
 
 NUM_IMAGES, CLIENTS = 3, 32  # clients of each worker, to measure the capacity
 EXCESS = 3.0  # times the capacity
+FULL_AFTER = 1 / 3  # of a turn of these the queues are full, and requests are refused
 QUIET_S = 3.0
 
 
@@ -91,9 +93,15 @@ class Trial:
 
     def shoot(self, tasks: Tasks, rate: float, seconds: float, *, seed: int) -> Run:
         """Requests at random times, `rate` a second on average."""
+        return self._begin(tasks, rate, seconds, seed)[1].result()
+
+    def _begin(
+        self, tasks: Tasks, rate: float, seconds: float, seed: int
+    ) -> tuple[float, Future[Run]]:
+        """When the requests begin, and what becomes of them."""
         shots = poisson(rate, seconds, lambda rng, at_s: draw(tasks, rng, at_s), seed)
         begin = time.monotonic() + 1
-        return self.start(self.load(shots=shots, seconds=seconds, start=begin)).result()
+        return begin, self.start(self.load(shots=shots, seconds=seconds, start=begin))
 
     def fill_queue(self, tasks: Tasks, capacity: float) -> Run:
         """Once, so that what its queue may hold is held: more later is what it does not let go."""
@@ -117,9 +125,16 @@ class Trial:
 
     def _exceed_once(self, tasks: Tasks, seed: int) -> Turn:
         capacity, of_capacity = self.measure_capacity(tasks, self.lengths.turn_s)
-        before = Totals.of(self.server)
-        run = self.shoot(tasks, EXCESS * capacity, self.lengths.turn_s, seed=seed)
-        return Turn(capacity, of_capacity, run, before.until(Totals.of(self.server)))
+        begin, run = self._begin(tasks, EXCESS * capacity, self.lengths.turn_s, seed)
+        before, after = (
+            self._look(begin + later * self.lengths.turn_s) for later in (FULL_AFTER, 1)
+        )
+        return Turn(capacity, of_capacity, run.result(), before.until(after))
+
+    def _look(self, at: float) -> Totals:
+        """At a time of time.monotonic."""
+        time.sleep(max(0.0, at - time.monotonic()))
+        return Totals.of(self.server)
 
 
 def draw(tasks: Tasks, rng: Any, at_s: float) -> tuple[int, str]:

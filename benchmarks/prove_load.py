@@ -7,10 +7,10 @@ measured first, for two minutes, by callers that each wait for their answer, and
 bounds what it holds, is filled once. Then requests come at random times (a Poisson process), at 80
 % of its capacity, for ten minutes, while 100 tasks are added, 100 replaced and 100 removed. Then
 its capacity is measured again, and requests come at three times that: five turns of 15 seconds
-each, of which the medians are shown; what was spent is of a turn until its last answer. Traffic
-comes from a process of its own, which has its part of the machine. Every answer is held to what the
-model answers in this process, for the versions whose files lay there between request and answer; a
-server may take 3 seconds to see a change.
+each, of which the medians are shown; what was spent is of the last two thirds of a turn, when the
+queues are full. Traffic comes from a process of its own, which has its part of the machine. Every
+answer is held to what the model answers in this process, for the versions whose files lay there
+between request and answer; a server may take 3 seconds to see a change.
 """
 
 import math
