@@ -70,7 +70,7 @@ async def classify_many(request: Request, classifier: CallersClassifier) -> Many
 
 
 def _find_versions(classifier: Classifier, tasks: Sequence[str]) -> list[Manifest | LSPTError]:
-    """One version answers all images, whatever becomes of the folder meanwhile.
+    """One version answers all images, whatever alias moves or version comes meanwhile.
 
     Raises UnknownTaskError for a request that is of little else than unknown tasks: to name the
     nearest of each takes milliseconds.
@@ -140,14 +140,17 @@ class _Job:
             async with self.window:  # no more bundles than that are held in memory for it
                 reference = f"{version.name}@{version.version}"
                 bundle = await find_bundle(self.classifier, reference)
-                way = bundle.manifest.preprocess
+                manifest = (
+                    bundle.manifest
+                )  # another, where the version was replaced under its number
+                way = manifest.preprocess
                 with self.classifier.place(bundle):
                     if way not in decoded:
                         decoded[way] = asyncio.ensure_future(self._decode(upload.data, bundle))
-                    with self.classifier.telling(version):
+                    with self.classifier.telling(manifest):
                         pixels = await decoded[way]
                     row = self.classifier.submit(pixels, bundle, deadline=self.deadline)
-                return version, await self._wait(row)
+                return manifest, await self._wait(row)
 
         return await asyncio.gather(*map(answer, self.versions), return_exceptions=True)  # type: ignore[return-value]
 

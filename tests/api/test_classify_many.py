@@ -10,7 +10,7 @@ from toys import coloured, encoded
 from toys_api import Api, check_refused, create_classifier, leave_busy, overloaded
 
 from lspt_serve.api import threads
-from lspt_serve.bundle import Bundle
+from lspt_serve.bundle import Bundle, save_bundle
 from lspt_serve.models import Backbone
 
 RNG = np.random.default_rng(0)
@@ -100,6 +100,34 @@ def test_image_is_decoded_once(api: Api, monkeypatch: pytest.MonkeyPatch) -> Non
     post(api, IMAGES, tasks=["colour", "parity", "colour@1"])
 
     assert decoded == dict.fromkeys(IMAGES.values(), 1)
+
+
+def test_labels_are_those_of_the_bundle_that_answered(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Version 1 is replaced, under its number, after the request was looked over."""
+    classifier = api.app.state.classifier
+    store, find = classifier.store, classifier.manifest
+    old = store["colour"]
+    fields = old.manifest.model_dump(exclude={"dtype", "tensors", "tensors_sha256"})
+    wider = {
+        name: np.concatenate([tensor, tensor[:1] + 99]) if name.startswith("head.") else tensor
+        for name, tensor in old.tensors.items()
+    }
+    new = Bundle.create(wider, **{**fields, "labels": ["a", "b", "c", "d"]})
+
+    def find_and_replace(reference: str) -> Any:
+        found = find(reference)
+        save_bundle(new, store.folder / "colour")
+        store.refresh()
+        return found
+
+    monkeypatch.setattr(classifier, "manifest", find_and_replace)
+
+    items = post(api, IMAGES, tasks=["colour"], top_k=4).json()["items"]
+
+    for item in items:
+        assert sorted(each["label"] for each in item["predictions"]) == ["a", "b", "c", "d"]
 
 
 def test_more_pairs_than_may_wait_are_all_answered(api: Api) -> None:
