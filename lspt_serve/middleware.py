@@ -1,4 +1,6 @@
-"""What of BentoML's app is ours: the middleware before its routes, and its OpenAPI document."""
+"""What of BentoML's app is ours: the middleware before its routes, what comes after them, and its
+OpenAPI document.
+"""
 
 import os
 
@@ -7,16 +9,18 @@ from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml._internal.server.http.traffic import TimeoutMiddleware
 from fastapi import FastAPI
 from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from lspt_serve.api.overload import RefuseEarly
 
-__all__ = ["configure_middleware", "configure_openapi"]
+__all__ = ["configure_middleware", "configure_openapi", "configure_unknown_paths"]
 
 DISABLED = "OTEL_SDK_DISABLED"  # OpenTelemetry's own: who sets it up himself says false
 _of_bentoml = ServiceAppFactory.middlewares
+_make_app = ServiceAppFactory.__call__
 
 
 def configure_middleware(api: FastAPI) -> None:
@@ -39,6 +43,22 @@ def configure_middleware(api: FastAPI) -> None:
         return [*wanted, Middleware(RefuseEarly, api=api)]
 
     ServiceAppFactory.middlewares = property(middlewares)
+
+
+def configure_unknown_paths(api: FastAPI) -> None:
+    """Requests that no route is for are answered, counted and logged by `api` as all others are.
+
+    Call it before BentoML makes its app, whose own answer is plain text or, where a slash is one
+    too many, leads to whatever Host the caller named.
+    """
+
+    def make_app(factory: ServiceAppFactory) -> Starlette:
+        app: Starlette = _make_app(factory)
+        app.router.redirect_slashes = False
+        app.router.default = api
+        return app
+
+    ServiceAppFactory.__call__ = make_app
 
 
 def configure_openapi(api: FastAPI) -> None:

@@ -13,7 +13,11 @@ import bentoml
 
 from lspt_serve.api import configure_logging, create_app, ignore_warnings_of_decoders
 from lspt_serve.api.auth import load_access
-from lspt_serve.middleware import configure_middleware, configure_openapi
+from lspt_serve.middleware import (
+    configure_middleware,
+    configure_openapi,
+    configure_unknown_paths,
+)
 from lspt_serve.runtime import Watch
 from lspt_serve.settings import ServiceSettings, load_classifier
 from lspt_serve.supervisor import configure_supervisor
@@ -28,6 +32,7 @@ app = create_app()
 configure_supervisor()
 configure_middleware(app)
 configure_openapi(app)
+configure_unknown_paths(app)
 
 
 @bentoml.service(

@@ -29,7 +29,7 @@ with warnings.catch_warnings():
     import bentoml
     from _bentoml_impl.server.app import ServiceAppFactory
 
-    from lspt_serve.middleware import DISABLED, configure_middleware
+    from lspt_serve.middleware import DISABLED, configure_middleware, configure_unknown_paths
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PNG = encoded(coloured("red", np.random.default_rng(0)))
@@ -52,11 +52,13 @@ def serve(api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     file, before = tmp_path / "bentoml.yaml", BentoMLContainer.config.get()
     monkeypatch.setenv("BENTOML_CONFIG", str(file))
     monkeypatch.delenv(DISABLED, raising=False)
-    monkeypatch.setattr(ServiceAppFactory, "middlewares", ServiceAppFactory.middlewares)
+    for name in ("middlewares", "__call__"):
+        monkeypatch.setattr(ServiceAppFactory, name, getattr(ServiceAppFactory, name))
 
     def to_app(**settings: Any) -> Starlette:
         file.write_text(json.dumps({"services": {"toy": settings}}))
         configure_middleware(api.app)
+        configure_unknown_paths(api.app)
         app: Starlette = toy.to_asgi()
         return app
 
@@ -70,17 +72,21 @@ def classes(app: Starlette) -> list[object]:
     return [each.cls for each in app.user_middleware]
 
 
-def refuse(app: Starlette, api: Api, monkeypatch: pytest.MonkeyPatch) -> httpx.Response:
-    """What a browser gets that sends an image to a server that is too busy."""
-    headers = {"Content-Type": "image/png", "Origin": "http://elsewhere"}
+def ask(app: Starlette, method: str, path: str, **settings: Any) -> httpx.Response:
     transport = httpx.ASGITransport(app)
 
     async def send() -> httpx.Response:
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            return await client.post("/classify?task=colour", content=PNG, headers=headers)
+        async with httpx.AsyncClient(transport=transport) as client:
+            return await client.request(method, f"http://test{path}", **settings)
 
+    return anyio.run(send)
+
+
+def refuse(app: Starlette, api: Api, monkeypatch: pytest.MonkeyPatch) -> httpx.Response:
+    """What a browser gets that sends an image to a server that is too busy."""
+    headers = {"Content-Type": "image/png", "Origin": "http://elsewhere"}
     with overloaded(api.app.state.classifier, monkeypatch):
-        return anyio.run(send)
+        return ask(app, "POST", "/classify?task=colour", content=PNG, headers=headers)
 
 
 def test_image_is_refused_before_the_routes(
@@ -103,6 +109,32 @@ def test_page_of_another_origin_may_read_a_refusal(
 
     check_refused(refused, 503, "overloaded")
     assert refused.headers["Access-Control-Allow-Origin"] == "http://elsewhere"
+
+
+@pytest.mark.parametrize(
+    "path", ["/nowhere", "/tasks/", "/tasks/?\xff", "//elsewhere/tasks", "/livez/", "/v2x"]
+)
+def test_path_that_no_route_is_for_is_answered_as_all_else(
+    serve: Serve, api: Api, caplog: pytest.LogCaptureFixture, path: str
+) -> None:
+    caplog.set_level("INFO", "lspt_serve.access")
+    response = ask(serve(), "GET", path, headers={"Host": "evil.example"})
+
+    check_refused(response, 404, "not_found")
+    assert "Location" not in response.headers
+    assert response.headers["X-Request-ID"] in caplog.text
+
+
+def test_paths_of_bentoml_and_of_the_app_are_not_unknown(serve: Serve) -> None:
+    app = serve()
+
+    assert [ask(app, "GET", path).status_code for path in ("/livez", "/docs.json", "/tasks")] == [
+        200,
+        200,
+        200,
+    ]
+    assert ask(app, "GET", "/v2/models/colour/stats").json().keys() == {"error"}
+    check_refused(ask(app, "PUT", "/classify"), 405, "method_not_allowed")
 
 
 def test_app_keeps_the_limit_of_time_that_bentoml_is_told_of(serve: Serve, api: Api) -> None:
