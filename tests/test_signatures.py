@@ -152,6 +152,15 @@ def test_what_is_not_signed_is_not_even_parsed(folder: Path, keys: tuple[Path, P
     refuses(folder, keys[1], r"bundle\.sig: no such file")
 
 
+def test_tensors_that_are_not_the_signed_ones_are_not_even_parsed(
+    signed: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lspt_serve.bundle.load", lambda data: pytest.fail("parsed"))
+    (signed / TENSORS).write_bytes(b"no safetensors")
+
+    refuses(signed, keys[1], "sha256 is not the one in bundle.json")
+
+
 def test_training_again_drops_the_signature(signed: Path, make_bundle: MakeBundle) -> None:
     save_bundle(make_bundle("vpt-shallow", name="flowers"), signed)
 
