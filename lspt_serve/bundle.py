@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections import Counter
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -75,6 +75,11 @@ class BackboneRef(_Record):
 
     source: str
     sha256: Sha256
+
+    @property
+    def label(self) -> str:
+        """Of a file its name alone: where it lies is no business of callers."""
+        return PurePath(self.source).name or self.source
 
 
 class MethodRef(_Record):
@@ -197,8 +202,8 @@ class Bundle:
         own = self.manifest.backbone
         if own.sha256 != backbone.sha256:
             raise BundleError(
-                f"bundle {self.name!r} belongs to backbone {own.source} (sha256 "
-                f"{own.sha256[:12]}), not to {backbone.source} (sha256 {backbone.sha256[:12]})"
+                f"bundle {self.name!r} belongs to backbone {own.label} (sha256 "
+                f"{own.sha256[:12]}), not to {backbone.label} (sha256 {backbone.sha256[:12]})"
             )
 
 

@@ -511,15 +511,17 @@ def test_what_cannot_be_loaded_cannot_be_made(
         make_bundle("vpt-shallow", **fields)
 
 
-def test_another_backbone_is_named(make_bundle: Callable[..., Bundle]) -> None:
+def test_another_backbone_is_named_and_not_where_it_lies(
+    make_bundle: Callable[..., Bundle],
+) -> None:
     bundle = make_bundle("vpt-shallow")
     own = bundle.manifest.backbone
     bundle.check_backbone(BackboneRef(source="the same from elsewhere", sha256=own.sha256))
     with pytest.raises(BundleError) as caught:
-        bundle.check_backbone(BackboneRef(source="vit_other", sha256="0" * 64))
+        bundle.check_backbone(BackboneRef(source="/srv/vit_other.pth", sha256="0" * 64))
     assert str(caught.value) == (
-        f"bundle 'tiny' belongs to backbone {own.source} (sha256 {own.sha256[:12]}), "
-        "not to vit_other (sha256 000000000000)"
+        f"bundle 'tiny' belongs to backbone {Path(own.source).name} (sha256 {own.sha256[:12]}), "
+        "not to vit_other.pth (sha256 000000000000)"
     )
 
 
