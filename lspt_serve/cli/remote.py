@@ -9,7 +9,7 @@ from urllib.parse import quote
 import typer
 
 from lspt_serve.bundle import check_task_name
-from lspt_serve.cli.console import Json, print_json
+from lspt_serve.cli.console import Json, print_json, print_note
 from lspt_serve.errors import OptionError, ServerError, UnavailableError
 
 __all__ = ["alias", "load", "unload"]
@@ -24,13 +24,18 @@ URL = "http://127.0.0.1:3000"
 def load(task: Task, url: Url = URL, as_json: Json = False) -> None:
     """Have a server look at its folder of bundles now, and serve a task again that was unloaded.
 
-    Wants the server's LSPT_ADMIN_TOKEN in the environment.
+    What it does not serve of the folder is told. Wants the server's LSPT_ADMIN_TOKEN in the
+    environment.
 
     Example:  lspt load flowers
     """
     check_task_name(task)
     _ask(url, "POST", f"/v2/repository/models/{task}/load")
-    _report({"task": task, "state": "READY"}, f"{task} is served", as_json=as_json)
+    refused: dict[str, str] = _ask(url, "GET", "/tasks")["refused"]
+    for name, reason in refused.items():
+        print_note(f"{name} is not served: {reason}")
+    record = {"task": task, "state": "READY", "refused": refused}
+    _report(record, f"{task} is served", as_json=as_json)
 
 
 def unload(task: Task, url: Url = URL, as_json: Json = False) -> None:

@@ -5,9 +5,10 @@ flowers@3         version 3
 flowers:stable    the version that its alias `stable` names
 """
 
+import math
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,7 +48,8 @@ class Found:
     """What a folder holds, as of its stamp; None: it is to be read again at the next look.
 
     Args:
-        entry: what is served: the bundle there or, if it is broken, the last that was not.
+        entry: what is served: the bundle there or, if it is broken, the last that was not and is
+            still in memory.
         reason: why the bundle in the folder is not served.
     """
 
@@ -114,7 +116,7 @@ class Catalog:
         if name in self.unloaded:
             raise UnknownTaskError(f"task {name!r} is unloaded; it is served again once loaded")
         if name not in self.tasks:
-            raise unknown_task(name, self.tasks)
+            raise self._unknown(name, self.tasks)
         known = [f"@{number}" for number in self.tasks[name]]
         known += [f":{alias}" for alias in self.aliases.get(name, {})]
         raise UnknownTaskError(f"unknown version {reference!r}; there are {name_some(known)}")
@@ -123,7 +125,13 @@ class Catalog:
         """Raises UnknownTaskError for a task that the folder does not hold, served or not."""
         known = {**self.tasks, **self.unloaded}
         if name not in known:
-            raise unknown_task(name, known)
+            raise self._unknown(name, known)
+
+    def _unknown(self, name: str, known: Iterable[str]) -> UnknownTaskError:
+        """As `unknown_task`, or why the folder of that name is not served."""
+        if reason := self.refused.get(name):
+            return UnknownTaskError(f"task {name!r} is not served: {reason}")
+        return unknown_task(name, known)
 
 
 def task_of(reference: str) -> str:
@@ -138,21 +146,27 @@ def unknown_task(name: str, known: Iterable[str]) -> UnknownTaskError:
 
 
 def scan(
-    folder: Path, before: Catalog, read: Callable[[Path], Entry], *, signed: bool = False
+    folder: Path,
+    before: Catalog,
+    read: Callable[[Path], Entry],
+    *,
+    held: Container[Entry],
+    signed: bool = False,
 ) -> Catalog:
     """What there is now; only what is new or has changed since `before` is read.
 
-    Of two bundles of one name and version the one that was served before is, or else the first.
+    Of two bundles of one name and version the one that was served before is, or else the older.
 
     Args:
         read: of a folder with a bundle; raises BundleError for one that is to be refused.
+        held: those in memory, which can be served whatever became of their files.
         signed: signatures count, and change a bundle, too.
 
     Raises:
         OSError: the folder cannot be read.
     """
     found = {
-        name: _look(folder, name, stamp, before, read)
+        name: _look(folder / name, stamp, before.found.get(name), read, held)
         for name, stamp in _find_bundles(folder, signed=signed)
         if name in before.found or stamp[0] != UNREADABLE  # else it may be no bundle at all
     }
@@ -178,7 +192,13 @@ def _arrange(
     """By name and version, in order; and why others of the same name and version are refused."""
     tasks: dict[str, dict[int, Entry]] = {}
     twice = {}
-    for folder, own in sorted(found.items(), key=lambda item: item[1].entry not in served):
+
+    def rank(item: tuple[str, Found]) -> tuple[bool, float, str]:
+        """The age is as good for other servers of the folder, and for this one's next start."""
+        name, own = item
+        return own.entry not in served, own.stamp[0][1] if own.stamp else math.inf, name
+
+    for folder, own in sorted(found.items(), key=rank):
         if entry := own.entry:
             task, version = entry.manifest.name, entry.manifest.version
             if tasks.setdefault(task, {}).setdefault(version, entry) is not entry:
@@ -242,16 +262,21 @@ def _stamp(path: str) -> tuple[int, int, int]:
 
 
 def _look(
-    folder: Path, name: str, stamp: Stamp, before: Catalog, read: Callable[[Path], Entry]
+    folder: Path,
+    stamp: Stamp,
+    known: Found | None,
+    read: Callable[[Path], Entry],
+    held: Container[Entry],
 ) -> Found:
-    known = before.found.get(name)
     if known and known.stamp == stamp:
         return known
     try:
-        return Found(stamp, read(folder / name))
+        return Found(stamp, read(folder))
     except Exception as error:  # whatever it is, the other bundles are served
         passing = not isinstance(error, BundleError) or isinstance(error.__cause__, OSError)
         last = known.entry if known else None
+        if last and not passing and last not in held:
+            last = None  # overwritten
         return Found(None if passing else stamp, last, first_line(error))
 
 

@@ -53,6 +53,13 @@ class BundleMemory:
             self._events.held(len(self._bundles), self.num_bytes)
             return bundle
 
+    def keep_only(self, entries: Set[Entry]) -> None:
+        """All others go: what is served no more, or was read and never is."""
+        with self._lock:
+            for entry in self._bundles.keys() - entries:
+                self._drop(entry)
+            self._events.held(len(self._bundles), self.num_bytes)
+
     def keep(self, entries: Set[Entry]) -> None:
         """These alone stay whatever comes: pinned ones, and those whose folders lost them."""
         with self._lock:

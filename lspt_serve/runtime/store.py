@@ -167,8 +167,7 @@ class PromptStore:
             self._memory.keep(lost | {*pinned})
             self._catalog = after
             self.generation += 1
-        for entry in before.entries - after.entries:
-            self._memory.drop(entry)
+        self._memory.keep_only(after.entries)
         _log_changes(before, after)
         self._bring(pinned)
 
@@ -186,7 +185,8 @@ class PromptStore:
         return after
 
     def _scan_once(self, before: Catalog) -> Catalog:
-        return scan(self.folder, before, self._read, signed=self._trusted is not None)
+        signed = self._trusted is not None
+        return scan(self.folder, before, self._read, held=self._memory, signed=signed)
 
     def _find_pinned(self, catalog: Catalog) -> list[Entry]:
         found = []

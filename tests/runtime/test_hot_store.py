@@ -158,6 +158,42 @@ def test_broken_bundle_in_a_good_ones_place_is_refused_and_the_old_goes_on(
     assert store.refused == {}
 
 
+def test_broken_bundle_in_the_place_of_one_that_is_not_in_memory_is_not_served(
+    add: Callable[..., None], tmp_path: Path, graph: GraphSpec
+) -> None:
+    add("flowers", number=1, folder="flowers")
+    store = PromptStore(tmp_path, graph, host_bytes=0)
+    (tmp_path / "flowers" / TENSORS).write_bytes(b"broken")
+    store.refresh()
+
+    assert len(store) == 0
+    for ask in (store.__getitem__, store.manifest, store.load):
+        with pytest.raises(UnknownTaskError, match=r"'flowers' is not served: .*safetensors file"):
+            ask("flowers")
+
+    add("flowers", number=3, folder="flowers")
+    store.refresh()
+
+    assert number_of(store["flowers"]) == 3
+
+
+def test_what_is_not_served_is_not_kept_in_memory(
+    add: Callable[..., None], tmp_path: Path, graph: GraphSpec
+) -> None:
+    add("birds")
+    add("flowers")
+    store = PromptStore(tmp_path, graph)
+    store.unload("flowers")
+    for number in range(3):
+        add("flowers", number=number)
+        add("birds", number=number, folder="a-copy")
+        store.refresh()
+
+    assert store._memory.num_bytes == 20  # of birds
+    store.load("flowers")
+    assert number_of(store["flowers"]) == 2
+
+
 def test_look_at_an_unchanged_folder_reads_nothing(
     add: Callable[..., None],
     tmp_path: Path,
@@ -387,11 +423,14 @@ def test_copy_of_a_bundle_does_not_take_its_place(
     add("flowers", number=1, folder="flowers")
     store = PromptStore(tmp_path, graph)
 
+    time.sleep(0.02)  # for a system whose clock of files is a coarse one
     add("flowers", number=2, folder="a-copy")
     store.refresh()
 
-    assert number_of(store["flowers"]) == 1
-    assert "there already" in store.refused["a-copy"]
+    other = PromptStore(tmp_path, graph)  # of a process that starts only now
+    for each in (store, other):
+        assert number_of(each["flowers"]) == 1
+        assert "there already" in each.refused["a-copy"]
 
 
 def test_broken_bundle_that_comes_after_a_gap_lets_the_old_go_on(
