@@ -2,6 +2,9 @@
 
 import asyncio
 import time
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import dataclass
 
 import numpy as np
 from fastapi import APIRouter, Request
@@ -10,12 +13,12 @@ from numpy.typing import NDArray
 from lspt_serve.api.auth import CallersClassifier
 from lspt_serve.api.disconnect import unless_gone
 from lspt_serve.api.failures import request_id
-from lspt_serve.api.limits import held_of
+from lspt_serve.api.limits import Held, held_of
 from lspt_serve.api.openapi import IMAGES_REFUSED, body, responses
 from lspt_serve.api.threads import DECODING, find_bundle
-from lspt_serve.api.uploads import malformed, read_request
+from lspt_serve.api.uploads import Upload, malformed, read_request
 from lspt_serve.bundle import Bundle, Manifest
-from lspt_serve.runtime import activate, top_labels
+from lspt_serve.runtime import Classifier, activate, top_labels
 from lspt_serve.schemas import (
     Answer,
     Attention,
@@ -45,22 +48,12 @@ async def classify(request: Request, classifier: CallersClassifier) -> Answer:
 
     bundle = await find_bundle(classifier, asked.task)
     request.state.task = f"{bundle.name}@{bundle.manifest.version}"
-    with classifier.place(bundle):
-        with classifier.telling(bundle.manifest):
-            pixels = await DECODING.run(classifier.decode, uploads.pop().data, bundle)
-        held_of(request).release()
-        decoded, deadline = time.perf_counter(), time.monotonic() + DEADLINE_S
-        rows = [classifier.submit(pixels, bundle, deadline=deadline)]
-    grid = classifier.engine.graph.grid
-    try:
-        if asked.attention and grid:
-            rows.append(classifier.attend(pixels, bundle, deadline=deadline))
-        answers = asyncio.gather(*map(asyncio.wrap_future, rows))
-        logits, *attention = await unless_gone(request, answers)
-    finally:
-        for row in rows:  # where one fails, nobody waits for the other
-            row.cancel()
-    answered = time.perf_counter()
+    grid = classifier.engine.graph.grid if asked.attention else None
+    job = _Job(classifier, bundle, attend=grid is not None)
+    logits, *attention = await unless_gone(
+        request, asyncio.ensure_future(job.run(uploads, held_of(request)))
+    )
+    decoded, answered = job.decoded, time.perf_counter()
     timings = Timings(
         decode=to_ms(decoded - started),
         engine=to_ms(answered - decoded),
@@ -75,6 +68,41 @@ async def classify(request: Request, classifier: CallersClassifier) -> Answer:
         request_id=request_id(request),
         timings_ms=timings,
     )
+
+
+@dataclass
+class _Job:
+    """An image that is decoded once there is room for all its rows.
+
+    Attributes:
+        decoded: when it was, of time.perf_counter.
+    """
+
+    classifier: Classifier
+    bundle: Bundle
+    attend: bool
+    decoded: float = 0.0
+
+    async def run(self, uploads: list[Upload], held: Held) -> list[NDArray[np.float32]]:
+        """Logits (K) and, if they are asked for, what of its patches it attends to (N)."""
+        rows: list[Future[NDArray[np.float32]]] = []
+        try:
+            with ExitStack() as places:
+                for _ in range(1 + self.attend):
+                    places.enter_context(self.classifier.place(self.bundle))
+                with self.classifier.telling(self.bundle.manifest):
+                    pixels = await DECODING.run(
+                        self.classifier.decode, uploads.pop().data, self.bundle
+                    )
+                held.release()
+                self.decoded, deadline = time.perf_counter(), time.monotonic() + DEADLINE_S
+                rows.append(self.classifier.submit(pixels, self.bundle, deadline=deadline))
+                if self.attend:
+                    rows.append(self.classifier.attend(pixels, self.bundle, deadline=deadline))
+            return await asyncio.gather(*map(asyncio.wrap_future, rows))
+        finally:
+            for row in rows:  # where one fails, nobody waits for the other
+                row.cancel()
 
 
 def predict(

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lspt_serve.errors import OverloadedError
 
-__all__ = ["LimitBody", "held_of"]
+__all__ = ["Held", "LimitBody", "held_of"]
 
 AT_ONCE = 32  # as many of the largest requests are held in memory, or more smaller ones
 

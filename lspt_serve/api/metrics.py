@@ -6,7 +6,9 @@ anybody asks for, and there is no end of those. Here a label is a route, a code,
 folder of bundles has.
 """
 
+import asyncio
 import os
+from collections.abc import Sequence
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from pathlib import Path
@@ -124,7 +126,7 @@ def get_metrics(request: Request) -> Response:
 def _code(error: BaseException | None) -> str:
     if error is None:
         return "ok"
-    if isinstance(error, CancelledError):
+    if isinstance(error, (CancelledError, asyncio.CancelledError)):
         return CODES[CLIENT_GONE]
     return next(
         (code for kind, (code, *_) in FAILURES.items() if isinstance(error, kind)), "internal"

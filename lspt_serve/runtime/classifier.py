@@ -3,6 +3,7 @@
 B batch, K classes, F pooled features, N patches.
 """
 
+import asyncio
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
@@ -192,7 +193,7 @@ class Classifier:
         """What fails in the block counts as an image of the task that was not answered."""
         try:
             yield
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
             self._events.answered(manifest, error)
             raise
 

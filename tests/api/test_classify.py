@@ -113,6 +113,26 @@ def test_attention_is_that_of_torch_where_it_is_asked_for(
     assert plain["predictions"] == answer["predictions"]
 
 
+def test_image_is_decoded_once_there_is_room_for_its_attention_too(
+    tiny_backbone: Backbone,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    classifier = create_classifier(tiny_backbone, tmp_path_factory)
+    api, decode, decoded = Api(classifier), classifier.decode, list[bytes]()
+
+    def count(data: bytes, bundle: Bundle) -> Any:
+        decoded.append(data)
+        return decode(data, bundle)
+
+    monkeypatch.setattr(classifier, "decode", count)
+    monkeypatch.setattr(classifier._batcher._queue, "capacity", 1)
+
+    assert api.classify(PNG).status_code == 200
+    check_refused(api.classify(PNG, attention="true"), 503, "overloaded")
+    assert decoded == [PNG]
+
+
 def png_of(image: Image.Image, exif: Image.Exif | None = None) -> bytes:
     file = io.BytesIO()
     image.save(file, "PNG", **({"exif": exif} if exif else {}))

@@ -1,4 +1,5 @@
 import asyncio
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from toys import coloured, encoded
 from toys_api import Api, create_classifier, leave_busy
 
 from lspt_serve.api.disconnect import unless_gone
+from lspt_serve.api.metrics import Metrics
 from lspt_serve.models import Backbone
 
 
@@ -68,6 +70,25 @@ def test_image_whose_caller_leaves_while_it_waits_is_not_run(
 
     assert status == 499
     assert rows == [1]
+
+
+def test_image_whose_caller_leaves_while_it_is_decoded_takes_no_place(
+    tiny_backbone: Backbone,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    metrics = Metrics()
+    classifier = create_classifier(tiny_backbone, tmp_path_factory, events=metrics)
+    image, go_on = encoded(coloured("red", np.random.default_rng(0))), Event()
+    monkeypatch.setattr(classifier, "decode", lambda *_: go_on.wait(timeout=30))
+    sent = {"files": {"image": image}, "data": {"task": "colour"}}
+
+    status = Api(classifier).leave("/classify", **sent)  # while its image is decoded still
+    go_on.set()
+
+    assert status == 499
+    assert classifier._batcher._queue._num_coming == 0
+    assert b'{code="client_gone",task="colour",version="1"} 1.0' in metrics.render()
 
 
 def test_error_of_the_answer_is_raised() -> None:
