@@ -16,6 +16,7 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from lspt_serve.bundle import Manifest
 from lspt_serve.errors import DeadlineError, OverloadedError, UnavailableError
 from lspt_serve.runtime.backlog import Backlog
 from lspt_serve.runtime.events import SILENT, Events
@@ -32,6 +33,8 @@ class Job(Protocol):
 
     @property
     def name(self) -> str: ...
+    @property
+    def manifest(self) -> Manifest: ...
 
 
 J = TypeVar("J", bound=Job)
@@ -228,7 +231,7 @@ class Batcher(Generic[J]):
                 self._changed.notify()  # one more may be wanted
         self._events.waiting(waiting)
         for row in rows:
-            self._events.waited(now - row.arrived)
+            self._events.waited(row.job.manifest, now - row.arrived)
         return rows, waiting
 
     def _run_timed(
@@ -239,7 +242,7 @@ class Batcher(Generic[J]):
             with self._following(len(jobs)) if rows_left else nullcontext():
                 return self._run(images, jobs)
         finally:
-            self._events.ran(len(jobs), time.monotonic() - started)
+            self._events.ran([job.manifest for job in jobs], time.monotonic() - started)
 
     @contextmanager
     def _following(self, num_rows: int) -> Iterator[None]:

@@ -51,6 +51,10 @@ class _Job:
     def name(self) -> str:
         return self.bundle.name
 
+    @property
+    def manifest(self) -> Manifest:
+        return self.bundle.manifest
+
 
 class Classifier:
     """Answers for every task in the store, with an engine of its own whose batches mix tasks.

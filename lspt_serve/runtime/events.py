@@ -1,5 +1,7 @@
 """What the runtime tells whoever counts it."""
 
+from collections.abc import Sequence
+
 from lspt_serve.bundle import Manifest
 
 __all__ = ["SILENT", "Events"]
@@ -17,17 +19,20 @@ class Events:
     def waiting(self, images: int) -> None:
         """So many are in the queue now."""
 
-    def waited(self, seconds: float) -> None:
+    def waited(self, task: Manifest, seconds: float) -> None:
         """An image left the queue for a batch."""
 
-    def ran(self, batch_size: int, seconds: float) -> None:
-        """A batch came out of the engine, whatever became of it."""
+    def ran(self, tasks: Sequence[Manifest], seconds: float) -> None:
+        """A batch, by the task of each image, came out of the engine, whatever became of it."""
 
-    def loaded(self, seconds: float) -> None:
+    def loaded(self, task: Manifest, seconds: float) -> None:
         """A bundle was read from disk."""
 
-    def evicted(self) -> None:
-        """A bundle left the memory, for there was no room for another beside it."""
+    def came(self, task: Manifest) -> None:
+        """A bundle is in the memory from now on."""
+
+    def went(self, task: Manifest, *, evicted: bool) -> None:
+        """A bundle left the memory; evicted: there was no room for another beside it."""
 
     def held(self, bundles: int, num_bytes: int) -> None:
         """What is in the memory now."""

@@ -48,6 +48,7 @@ class BundleMemory:
                 return bundle
             self._bundles[entry] = bundle
             self.num_bytes += _size(bundle)
+            self._events.came(entry.manifest)
             if self.num_bytes > self.max_bytes:
                 self._make_room()
             self._events.held(len(self._bundles), self.num_bytes)
@@ -75,12 +76,12 @@ class BundleMemory:
             unused = next((other for other in self._bundles if other not in self._kept), None)
             if unused is None:
                 break
-            self._drop(unused)
-            self._events.evicted()
+            self._drop(unused, evicted=True)
 
-    def _drop(self, entry: Entry) -> None:
+    def _drop(self, entry: Entry, *, evicted: bool = False) -> None:
         if bundle := self._bundles.pop(entry, None):
             self.num_bytes -= _size(bundle)
+            self._events.went(entry.manifest, evicted=evicted)
 
 
 def _size(bundle: Bundle) -> int:

@@ -291,7 +291,7 @@ class PromptStore:
     def _load(self, folder: Path) -> Bundle:
         started = time.monotonic()
         bundle = load_bundle(folder, trusted=self._trusted)
-        self._events.loaded(time.monotonic() - started)
+        self._events.loaded(bundle.manifest, time.monotonic() - started)
         check_fits(bundle, self._graph)
         return bundle
 

@@ -62,12 +62,42 @@ def test_what_callers_make_up_is_no_label(api: Api) -> None:
         api.request(name.upper()[:6], "/classify")
 
     text = api.request("GET", "/metrics").text
-    assert not any(word in text.lower() for word in ("nobody", "colour", "alias"))
+    assert not any(word in text.lower() for word in ("nobody", '"7"', "alias"))
     assert values(api, "lspt_requests_total") == [
         ({"task": "", "version": "", "code": "unknown_task"}, 3)
     ]
     routes = {labels["route"] for labels, _ in values(api, "lspt_http_seconds_count")}
     assert routes == {"/classify", "/tasks/{name}", ""}
+
+
+def test_what_an_image_took_is_told_by_task_and_version(api: Api) -> None:
+    form = {"tasks": ["colour", "parity", "colour"]}
+    api.request("POST", "/classify_many", files=[("images", PNG)], data=form)
+
+    for name in ("queue_seconds", "engine_seconds", "batch_size"):
+        assert values(api, f"lspt_task_{name}_count") == [
+            ({"task": "colour", "version": "1"}, 2),
+            ({"task": "parity", "version": "1"}, 1),
+        ]
+    (_, of_colour), (_, of_parity) = values(api, "lspt_task_batch_size_sum")
+    ((_, of_batches),) = values(api, "lspt_batch_size_sum")
+    assert of_batches == 3
+    assert 2 <= of_colour <= 6
+    assert 1 <= of_parity <= 3
+
+
+def test_what_is_in_memory_is_told_by_task_and_version(api: Api) -> None:
+    classifier, metrics = api.app.state.classifier, api.app.state.metrics
+    both = [({"task": name, "version": "1"}, 1.0) for name in ("colour", "parity")]
+
+    assert values(api, "lspt_task_in_memory") == both
+    assert values(api, "lspt_task_load_seconds_count") == both
+    assert values(api, "lspt_task_evictions_total") == []
+    classifier.store.unload("parity")
+    assert values(api, "lspt_task_in_memory") == both[:1]
+    metrics.went(classifier.manifest("colour"), evicted=True)
+    assert values(api, "lspt_task_in_memory") == []
+    assert values(api, "lspt_task_evictions_total") == both[:1]
 
 
 def test_refusals_are_counted_by_code(api: Api) -> None:

@@ -22,10 +22,11 @@ class Told(Events):
     def __init__(self) -> None:
         self.answers: list[tuple[str | None, type[BaseException] | None]] = []
         self.queue: list[int] = []
-        self.waits: list[float] = []
-        self.batches: list[int] = []
-        self.loads: list[float] = []
-        self.evictions = 0
+        self.waits: list[tuple[str, float]] = []
+        self.batches: list[list[str]] = []
+        self.loads: list[str] = []
+        self.present: list[str] = []
+        self.evictions: list[str] = []
         self.in_memory = self.in_folder = (-1, -1)
 
     def answered(self, task: Manifest | None, error: BaseException | None) -> None:
@@ -34,18 +35,23 @@ class Told(Events):
     def waiting(self, images: int) -> None:
         self.queue.append(images)
 
-    def waited(self, seconds: float) -> None:
-        self.waits.append(seconds)
+    def waited(self, task: Manifest, seconds: float) -> None:
+        self.waits.append((task.name, seconds))
 
-    def ran(self, batch_size: int, seconds: float) -> None:
+    def ran(self, tasks: Sequence[Manifest], seconds: float) -> None:
         assert seconds >= 0
-        self.batches.append(batch_size)
+        self.batches.append([task.name for task in tasks])
 
-    def loaded(self, seconds: float) -> None:
-        self.loads.append(seconds)
+    def loaded(self, task: Manifest, seconds: float) -> None:
+        assert seconds >= 0
+        self.loads.append(task.name)
 
-    def evicted(self) -> None:
-        self.evictions += 1
+    def came(self, task: Manifest) -> None:
+        self.present.append(task.name)
+
+    def went(self, task: Manifest, *, evicted: bool) -> None:
+        self.present.remove(task.name)
+        self.evictions += [task.name] * evicted
 
     def held(self, bundles: int, num_bytes: int) -> None:
         self.in_memory = (bundles, num_bytes)
@@ -72,11 +78,11 @@ def test_a_store_tells_what_it_read_holds_and_serves(tmp_path: Path) -> None:
 
     assert told.in_folder == (3, 1)
     assert told.in_memory == (2, 2 * size(bundles[0]))
-    assert (len(told.loads), told.evictions) == (3, 1)
-    assert store["a"].name == "a"  # it had to go, and another one has to now
-    assert (len(told.loads), told.evictions) == (4, 2)
-    assert store["a"].name == "a"
-    assert (len(told.loads), told.evictions) == (4, 2)
+    assert (told.loads, told.evictions, told.present) == (["a", "b", "c"], ["a"], ["b", "c"])
+    for _ in range(2):
+        assert store["a"].name == "a"  # another one has to go for it, once
+        assert told.loads == ["a", "b", "c", "a"]
+        assert (told.evictions, told.present) == (["a", "b"], ["c", "a"])
 
 
 def test_a_store_tells_of_what_went(tmp_path: Path) -> None:
@@ -89,7 +95,8 @@ def test_a_store_tells_of_what_went(tmp_path: Path) -> None:
         file.unlink()
     store.refresh()
 
-    assert (told.in_folder, told.in_memory, told.evictions) == ((0, 0), (0, 0), 0)
+    assert (told.in_folder, told.in_memory) == ((0, 0), (0, 0))
+    assert (told.loads, told.present, told.evictions) == (["a"], [], [])
 
 
 def test_a_batcher_tells_of_every_batch_and_wait() -> None:
@@ -100,14 +107,14 @@ def test_a_batcher_tells_of_every_batch_and_wait() -> None:
 
     told, image = Told(), np.zeros((3, 1, 1), np.float32)
     batcher = Batcher(run, max_batch_size=2, max_delay_s=5, events=told)
-    rows = [batcher.submit(image, simple_bundle("a")) for _ in range(2)]
+    rows = [batcher.submit(image, simple_bundle(name)) for name in "ab"]
     assert [len(row.result(timeout=5)) for row in rows] == [2, 2]
     batcher.close()
 
     assert told.queue == [1, 2, 0]
-    assert told.batches == [2, 1, 1]  # the halves of one that failed, too
-    assert len(told.waits) == 2
-    assert all(0 <= wait < 5 for wait in told.waits)
+    assert told.batches == [["a", "b"], ["a"], ["b"]]  # the halves of one that failed, too
+    assert [name for name, _ in told.waits] == ["a", "b"]
+    assert all(0 <= wait < 5 for _, wait in told.waits)
 
 
 @pytest.fixture
