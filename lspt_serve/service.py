@@ -18,7 +18,7 @@ from lspt_serve.middleware import (
     configure_openapi,
     configure_unknown_paths,
 )
-from lspt_serve.runtime import Watch
+from lspt_serve.runtime import SILENT, Watch
 from lspt_serve.settings import ServiceSettings, load_classifier
 from lspt_serve.supervisor import configure_supervisor
 
@@ -51,6 +51,8 @@ class LSPTService:
         ignore_warnings_of_decoders()
         self.ready = False
         app.state.max_bytes = settings.max_bytes
+        if not settings.task_metrics:
+            app.state.metrics.tasks = SILENT
         app.state.access = load_access(settings.admin_token, settings.keys)
         self.classifier = load_classifier(settings, app.state.metrics)
         app.state.classifier = self.classifier

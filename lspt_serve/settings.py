@@ -58,6 +58,7 @@ class ServiceSettings(BaseModel):
     max_pixels: Annotated[int, Field(ge=1, le=PILLOWS_PIXELS)] = MAX_PIXELS  # of an image
     max_bytes: Annotated[int, Field(ge=1)] = MAX_REQUEST_BYTES
     log_format: Literal["text", "json"] = "text"  # of the service's lines on stdout
+    task_metrics: bool = True  # by task and version, too
     # of those who may change what is served; None: nobody may
     admin_token: Annotated[SecretStr, Field(min_length=1)] | None = None
     keys: Path | None = None  # a file of who may use which tasks; None: everybody may use all

@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DASHBOARD = ROOT / "docs" / "grafana" / "lspt-serve.json"
 PNG = encoded(coloured("red", np.random.default_rng(0), side=40))
 TRACE = "0af7651916cd43dd8448eb211c80319c"
+OF_TASKS = {"lspt_task_in_memory", "lspt_task_load_seconds_count"}
 TWO_WORKERS = "services: {lspt: {workers: 2}}\n"
 
 
@@ -78,6 +79,10 @@ def test_metrics_are_those_of_all_workers_together(server: Server) -> None:
     assert found["lspt_tasks_served"] == 2  # by every worker
     assert found["lspt_bundles_in_memory"] == 4  # two workers hold two each
     assert found["lspt_bundle_load_seconds_count"] == 4
+    assert found["lspt_task_in_memory"] == found["lspt_task_load_seconds_count"] == 4
+    assert found["lspt_task_queue_seconds_count"] == found["lspt_task_batch_size_count"] == 20
+    assert found["lspt_task_engine_seconds_count"] == 20
+    assert found.keys() >= OF_TASKS
     assert found["lspt_bundles_refused"] == found["lspt_evictions_total"] == 0
 
 
@@ -112,9 +117,11 @@ def test_service_is_ready_once_it_is_warm_and_answers_what_waits_at_its_end(fold
         "LSPT_DEVICE": "cpu",
         "LSPT_ENGINE": "onnxruntime",
         "LSPT_MAX_DELAY_MS": 1000,
+        "LSPT_TASK_METRICS": "false",
     }
     with serving(folder=folder, environment=environment) as server:
         assert "serving 2 task(s)" in server.log.read_text()
+        assert not samples(server).keys() & OF_TASKS
         batch = int(re.findall(r"batches of up to (\d+) images", server.log.read_text())[0])
         count = max(1, batch - 1)  # fewer than a batch: they wait for another to share it
         with ThreadPoolExecutor(count) as pool:

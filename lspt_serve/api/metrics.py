@@ -20,27 +20,30 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
-    Summary,
     generate_latest,
 )
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from lspt_serve.api.disconnect import CLIENT_GONE
 from lspt_serve.api.failures import CODES, FAILURES
+from lspt_serve.api.task_metrics import TASK, TaskMetrics, labels_of
 from lspt_serve.bundle import Manifest
 from lspt_serve.runtime import Events
 from lspt_serve.sizes import MAX_BATCH_SIZE
 
 __all__ = ["Metrics", "get_metrics"]
 
-TASK = ("task", "version")
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 SIZES = [2**power for power in range(MAX_BATCH_SIZE.bit_length())]
 
 
 class Metrics(Events):
-    """Counts what the runtime tells and what the app answers."""
+    """Counts what the runtime tells and what the app answers.
+
+    Attributes:
+        tasks: counts by task and version, beside it; SILENT where there are too many of them.
+    """
 
     def __init__(self) -> None:
         own = self._registry = CollectorRegistry()
@@ -48,11 +51,8 @@ class Metrics(Events):
         def seconds(name: str, what: str, labels: tuple[str, ...] = ()) -> Histogram:
             return Histogram(f"lspt_{name}_seconds", what, labels, buckets=SECONDS, registry=own)
 
-        def gauge(name: str, what: str, mode: str, labels: tuple[str, ...] = ()) -> Gauge:
-            return Gauge(f"lspt_{name}", what, labels, multiprocess_mode=mode, registry=own)  # type: ignore[arg-type]
-
-        def of_task(name: str, what: str) -> Summary:
-            return Summary(f"lspt_task_{name}", what, TASK, registry=own)
+        def gauge(name: str, what: str, mode: str) -> Gauge:
+            return Gauge(f"lspt_{name}", what, multiprocess_mode=mode, registry=own)  # type: ignore[arg-type]
 
         self._http = seconds("http", "From a request to its answer", ("route", "status"))
         self._errors = Counter("lspt_errors", "Requests refused, by code", ["code"], registry=own)
@@ -72,14 +72,7 @@ class Metrics(Events):
         self._evictions = Counter(
             "lspt_evictions", "Bundles that left memory for want of room", registry=own
         )
-        self._task_queue = of_task("queue_seconds", "An image waited for the engine")
-        self._task_engine = of_task("engine_seconds", "The batch of an image was in the engine")
-        self._task_batch_size = of_task("batch_size", "Images of the batch of an image")
-        self._task_load = of_task("load_seconds", "It was read from disk")
-        self._task_held = gauge("task_in_memory", "Workers that have it in memory", "livesum", TASK)
-        self._task_evictions = Counter(
-            "lspt_task_evictions", "It left memory for want of room", TASK, registry=own
-        )
+        self.tasks: Events = TaskMetrics(own)
         # workers that lag behind the folder serve fewer tasks; each has a memory of its own
         self._served = gauge("tasks_served", "Tasks that every worker serves", "livemin")
         self._refused = gauge("bundles_refused", "Bundles that are not served", "livemax")
@@ -93,34 +86,31 @@ class Metrics(Events):
             self._errors.labels(code).inc()
 
     def answered(self, task: Manifest | None, error: BaseException | None) -> None:
-        self._requests.labels(*(_labels(task) if task else ("", "")), _code(error)).inc()
+        self._requests.labels(*(labels_of(task) if task else ("", "")), _code(error)).inc()
 
     def waiting(self, images: int) -> None:
         self._waiting.set(images)
 
     def waited(self, task: Manifest, seconds: float) -> None:
         self._queue.observe(seconds)
-        self._task_queue.labels(*_labels(task)).observe(seconds)
+        self.tasks.waited(task, seconds)
 
     def ran(self, tasks: Sequence[Manifest], seconds: float) -> None:
         self._batch_size.observe(len(tasks))
         self._engine.observe(seconds)
-        for task in tasks:
-            self._task_batch_size.labels(*_labels(task)).observe(len(tasks))
-            self._task_engine.labels(*_labels(task)).observe(seconds)
+        self.tasks.ran(tasks, seconds)
 
     def loaded(self, task: Manifest, seconds: float) -> None:
         self._load.observe(seconds)
-        self._task_load.labels(*_labels(task)).observe(seconds)
+        self.tasks.loaded(task, seconds)
 
     def came(self, task: Manifest) -> None:
-        self._task_held.labels(*_labels(task)).set(1)
+        self.tasks.came(task)
 
     def went(self, task: Manifest, *, evicted: bool) -> None:
-        self._task_held.labels(*_labels(task)).set(0)
         if evicted:
             self._evictions.inc()
-            self._task_evictions.labels(*_labels(task)).inc()
+        self.tasks.went(task, evicted=evicted)
 
     def held(self, bundles: int, num_bytes: int) -> None:
         self._held.set(bundles)
@@ -144,10 +134,6 @@ def get_metrics(request: Request) -> Response:
     """What Prometheus reads; where there are keys, for who may use every task."""
     metrics: Metrics = request.app.state.metrics
     return Response(metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
-
-
-def _labels(task: Manifest) -> tuple[str, str]:
-    return task.name, str(task.version)
 
 
 def _code(error: BaseException | None) -> str:

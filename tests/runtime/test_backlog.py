@@ -5,7 +5,9 @@ from contextlib import ExitStack, suppress
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from toys import simple_bundle
 
+from lspt_serve.bundle import Bundle
 from lspt_serve.runtime.backlog import Backlog
 from lspt_serve.runtime.batcher import Batcher
 
@@ -84,10 +86,6 @@ def test_a_batch_that_fails_has_run_nothing(clock: Clock) -> None:
     assert backlog.capacity == 1
 
 
-class Job:
-    name = "a"
-
-
 @pytest.mark.parametrize(("num_waiting", "capacity"), [(0, 2), (1, 2), (2, 8)])
 def test_a_queue_takes_more_once_a_batch_that_left_some_waiting_was_faster(
     num_waiting: int, capacity: int
@@ -95,17 +93,17 @@ def test_a_queue_takes_more_once_a_batch_that_left_some_waiting_was_faster(
     """Measured as 0.1 images a second, while they take no time to speak of."""
     began, go_on = threading.Event(), threading.Event()
 
-    def run(images: NDArray[np.float32], jobs: Sequence[Job]) -> list[NDArray[np.float32]]:
+    def run(images: NDArray[np.float32], jobs: Sequence[Bundle]) -> list[NDArray[np.float32]]:
         began.set()
         assert go_on.wait(10)
         return [*images[:, 0, 0]]
 
-    batcher = Batcher[Job](run, max_batch_size=1, backlog=Backlog(0.1, least=2, most=8))
-    image = np.zeros((3, 1, 1), np.float32)
+    batcher = Batcher[Bundle](run, max_batch_size=1, backlog=Backlog(0.1, least=2, most=8))
+    image, job = np.zeros((3, 1, 1), np.float32), simple_bundle("a")
     assert batcher.capacity == 2
-    answers = [batcher.submit(image, Job())]
+    answers = [batcher.submit(image, job)]
     assert began.wait(10)
-    answers += [batcher.submit(image, Job()) for _ in range(num_waiting)]
+    answers += [batcher.submit(image, job) for _ in range(num_waiting)]
     go_on.set()
     for answer in answers:
         answer.result(timeout=10)
