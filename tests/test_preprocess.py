@@ -26,6 +26,7 @@ from lspt_serve.errors import (
 from lspt_serve.preprocess import (
     FORMATS,
     PILLOWS_PIXELS,
+    Format,
     ImageLimits,
     Preprocess,
     decode_image,
@@ -37,6 +38,8 @@ from lspt_serve.room import Room
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 QUADRANTS = {"A": RED, "B": GREEN, "C": BLUE, "D": (128, 128, 128)}
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+# of formats that are decoded where they are asked for
+LOSSLESS: list[tuple[Format, dict[str, Any]]] = [("WEBP", {"lossless": True}), ("JPEG2000", {})]
 
 
 def encode(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
@@ -331,11 +334,39 @@ def test_what_is_no_image_is_refused(data: bytes) -> None:
         decode_image(data, 32)
 
 
-@pytest.mark.parametrize("format", ["TIFF", "WEBP", "ICO", "PPM", "TGA", "PDF"])
+@pytest.mark.parametrize("format", ["TIFF", "WEBP", "JPEG2000", "ICO", "PPM", "TGA", "PDF"])
 def test_other_formats_are_refused(format: str) -> None:
     data = encode(Image.fromarray(NOISE), format)
     with pytest.raises(UnsupportedFormatError):
         decode_image(data, 32)
+
+
+@pytest.mark.parametrize(("format", "lossless"), LOSSLESS)
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+@pytest.mark.parametrize("img_size", [64, 24])
+def test_other_format_that_is_listed_is_decoded_as_a_png(
+    format: Format, lossless: dict[str, Any], mode: str, img_size: int
+) -> None:
+    image = Image.fromarray(NOISE).convert(mode)
+    if mode == "RGBA":
+        image.putalpha(Image.fromarray(NOISE[..., 0]))
+    limits = ImageLimits(formats=(format,))
+
+    pixels = decode_image(encode(image, format, **lossless), img_size, limits=limits)
+
+    assert np.array_equal(pixels, decode_image(encode(image), img_size))
+    with pytest.raises(UnsupportedFormatError, match=f"accepted formats: {format}$"):
+        decode_image(encode(image), img_size, limits=limits)
+
+
+@pytest.mark.parametrize(("format", "lossless"), LOSSLESS)
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_a_truncated_image_of_an_other_format_does_not_decode(
+    format: Format, lossless: dict[str, Any], share: float
+) -> None:
+    data = encode(Image.fromarray(NOISE), format, **lossless)
+    with pytest.raises(UndecodableError):
+        decode_image(data[: int(share * len(data))], 32, limits=ImageLimits(formats=(format,)))
 
 
 @pytest.fixture

@@ -1,11 +1,14 @@
 import json
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from packaging.requirements import Requirement
 from pydantic import SecretStr
 from toys import coloured, encoded, export_once, random_bundle
 
@@ -16,6 +19,7 @@ from lspt_serve.models import Backbone
 from lspt_serve.preprocess import preprocess_image
 from lspt_serve.settings import ServiceSettings, load_classifier
 
+ROOT = Path(__file__).resolve().parents[1]
 VARIABLES = {
     "LSPT_GRAPH": "/g",
     "LSPT_BUNDLES": "/b",
@@ -30,6 +34,7 @@ VARIABLES = {
     "LSPT_MAX_PIXELS": "1000000",
     "LSPT_MAX_BYTES": "5000000",
     "LSPT_LOG_FORMAT": "json",
+    "LSPT_TASK_METRICS": "false",
     "LSPT_ADMIN_TOKEN": "token",
     "LSPT_KEYS": "/k",
 }
@@ -105,6 +110,16 @@ def test_service_answers_like_torch_where_there_is_no_torch(
         assert [scores[label] for label in bundle.labels] == pytest.approx(wanted, abs=1e-5)
 
 
+def test_bentoml_is_one_whose_inside_is_known() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    required = {each.name: each.specifier for each in map(Requirement, project["dependencies"])}
+
+    assert "1.4.39" in required["bentoml"]
+    assert "1.4.38" not in required["bentoml"]
+    assert "1.5" not in required["bentoml"]
+    assert version("bentoml") in required["bentoml"]
+
+
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     for name in VARIABLES:
@@ -121,7 +136,7 @@ def test_settings_have_defaults(environment: pytest.MonkeyPatch) -> None:
     assert (settings.max_delay_ms, settings.memory_mb, settings.pin) == (0, 1024, ())
     assert settings.formats == ("JPEG", "PNG", "BMP", "GIF")
     assert (settings.max_pixels, settings.max_bytes) == (50_000_000, 20_000_000)
-    assert settings.log_format == "text"
+    assert (settings.log_format, settings.task_metrics) == ("text", True)
     assert (settings.admin_token, settings.keys) == (None, None)
 
 
@@ -143,6 +158,7 @@ def test_settings_come_from_the_environment(environment: pytest.MonkeyPatch) -> 
         max_pixels=1_000_000,
         max_bytes=5_000_000,
         log_format="json",
+        task_metrics=False,
         admin_token=SecretStr("token"),
         keys=Path("/k"),
     )

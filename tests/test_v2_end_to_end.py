@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,10 +11,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from toys import coloured, encoded, export_once, random_bundle
@@ -186,15 +189,33 @@ def admin() -> dict[str, str]:
     return {"Authorization": f"Bearer {TOKEN}"}
 
 
+def scores_of_torch(backbone: Backbone, bundle: Bundle) -> Any:
+    """Of FILE, 1 x K."""
+    pixels = preprocess_image(FILE, backbone.preprocess)[None]
+    with torch.inference_mode():
+        return np.asarray(create_model(backbone, bundle)(torch.from_numpy(pixels)).softmax(dim=-1))
+
+
+def test_without_a_host_it_listens_for_this_machine_alone(server: Server) -> None:
+    parent = psutil.Process(server.process.pid)
+    listening = {
+        connection.laddr
+        for process in (parent, *parent.children(recursive=True))
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+
+    assert ("127.0.0.1", server.port) in listening
+    assert {address.ip for address in listening} == {"127.0.0.1"}
+
+
 @pytest.mark.parametrize("packed", [None, "gzip", "deflate"])
 @pytest.mark.parametrize("version", ["1", "2"])
 def test_every_process_answers_as_torch_does(
     server: Server, tiny_backbone: Backbone, version: str, packed: str | None
 ) -> None:
     pixels = preprocess_image(FILE, tiny_backbone.preprocess)[None]
-    with torch.inference_mode():
-        model = create_model(tiny_backbone, server.bundles[int(version)])
-        wanted = np.asarray(model(torch.from_numpy(pixels)).softmax(dim=-1))
+    wanted = scores_of_torch(tiny_backbone, server.bundles[int(version)])
     raw = http.InferInput("PIXELS", [*pixels.shape], "FP32").set_data_from_numpy(pixels)
 
     with server.clients() as clients:
@@ -225,6 +246,33 @@ def test_client_learns_what_there_is(client: Any) -> None:
     assert client.get_model_config("colour", "1")["output"][0]["dims"] == [-1, 3]
     rows = client.get_model_repository_index()
     assert [(row["version"], row["state"]) for row in rows] == [("1", "READY"), ("2", "READY")]
+
+
+def test_folder_of_bundles_that_changes_reaches_every_process(
+    server: Server, tiny_backbone: Backbone
+) -> None:
+    folder = server.log.parent / "bundles" / "shape"
+
+    def names(client: Any) -> set[str]:
+        return {row["name"] for row in client.get_model_repository_index()}
+
+    def is_served(client: Any, wanted: Any) -> bool:
+        if "shape" not in names(client):
+            return False
+        scores = client.infer("shape", [image()]).as_numpy("SCORES")
+        return np.allclose(scores, wanted, rtol=0, atol=1e-5)
+
+    for seed in (3, 4):  # dropped in, then replaced
+        bundle = random_bundle(tiny_backbone, name="shape", labels=LABELS, seed=seed)
+        save_bundle(bundle, folder)
+        server.soon(partial(is_served, wanted=scores_of_torch(tiny_backbone, bundle)))
+
+    shutil.rmtree(folder)
+    server.soon(lambda client: names(client) == {"colour"})
+    with server.clients() as clients:
+        for client in clients:
+            with pytest.raises(Exception, match=r"404.*unknown task 'shape'"):
+                client.infer("shape", [image()])
 
 
 def test_unload_and_load_reach_every_process(server: Server, client: Any) -> None:

@@ -241,6 +241,47 @@ def test_task_that_a_key_may_not_use_is_as_one_that_there_is_not(with_keys: Api)
             assert error == instead.replace("purity", "parity")
 
 
+def classify_many(api: Api, key: str, *tasks: str, **fields: Any) -> httpx.Response:
+    files, data = {"images": ("red.png", PNG)}, {"tasks": tasks, **fields}
+    return api.request("POST", "/classify_many", files=files, data=data, headers=bearer(key))
+
+
+@pytest.mark.parametrize("task", ["parity", "parity@1", "parity@7", "parity:stable"])
+def test_of_many_tasks_a_key_gets_its_own_and_the_others_are_as_ones_that_there_are_not(
+    with_keys: Api, task: str
+) -> None:
+    other = task.replace("parity", "purity")
+    known, unknown = (
+        classify_many(with_keys, "key-one", "colour", each, "colour@1") for each in (task, other)
+    )
+
+    assert known.status_code == unknown.status_code == 200
+    assert known.headers.keys() == unknown.headers.keys()
+    assert known.json().keys() == unknown.json().keys()
+    first, refused, last = known.json()["items"]
+    assert [len(item["predictions"]) for item in (first, last)] == [3, 3]
+    assert refused == {
+        "image": 0,
+        "file": "red.png",
+        "task": task,
+        "error": {"code": "unknown_task", "message": "unknown task 'parity'", "item": "task"},
+    }
+    text = json.dumps(unknown.json()["items"][1])
+    assert refused == json.loads(text.replace("purity", "parity"))
+
+
+def test_labels_of_tasks_that_a_key_may_not_use_do_not_count(
+    with_keys: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """3 of colour, 2 of parity."""
+    monkeypatch.setattr("lspt_serve.api.classify_many.MAX_LABELS", 3)
+
+    refused = classify_many(with_keys, "key-all", "colour", "parity", top_k=3)
+
+    check_refused(refused, 400, "malformed", item="top_k")
+    assert classify_many(with_keys, "key-one", "colour", "parity", top_k=3).status_code == 200
+
+
 def test_tasks_that_a_key_may_not_use_are_not_named_as_nearest(with_keys: Api) -> None:
     message = check_refused(
         with_keys.classify(PNG, task="parrity", headers=bearer("key-one")),

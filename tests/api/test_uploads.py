@@ -1,8 +1,10 @@
 """The ways in which an image and its fields come."""
 
 import base64
+import io
 import json
 import tempfile
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toys import coloured, encoded
-from toys_api import Api, check_refused, create_classifier
+from PIL import Image
+from toys import coloured, encoded, export_once
+from toys_api import Api, check_refused, create_classifier, save_tasks
 
 from lspt_serve.models import Backbone
+from lspt_serve.preprocess import Format
+from lspt_serve.settings import ServiceSettings, load_classifier
 
 PNG = encoded(coloured("red", np.random.default_rng(0), side=40))
 TEXT = base64.b64encode(PNG).decode()
+LOSSLESS: dict[str, dict[str, Any]] = {"WEBP": {"lossless": True}, "JPEG2000": {}}
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +53,51 @@ def test_body_may_be_the_file_itself(api: Api, content_type: str) -> None:
 
     assert predictions(response) == wanted
     assert len(wanted) == 2
+
+
+@pytest.mark.parametrize("content_type", ["image/png", "IMAGE/JPEG", "application/octet-stream"])
+def test_body_may_be_the_one_file_of_many(api: Api, content_type: str) -> None:
+    asked = {"tasks": ["parity", "colour", "nobody"], "top_k": 2}
+    form = api.request("POST", "/classify_many", files={"images": PNG}, data=asked)
+
+    response = api.request(
+        "POST",
+        "/classify_many",
+        content=PNG,
+        params=asked,
+        headers={"Content-Type": content_type},
+    )
+
+    items = form.json()["items"]
+    assert [len(item.get("predictions", [])) for item in items] == [2, 2, 0]
+    for item in items:
+        item["file"] = None
+        for best in item.get("predictions", []):
+            best["score"] = pytest.approx(best["score"], abs=1e-5)
+    assert response.json()["items"] == items
+
+
+@pytest.mark.parametrize("file_format", ["WEBP", "JPEG2000"])
+def test_file_of_a_format_that_is_listed_is_answered(
+    tiny_backbone: Backbone,
+    tmp_path_factory: pytest.TempPathFactory,
+    tmp_path: Path,
+    file_format: Format,
+) -> None:
+    save_tasks(tiny_backbone, tmp_path)
+    settings = ServiceSettings(
+        graph=export_once(tiny_backbone, tmp_path_factory),
+        bundles=tmp_path,
+        engine="onnxruntime",
+        device="cpu",
+        formats=("PNG", file_format),
+    )
+    file = io.BytesIO()
+    Image.open(io.BytesIO(PNG)).save(file, file_format, **LOSSLESS[file_format])
+
+    with closing(load_classifier(settings)) as classifier:
+        api = Api(classifier)
+        assert predictions(api.classify(file.getvalue())) == predictions(api.classify(PNG))
 
 
 @pytest.mark.parametrize("image", [TEXT, [TEXT], f"data:image/png;base64,{TEXT}"])

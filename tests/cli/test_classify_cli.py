@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import tarfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
+from rich.console import Console
 from toys import coloured, encoded
 from toys_api import Api
 from toys_cli import Command, Ended
@@ -219,6 +222,25 @@ def test_many_answers_are_several_tables(run: Command, monkeypatch: pytest.Monke
 
     assert sum(line.split()[:2] == ["file", "task"] for line in ended.out.splitlines()) == 2
     assert sum("photos/" in line for line in ended.out.splitlines()) == 8
+
+
+def test_a_bar_is_on_a_terminal_alone_and_gone_at_the_end(
+    run: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["photos", "--task", "colour", "--json"]
+    piped = run(*words)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    plain = Console(stderr=True, color_system=None)
+    monkeypatch.setattr(import_module("lspt_serve.cli.classify"), "console", plain)
+
+    shown = run(*words)
+
+    assert re.fullmatch(r"4 image\(s\), .* images/s\n", piped.err)
+    *_, bar, _, summary = shown.err.splitlines()
+    assert re.match(r"\x1b\[2Kclassifying ━+ 4/4 \d+\.\d images/s ", bar)
+    assert summary.startswith("\x1b[1A\x1b[2K4 image(s), ")  # in the place of the bar
+    assert [row["file"] for row in json.loads(shown.out)] == FILES
 
 
 def test_files_come_in_the_order_that_they_are_given_whatever_their_suffix(run: Command) -> None:

@@ -851,6 +851,31 @@ def test_serve_says_which_engine_and_hands_it_to_the_service(
         assert "onnxruntime" not in ended.err
 
 
+@pytest.mark.parametrize(("words", "host"), [((), "127.0.0.1"), (("--host", "0.0.0.0"), "0.0.0.0")])
+def test_serve_listens_for_this_machine_alone_unless_told_otherwise(
+    lspt: Command,
+    tiny_backbone: Backbone,
+    tmp_path_factory: pytest.TempPathFactory,
+    bundle: Path,
+    words: tuple[str, ...],
+    host: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    graph = export_once(tiny_backbone, tmp_path_factory)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+
+    def become(path: str, command: list[str]) -> None:
+        assert command[4:] == ["lspt_serve.service:LSPTService", "--host", host, "--port", "3999"]
+        raise SystemExit(0)
+
+    monkeypatch.setattr(os, "execv", become)
+    engine = ("--engine", "onnxruntime", "--device", "cpu", "--port", 3999)
+
+    ended = lspt("serve", "--graph", graph, "--bundles", bundle.parent, *engine, *words)
+
+    assert ended.code == 0, ended.err
+
+
 def test_serve_whose_engine_cannot_be_had_says_so_before_it_starts(
     lspt: Command,
     tiny_backbone: Backbone,
