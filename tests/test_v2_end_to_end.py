@@ -310,6 +310,35 @@ def test_commands_reach_every_process(server: Server) -> None:
     server.soon(lambda client: states(client) == {"READY"})
 
 
+def test_load_tells_what_is_not_served(server: Server) -> None:
+    folder = server.log.parent / "bundles" / "broken"
+    folder.mkdir()
+    (folder / "bundle.json").write_text("{")
+    try:
+        said, as_json = server.run("load", "colour"), server.run("load", "colour", "--json")
+        broken = server.run("load", "broken")
+    finally:
+        shutil.rmtree(folder)
+
+    assert said.stdout == "colour is served\n"
+    assert " ".join(said.stderr.split()).startswith(
+        "note: broken is not served: broken/bundle.json: not JSON"
+    )
+    assert json.loads(as_json.stdout)["refused"].keys() == {"broken"}
+    assert (broken.returncode, broken.stdout) == (2, "")
+    assert "task 'broken' is not served: broken/bundle.json: not JSON" in broken.stderr
+
+
+def test_path_with_a_slash_too_many_leads_nowhere(server: Server) -> None:
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(b"GET /tasks/ HTTP/1.1\r\nHost: evil.example\r\n\r\n")
+        answer = connection.recv(65536)
+
+    assert answer.startswith(b"HTTP/1.1 404 ")
+    assert b'"code":"not_found"' in answer
+    assert b"evil.example" not in answer
+
+
 @pytest.mark.parametrize(
     ("words", "token", "wanted"),
     [
