@@ -28,6 +28,8 @@ from lspt_serve.signatures import SIGNATURE
 __all__ = ["Catalog", "Entry", "Found", "scan", "task_of", "unknown_task"]
 
 Stamp = tuple[tuple[int, int, int], ...]  # of a bundle's files; what changes them changes it
+MAX_REASON = 300  # letters, which an answer may repeat for many images
+NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 GONE, UNREADABLE = (0, 0, 0), (0, 0, 1)  # no such file, or none that a disk gives now
 REFERENCE = re.compile(r"(?P<name>[^@:]*)(@(?P<version>[0-9]{1,18})|:(?P<alias>.*))?")
 
@@ -130,7 +132,7 @@ class Catalog:
     def _unknown(self, name: str, known: Iterable[str]) -> UnknownTaskError:
         """As `unknown_task`, or why the folder of that name is not served."""
         if reason := self.refused.get(name):
-            return UnknownTaskError(f"task {name!r} is not served: {reason}")
+            return UnknownTaskError(f"task {name!r} is not served: {reason[:MAX_REASON]}")
         return unknown_task(name, known)
 
 
@@ -155,7 +157,8 @@ def scan(
 ) -> Catalog:
     """What there is now; only what is new or has changed since `before` is read.
 
-    Of two bundles of one name and version the one that was served before is, or else the older.
+    Of two bundles of one name and version that in the folder of the one before is served; at first
+    that in a folder which is called as the task, or else the older.
 
     Args:
         read: of a folder with a bundle; raises BundleError for one that is to be refused.
@@ -170,7 +173,7 @@ def scan(
         for name, stamp in _find_bundles(folder, signed=signed)
         if name in before.found or stamp[0] != UNREADABLE  # else it may be no bundle at all
     }
-    tasks, twice = _arrange(found, served=before.entries)
+    tasks, twice = _arrange(found, served={entry.folder for entry in before.entries})
     aliases, unwanted, broken = _load_files(folder, tasks, before)
     refused = {name: own.reason for name, own in found.items() if own.reason} | twice | broken
     return Catalog(
@@ -187,24 +190,24 @@ def scan(
 
 
 def _arrange(
-    found: Mapping[str, Found], *, served: Collection[Entry]
+    found: Mapping[str, Found], *, served: Collection[Path]
 ) -> tuple[Tasks, dict[str, str]]:
     """By name and version, in order; and why others of the same name and version are refused."""
     tasks: dict[str, dict[int, Entry]] = {}
     twice = {}
 
-    def rank(item: tuple[str, Found]) -> tuple[bool, float, str]:
-        """The age is as good for other servers of the folder, and for this one's next start."""
-        name, own = item
-        return own.entry not in served, own.stamp[0][1] if own.stamp else math.inf, name
+    def rank(item: tuple[str, Entry]) -> tuple[bool, bool, float, str]:
+        """What does not hang on `served`, a server that is started again finds too."""
+        name, entry = item
+        stamp = found[name].stamp
+        age = stamp[0][1] if stamp else math.inf
+        return entry.folder not in served, name != entry.manifest.name, age, name
 
-    for folder, own in sorted(found.items(), key=rank):
-        if entry := own.entry:
-            task, version = entry.manifest.name, entry.manifest.version
-            if tasks.setdefault(task, {}).setdefault(version, entry) is not entry:
-                twice[folder] = (
-                    f"task {task!r} version {version} is there already, from another folder"
-                )
+    entries = {name: own.entry for name, own in found.items() if own.entry}
+    for folder, entry in sorted(entries.items(), key=rank):
+        task, version = entry.manifest.name, entry.manifest.version
+        if tasks.setdefault(task, {}).setdefault(version, entry) is not entry:
+            twice[folder] = f"task {task!r} version {version} is there already, from another folder"
     return {name: dict(sorted(tasks[name].items())) for name in sorted(tasks)}, twice
 
 
@@ -268,15 +271,18 @@ def _look(
     read: Callable[[Path], Entry],
     held: Container[Entry],
 ) -> Found:
-    if known and known.stamp == stamp:
+    last = known.entry if known else None
+    is_lost = known and known.reason and last and last not in held
+    if known and known.stamp == stamp and not is_lost:
         return known
     try:
         return Found(stamp, read(folder))
     except Exception as error:  # whatever it is, the other bundles are served
         passing = not isinstance(error, BundleError) or isinstance(error.__cause__, OSError)
-        last = known.entry if known else None
-        if last and not passing and last not in held:
-            last = None  # overwritten
+        again = known is not None and known.reason is not None
+        is_gone = isinstance(error.__cause__, NO_FILE) and again  # once: it is being replaced
+        if last and last not in held and (is_gone or not passing):
+            last = None
         return Found(None if passing else stamp, last, first_line(error))
 
 

@@ -167,7 +167,7 @@ class PromptStore:
             self._memory.keep(lost | {*pinned})
             self._catalog = after
             self.generation += 1
-        self._memory.keep_only(after.entries)
+            self._memory.keep_only(after.entries)
         _log_changes(before, after)
         self._bring(pinned)
 
