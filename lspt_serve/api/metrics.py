@@ -6,7 +6,6 @@ anybody asks for, and there is no end of those. Here a label is a route, a code,
 folder of bundles has.
 """
 
-import asyncio
 import os
 from collections.abc import Sequence
 from concurrent.futures import CancelledError
@@ -139,7 +138,7 @@ def get_metrics(request: Request) -> Response:
 def _code(error: BaseException | None) -> str:
     if error is None:
         return "ok"
-    if isinstance(error, (CancelledError, asyncio.CancelledError)):
+    if isinstance(error, CancelledError):
         return CODES[CLIENT_GONE]
     return next(
         (code for kind, (code, *_) in FAILURES.items() if isinstance(error, kind)), "internal"

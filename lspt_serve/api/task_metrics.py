@@ -46,10 +46,10 @@ class TaskMetrics(Events):
         self._load.labels(*labels_of(task)).observe(seconds)
 
     def came(self, task: Manifest) -> None:
-        self._held.labels(*labels_of(task)).set(1)
+        self._held.labels(*labels_of(task)).inc()
 
     def went(self, task: Manifest, *, evicted: bool) -> None:
-        self._held.labels(*labels_of(task)).set(0)
+        self._held.labels(*labels_of(task)).dec()
         if evicted:
             self._evictions.labels(*labels_of(task)).inc()
 

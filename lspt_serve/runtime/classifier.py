@@ -3,7 +3,6 @@
 B batch, K classes, F pooled features, N patches.
 """
 
-import asyncio
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
@@ -197,7 +196,7 @@ class Classifier:
         """What fails in the block counts as an image of the task that was not answered."""
         try:
             yield
-        except (Exception, asyncio.CancelledError) as error:
+        except Exception as error:
             self._events.answered(manifest, error)
             raise
 

@@ -10,7 +10,6 @@ from toys import coloured, encoded
 from toys_api import Api, create_classifier, leave_busy
 
 from lspt_serve.api.disconnect import unless_gone
-from lspt_serve.api.metrics import Metrics
 from lspt_serve.models import Backbone
 
 
@@ -77,8 +76,7 @@ def test_image_whose_caller_leaves_while_it_is_decoded_takes_no_place(
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    metrics = Metrics()
-    classifier = create_classifier(tiny_backbone, tmp_path_factory, events=metrics)
+    classifier = create_classifier(tiny_backbone, tmp_path_factory)
     image, go_on = encoded(coloured("red", np.random.default_rng(0))), Event()
     monkeypatch.setattr(classifier, "decode", lambda *_: go_on.wait(timeout=30))
     sent = {"files": {"image": image}, "data": {"task": "colour"}}
@@ -88,7 +86,6 @@ def test_image_whose_caller_leaves_while_it_is_decoded_takes_no_place(
 
     assert status == 499
     assert classifier._batcher._queue._num_coming == 0
-    assert b'{code="client_gone",task="colour",version="1"} 1.0' in metrics.render()
 
 
 def test_error_of_the_answer_is_raised() -> None:

@@ -6,6 +6,7 @@ from toys import coloured, encoded
 from toys_api import Api, create_classifier, leave_busy
 
 from lspt_serve.api.metrics import Metrics
+from lspt_serve.bundle import save_bundle
 from lspt_serve.models import Backbone
 
 PNG = encoded(coloured("red", np.random.default_rng(0), side=40))
@@ -93,8 +94,10 @@ def test_what_is_in_memory_is_told_by_task_and_version(api: Api) -> None:
     assert values(api, "lspt_task_in_memory") == both
     assert values(api, "lspt_task_load_seconds_count") == both
     assert values(api, "lspt_task_evictions_total") == []
+    save_bundle(classifier.store["colour"], classifier.store.folder / "colour")
     classifier.store.unload("parity")
     assert values(api, "lspt_task_in_memory") == both[:1]
+    assert values(api, "lspt_task_load_seconds_count")[0][1] == 2
     metrics.went(classifier.manifest("colour"), evicted=True)
     assert values(api, "lspt_task_in_memory") == []
     assert values(api, "lspt_task_evictions_total") == both[:1]
