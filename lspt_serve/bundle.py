@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections import Counter
-from pathlib import Path, PurePath
+from pathlib import Path, PureWindowsPath
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -78,8 +78,9 @@ class BackboneRef(_Record):
 
     @property
     def label(self) -> str:
-        """Of a file its name alone: where it lies is no business of callers."""
-        return PurePath(self.source).name or self.source
+        """Without the folder that a file lies in, which is no business of callers."""
+        path = PureWindowsPath(self.source)  # which knows the separators of all systems
+        return path.name or self.source if path.root else self.source
 
 
 class MethodRef(_Record):

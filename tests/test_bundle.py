@@ -525,6 +525,22 @@ def test_another_backbone_is_named_and_not_where_it_lies(
     )
 
 
+@pytest.mark.parametrize(
+    ("source", "label"),
+    [
+        ("/srv/models/vit.pth", "vit.pth"),
+        ("C:\\models\\vit.pth", "vit.pth"),
+        ("\\\\nas\\models\\vit.pth", "vit.pth"),
+        ("models/vit.pth", "models/vit.pth"),
+        ("hf-hub:timm/vit_tiny", "hf-hub:timm/vit_tiny"),
+        ("timm/vit_tiny.in21k", "timm/vit_tiny.in21k"),
+        ("/", "/"),
+    ],
+)
+def test_backbone_is_called_without_the_folder_it_lies_in(source: str, label: str) -> None:
+    assert BackboneRef(source=source, sha256="0" * 64).label == label
+
+
 @pytest.fixture
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """A simulated full disk: every write of bytes fails."""
