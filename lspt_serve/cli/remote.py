@@ -2,8 +2,10 @@
 
 import json
 import os
-from contextlib import suppress
-from typing import Annotated, Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
 import typer
@@ -11,6 +13,9 @@ import typer
 from lspt_serve.bundle import check_task_name
 from lspt_serve.cli.console import Json, print_json, print_note
 from lspt_serve.errors import OptionError, ServerError, UnavailableError
+
+if TYPE_CHECKING:
+    from httpx import Client
 
 __all__ = ["alias", "load", "unload"]
 
@@ -30,8 +35,13 @@ def load(task: Task, url: Url = URL, as_json: Json = False) -> None:
     Example:  lspt load flowers
     """
     check_task_name(task)
-    _ask(url, "POST", f"/v2/repository/models/{task}/load")
-    refused: dict[str, str] = _ask(url, "GET", "/tasks")["refused"]
+    refused: dict[str, str] = {}
+    with _connect(url) as ask:  # once: of several workers the one that has looked is asked again
+        ask("POST", f"/v2/repository/models/{task}/load")
+        try:
+            refused = ask("GET", "/tasks")["refused"]
+        except (ServerError, UnavailableError) as error:
+            print_note(f"what is not served is not known: {error}")
     for name, reason in refused.items():
         print_note(f"{name} is not served: {reason}")
     record = {"task": task, "state": "READY", "refused": refused}
@@ -46,7 +56,8 @@ def unload(task: Task, url: Url = URL, as_json: Json = False) -> None:
     Example:  lspt unload flowers
     """
     check_task_name(task)
-    _ask(url, "POST", f"/v2/repository/models/{task}/unload")
+    with _connect(url) as ask:
+        ask("POST", f"/v2/repository/models/{task}/unload")
     _report({"task": task, "state": "UNAVAILABLE"}, f"{task} is unloaded", as_json=as_json)
 
 
@@ -72,18 +83,17 @@ def alias(
         raise OptionError("give a version or --delete, one of them")
     check_task_name(task)
     path = f"/tasks/{task}/aliases/{quote(short, safe='', errors='surrogateescape')}"
-    record = _ask(url, "DELETE" if delete else "PUT", path, None if delete else version)
+    with _connect(url) as ask:
+        record = ask("DELETE" if delete else "PUT", path, None if delete else version)
     stands = "is gone" if delete else f"is version {version}"
     _report(record, f"{name} {stands}", as_json=as_json)
 
 
-def _ask(url: str, method: str, path: str, version: int | None = None) -> Any:
-    """The server's answer.
+@contextmanager
+def _connect(url: str) -> Iterator[Callable[..., Any]]:
+    """What asks a server: by one connection, so that of several workers one answers all.
 
-    Raises:
-        OptionError: there is no token, or the address is none.
-        UnavailableError: no server answers.
-        ServerError: the server does not take it.
+    Raises OptionError: there is no token, or the address is none.
     """
     import httpx
 
@@ -93,13 +103,28 @@ def _ask(url: str, method: str, path: str, version: int | None = None) -> Any:
         raise OptionError(
             f"{TOKEN} holds what no header may; wanted printable ASCII, without blanks at its ends"
         )
+    headers = {"Authorization": f"Bearer {token}"}
     try:
-        answer = httpx.request(
-            method,
-            url.rstrip("/") + path,
-            headers={"Authorization": f"Bearer {token}"},
-            json=None if version is None else {"version": version},
-            timeout=TIMEOUT_S,
+        client = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_S)
+    except (httpx.InvalidURL, UnicodeError) as error:
+        raise OptionError(f"--url {url!r}: {error}; wanted http://HOST:PORT") from error
+    with client:
+        yield partial(_ask, client, url)
+
+
+def _ask(client: "Client", url: str, method: str, path: str, version: int | None = None) -> Any:
+    """The server's answer.
+
+    Raises:
+        OptionError: the address is none.
+        UnavailableError: no server answers.
+        ServerError: the server does not take it.
+    """
+    import httpx
+
+    try:
+        answer = client.request(
+            method, path, json=None if version is None else {"version": version}
         )
     except (httpx.InvalidURL, httpx.UnsupportedProtocol, UnicodeError) as error:
         raise OptionError(f"--url {url!r}: {error}; wanted http://HOST:PORT") from error
