@@ -67,7 +67,7 @@ def test_camera_that_was_left_before_it_opened_is_off(browser: Browser, url: str
         assert sorted(page.evaluate(TRACKS)) == [["ended"], ["live"]]
         page.get_by_role("button", name="Cancel").click()
         expect(page.get_by_role("dialog")).to_have_count(0)
-        assert page.evaluate(TRACKS) == [["ended"], ["ended"]]
+        page.wait_for_function(f"{TRACKS}.flat().every((state) => state === 'ended')")
 
 
 def test_camera_that_is_refused_is_explained(browser: Browser, url: str) -> None:
