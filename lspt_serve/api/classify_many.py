@@ -140,9 +140,8 @@ class _Job:
             async with self.window:  # no more bundles than that are held in memory for it
                 reference = f"{version.name}@{version.version}"
                 bundle = await find_bundle(self.classifier, reference)
-                manifest = (
-                    bundle.manifest
-                )  # another, where the version was replaced under its number
+                # another than was looked up, where the version was replaced under its number
+                manifest = bundle.manifest
                 way = manifest.preprocess
                 with self.classifier.place(bundle):
                     if way not in decoded:
