@@ -3,6 +3,7 @@
 Read what is a file, and no more of it than there ought to be.
 """
 
+import ctypes
 import errno
 import fcntl
 import glob
@@ -28,6 +29,7 @@ __all__ = [
     "sync",
 ]
 
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # Linux's
 RETRY_S = 0.01  # of a lock
 TEMPORARY = ".lspt-tmp-"  # after .NAME, and before 8 letters: nobody calls a folder so
 
@@ -73,16 +75,28 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         new.mkdir()
         yield new
         sync(new)
-        old = folder / "old"
-        if path.exists():
-            path.rename(old)
-        try:
-            new.rename(path)
-        except BaseException:
-            if old.exists():
-                old.rename(path)
-            raise
+        if not _exchange(new, path):
+            old = folder / "old"
+            if path.exists():
+                path.rename(old)
+            try:
+                new.rename(path)
+            except BaseException:
+                if old.exists():
+                    old.rename(path)
+                raise
         _sync_rename(path)
+
+
+def _exchange(new: Path, old: Path) -> bool:
+    """Whether each has the other's place now: nobody finds none, as between two renames.
+
+    False where there is nothing to exchange it for, or no way to.
+    """
+    if not (rename := getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)):
+        return False
+    failed: int = rename(AT_FDCWD, os.fsencode(new), AT_FDCWD, os.fsencode(old), RENAME_EXCHANGE)
+    return not failed
 
 
 def sync(path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from lspt_serve.errors import OutputError
 from lspt_serve.files import (
+    _exchange,
     atomic_file,
     atomic_folder,
     check_output,
@@ -184,6 +185,7 @@ def test_an_old_folder_comes_back_if_the_new_one_cannot_take_its_place(
     with atomic_folder(target) as temporary:
         write(temporary, "old")
     rename = Path.rename
+    monkeypatch.setattr("lspt_serve.files._exchange", lambda *_: False)  # a system that has none
 
     def fail_for_new(self: Path, to: Path) -> Path:
         if self.name == "new":
@@ -195,6 +197,43 @@ def test_an_old_folder_comes_back_if_the_new_one_cannot_take_its_place(
         write(temporary, "new")
     assert read(target) == "old"
     assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_folder_takes_anothers_place_where_they_cannot_be_exchanged(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lspt_serve.files._exchange", lambda *_: False)
+    for text in ("old", "new"):
+        with atomic_folder(target) as temporary:
+            write(temporary, text)
+        assert read(target) == text
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_folder_that_is_replaced_is_never_missing(target: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    if not _exchange(tmp_path / "a", tmp_path / "b"):
+        pytest.skip("this system cannot exchange two folders")
+    with atomic_folder(target) as temporary:
+        write(temporary, "0")
+    done, missing = threading.Event(), []
+
+    def look() -> None:
+        while not done.is_set():
+            if not target.exists():
+                missing.append(target)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    for number in range(100):
+        with atomic_folder(target) as temporary:
+            write(temporary, str(number))
+    done.set()
+    looking.join()
+
+    assert missing == []
+    assert read(target) == "99"
 
 
 def test_a_parent_that_is_a_file_is_an_output_error(atomic: Atomic, tmp_path: Path) -> None:
