@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lspt_serve.bundle import Bundle, MethodRef
+from lspt_serve.bundle import Bundle
 from lspt_serve.export import create_model
 from lspt_serve.export.to_onnx import write_onnx
 from lspt_serve.graph import FEATURES, GRAPH_FILE, SPEC_FILE, GraphSpec
+from lspt_serve.manifest import MethodRef
 from lspt_serve.models import Backbone, create_prompted_vit, load_backbone
 from lspt_serve.models.prompted_vit import pool_tokens
 from lspt_serve.reference import Reference, reference_images

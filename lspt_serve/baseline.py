@@ -8,8 +8,9 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lspt_serve import __version__
-from lspt_serve.bundle import BASELINE, BackboneRef, MethodRef, Metrics
+from lspt_serve.bundle import BASELINE
 from lspt_serve.errors import BundleError, first_mistake
+from lspt_serve.manifest import BackboneRef, MethodRef, Metrics
 from lspt_serve.preprocess import Preprocess
 
 __all__ = ["BaselineRecord", "load_baseline"]

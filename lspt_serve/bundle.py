@@ -7,141 +7,36 @@ A folder of two files: `bundle.json` says what the task is and which backbone it
 import hashlib
 import json
 import math
-import re
-from collections import Counter
-from pathlib import Path, PureWindowsPath
-from typing import Annotated, Any, Literal, Self
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    ValidationError,
-    field_validator,
-)
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from lspt_serve import __version__
 from lspt_serve.errors import BundleError, name_some
 from lspt_serve.files import atomic_folder, read_file
-from lspt_serve.preprocess import Preprocess
+from lspt_serve.manifest import FORMAT_VERSION, BackboneRef, Manifest
 from lspt_serve.rounding import Dtype, round_tensors
 from lspt_serve.signatures import TrustedKeys
 
 __all__ = [
     "BASELINE",
-    "FORMAT_VERSION",
     "MANIFEST",
-    "MAX_VERSION",
-    "TASK_NAME",
     "TENSORS",
-    "BackboneRef",
     "Bundle",
-    "Manifest",
-    "MethodRef",
-    "Metrics",
-    "Rounding",
-    "TaskName",
-    "TaskVersion",
     "check_no_baseline",
-    "check_task_name",
     "load_bundle",
     "save_bundle",
 ]
 
-FORMAT_VERSION: Literal[1] = 1
 MANIFEST, TENSORS = "bundle.json", "tensors.safetensors"
 BASELINE = "baseline.json"  # of a folder that lspt train --method full wrote
 MAX_MANIFEST_BYTES = MAX_HEADER_BYTES = 16_000_000  # of bundle.json, and before the tensors
 MAX_FIELDS_BYTES = 1_000_000  # of bundle.json without its labels
-MAX_VERSION = 2**31 - 1  # as much as an ONNX adapter's holds
-TASK_NAME = r"[a-z0-9][a-z0-9._-]{0,63}"
-TaskName = Annotated[str, StringConstraints(pattern=f"^{TASK_NAME}$")]
-TaskVersion = Annotated[int, Field(ge=1, le=MAX_VERSION)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-
-
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class BackboneRef(_Record):
-    """Which backbone a bundle or graph belongs to; `sha256` is over its tensors."""
-
-    source: str
-    sha256: Sha256
-
-    @property
-    def label(self) -> str:
-        """Without the folder that a file lies in, which is no business of callers."""
-        path = PureWindowsPath(self.source)  # which knows the separators of all systems
-        return path.name or self.source if path.root else self.source
-
-
-class MethodRef(_Record):
-    """A prompt method by name, with its options."""
-
-    name: str
-    options: dict[str, Any] = {}
-
-
-class Rounding(_Record):
-    """What storing a bundle in float16 costs on test, against its tensors before rounding."""
-
-    points_lost: float  # percentage points of top-1 accuracy; below 0: it is better
-    answers_changed: int  # images whose best label is another
-
-
-class Metrics(_Record):
-    """Top-1 accuracies in [0, 1] and the circumstances that they were measured under.
-
-    `temperature` was fitted on val and is folded into the head; `test_ece` is the expected
-    calibration error (15 bins) with it, `test_ece_uncalibrated` without. All are those of the
-    tensors as they are stored.
-    """
-
-    val_accuracy: Share
-    test_accuracy: Share
-    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    test_ece: Share | None = None
-    test_ece_uncalibrated: Share | None = None
-    rounding: Rounding | None = None  # where the tensors are float16
-    best_epoch: int
-    seed: int
-    split: dict[str, int]  # images in train, val, test
-    train_s: float
-
-
-class Manifest(_Record):
-    """bundle.json."""
-
-    format_version: Literal[1] = FORMAT_VERSION
-    name: TaskName
-    version: TaskVersion = 1
-    labels: Annotated[list[str], Field(min_length=2, fail_fast=True)]
-    method: MethodRef
-    trained_as: MethodRef | None = None  # where folding made another method of it
-    backbone: BackboneRef
-    preprocess: Preprocess
-    pool: str
-    dtype: Dtype = "float32"  # of all tensors in the file; in memory they are float32
-    tensors: dict[str, list[int]]  # name -> shape
-    tensors_sha256: Sha256
-    metrics: Metrics | None = None
-    license: str | None = None
-    created_with: str = f"lspt-serve {__version__}"
-
-    @field_validator("labels")
-    @classmethod
-    def _labels_differ(cls, labels: list[str]) -> list[str]:
-        if twice := [label for label, count in Counter(labels).items() if count > 1]:
-            raise ValueError(f"labels must differ, got twice: {name_some(twice)}")
-        return labels
 
 
 class Bundle:
@@ -206,15 +101,6 @@ class Bundle:
                 f"bundle {self.name!r} belongs to backbone {own.label} (sha256 "
                 f"{own.sha256[:12]}), not to {backbone.label} (sha256 {backbone.sha256[:12]})"
             )
-
-
-def check_task_name(name: str) -> None:
-    """Raises BundleError for a name that a task may not have."""
-    if not re.fullmatch(TASK_NAME, name):
-        raise BundleError(
-            f"{name!r} cannot name a task; wanted 1 to 64 of a-z 0-9 . _ -, the first a letter or "
-            "digit"
-        )
 
 
 def check_no_baseline(folder: Path) -> None:

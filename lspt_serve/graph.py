@@ -14,8 +14,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lspt_serve.bounds import MAX_PROMPTS
-from lspt_serve.bundle import BackboneRef, Bundle, MethodRef
+from lspt_serve.bundle import Bundle
 from lspt_serve.errors import BundleError, GraphError, first_mistake, name_some
+from lspt_serve.manifest import BackboneRef, MethodRef
 from lspt_serve.preprocess import Preprocess
 
 __all__ = [

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from lspt_serve.bundle import Metrics
+from lspt_serve.manifest import Metrics
 
 __all__ = [
     "EXAMPLE_ID",

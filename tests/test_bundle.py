@@ -17,17 +17,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import load, save
 from safetensors.torch import save as save_torch
 
-from lspt_serve.bundle import (
-    BASELINE,
-    MANIFEST,
-    TENSORS,
-    BackboneRef,
-    Bundle,
-    Metrics,
-    load_bundle,
-    save_bundle,
-)
+from lspt_serve.bundle import BASELINE, MANIFEST, TENSORS, Bundle, load_bundle, save_bundle
 from lspt_serve.errors import BundleError, OutputError
+from lspt_serve.manifest import BackboneRef, Metrics
 from lspt_serve.models import METHODS
 
 SHAPES = {"head.bias": [3], "head.weight": [3, 24], "method.prompts": [16, 24]}

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lspt_serve.bundle import BackboneRef, Bundle, MethodRef
+from lspt_serve.bundle import Bundle
 from lspt_serve.errors import BundleError, GraphError
 from lspt_serve.graph import (
     GRAPH_FILE,
@@ -18,6 +18,7 @@ from lspt_serve.graph import (
     check_fits,
     load_graph_spec,
 )
+from lspt_serve.manifest import BackboneRef, MethodRef
 from lspt_serve.models import Backbone
 from lspt_serve.preprocess import Preprocess
 

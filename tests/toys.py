@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from PIL import Image
 
-from lspt_serve.bundle import BackboneRef, Bundle, MethodRef
+from lspt_serve.bundle import Bundle
 from lspt_serve.export import export_graph
 from lspt_serve.feed import create_feed
 from lspt_serve.graph import FEATURES, IMAGES, GraphSpec
+from lspt_serve.manifest import BackboneRef, MethodRef
 from lspt_serve.models import Backbone, create_prompted_vit
 from lspt_serve.preprocess import Preprocess
 from lspt_serve.training import Dataset, Split, create_bundle

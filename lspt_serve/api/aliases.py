@@ -9,7 +9,7 @@ from lspt_serve.api.auth import StoreToChange
 from lspt_serve.api.bodies import parse_json, read_body, validate
 from lspt_serve.api.changes import change
 from lspt_serve.api.openapi import json_body, responses
-from lspt_serve.bundle import TaskName, TaskVersion
+from lspt_serve.manifest import TaskName, TaskVersion
 
 __all__ = ["AliasVersion", "router"]
 

@@ -17,7 +17,8 @@ from lspt_serve.api.limits import Held, held_of
 from lspt_serve.api.openapi import IMAGES_REFUSED, body, responses
 from lspt_serve.api.threads import DECODING, find_bundle
 from lspt_serve.api.uploads import Upload, malformed, read_request
-from lspt_serve.bundle import Bundle, Manifest
+from lspt_serve.bundle import Bundle
+from lspt_serve.manifest import Manifest
 from lspt_serve.runtime import Classifier, activate, top_labels
 from lspt_serve.schemas import (
     Answer,

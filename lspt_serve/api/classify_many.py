@@ -16,8 +16,9 @@ from lspt_serve.api.failures import explain, request_id
 from lspt_serve.api.openapi import IMAGES_REFUSED, body, responses
 from lspt_serve.api.threads import DECODING, find_bundle
 from lspt_serve.api.uploads import Upload, malformed, read_request
-from lspt_serve.bundle import Bundle, Manifest
+from lspt_serve.bundle import Bundle
 from lspt_serve.errors import LSPTError, OverloadedError, UnavailableError, UnknownTaskError
+from lspt_serve.manifest import Manifest
 from lspt_serve.preprocess import Preprocess
 from lspt_serve.runtime import Classifier
 from lspt_serve.schemas import (

@@ -26,7 +26,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from lspt_serve.api.disconnect import CLIENT_GONE
 from lspt_serve.api.failures import CODES, FAILURES
 from lspt_serve.api.task_metrics import TASK, TaskMetrics, labels_of
-from lspt_serve.bundle import Manifest
+from lspt_serve.manifest import Manifest
 from lspt_serve.runtime import Events
 from lspt_serve.sizes import MAX_BATCH_SIZE
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Summary
 
-from lspt_serve.bundle import Manifest
+from lspt_serve.manifest import Manifest
 from lspt_serve.runtime import Events
 
 __all__ = ["TASK", "TaskMetrics", "labels_of"]

@@ -4,7 +4,7 @@ from fastapi import APIRouter, Response
 
 from lspt_serve.api.auth import CallersClassifier
 from lspt_serve.api.openapi import responses
-from lspt_serve.bundle import Manifest
+from lspt_serve.manifest import Manifest
 from lspt_serve.runtime import PromptStore
 from lspt_serve.schemas import Task, TaskList
 

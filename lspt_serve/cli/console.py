@@ -12,8 +12,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from lspt_serve.bundle import Metrics
 from lspt_serve.errors import MethodError
+from lspt_serve.manifest import Metrics
 from lspt_serve.preprocess import Normalisation
 
 __all__ = [

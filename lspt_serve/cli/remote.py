@@ -10,9 +10,9 @@ from urllib.parse import quote
 
 import typer
 
-from lspt_serve.bundle import check_task_name
 from lspt_serve.cli.console import Json, print_json, print_note
 from lspt_serve.errors import OptionError, ServerError, UnavailableError
+from lspt_serve.manifest import check_task_name
 
 if TYPE_CHECKING:
     from httpx import Client

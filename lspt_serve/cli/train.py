@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from lspt_serve.baseline import BaselineRecord
-from lspt_serve.bundle import BASELINE, MANIFEST, MAX_VERSION, Manifest, check_task_name
+from lspt_serve.bundle import BASELINE, MANIFEST
 from lspt_serve.cli.console import (
     ImgSize,
     Json,
@@ -18,6 +18,7 @@ from lspt_serve.cli.console import (
     stoppable,
 )
 from lspt_serve.errors import OptionError, OutputError
+from lspt_serve.manifest import MAX_VERSION, Manifest, check_task_name
 
 __all__ = ["train"]
 

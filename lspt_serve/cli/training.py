@@ -16,9 +16,10 @@ from rich.progress import (
 )
 
 from lspt_serve.baseline import BaselineRecord
-from lspt_serve.bundle import Bundle, Manifest, save_bundle
+from lspt_serve.bundle import Bundle, save_bundle
 from lspt_serve.cli.console import console, print_note, stoppable
 from lspt_serve.files import check_output, locked, remove_leftovers
+from lspt_serve.manifest import Manifest
 from lspt_serve.models import Backbone, create_prompted_vit, load_backbone
 from lspt_serve.preprocess import Normalisation
 from lspt_serve.training import (

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lspt_serve.bundle import BackboneRef, Bundle, MethodRef
+from lspt_serve.bundle import Bundle
 from lspt_serve.export.fresh import (
     Inputs,
     free_shapes,
@@ -32,6 +32,7 @@ from lspt_serve.graph import (
     SPEC_FILE,
     GraphSpec,
 )
+from lspt_serve.manifest import BackboneRef, MethodRef
 from lspt_serve.models import Backbone, PromptedViT, SharedGraph
 from lspt_serve.reference import Reference, reference_images
 

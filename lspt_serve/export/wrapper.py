@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lspt_serve.bundle import BackboneRef, Bundle
+from lspt_serve.bundle import Bundle
 from lspt_serve.errors import BundleError
+from lspt_serve.manifest import BackboneRef
 from lspt_serve.models import Backbone, PromptedViT, check_bundled, create_prompted_vit
 
 __all__ = ["BakedGraph", "OneTaskGraph", "create_model"]

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lspt_serve.baseline import BaselineRecord, load_baseline
-from lspt_serve.bundle import BASELINE, MANIFEST, Manifest, MethodRef, Metrics, load_bundle
+from lspt_serve.bundle import BASELINE, MANIFEST, load_bundle
 from lspt_serve.errors import SweepError
+from lspt_serve.manifest import Manifest, MethodRef, Metrics
 from lspt_serve.results.runs import Run, load_runs
 
 __all__ = ["CONFIG", "EPOCHS", "STATE", "runs_of"]

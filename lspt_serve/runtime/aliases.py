@@ -4,8 +4,8 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from lspt_serve.bundle import TaskName, TaskVersion
 from lspt_serve.errors import BundleError, first_mistake
+from lspt_serve.manifest import TaskName, TaskVersion
 from lspt_serve.runtime.folder_file import load_folder_file, save_folder_file
 
 __all__ = ["ALIASES_FILE", "DEFAULT", "Aliases", "load_aliases", "save_aliases"]

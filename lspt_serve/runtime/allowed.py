@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Protocol, TypeVar
 
-from lspt_serve.bundle import Bundle, Manifest
+from lspt_serve.bundle import Bundle
 from lspt_serve.errors import UnknownTaskError
+from lspt_serve.manifest import Manifest
 from lspt_serve.runtime.catalog import task_of, unknown_task
 from lspt_serve.runtime.store import Listed, PromptStore
 

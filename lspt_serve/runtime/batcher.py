@@ -16,8 +16,8 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lspt_serve.bundle import Manifest
 from lspt_serve.errors import DeadlineError, OverloadedError, UnavailableError
+from lspt_serve.manifest import Manifest
 from lspt_serve.runtime.backlog import Backlog
 from lspt_serve.runtime.events import SILENT, Events
 from lspt_serve.runtime.fair_queue import FairQueue

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Container, Iterable, Iterator,
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lspt_serve.bundle import BASELINE, MANIFEST, TENSORS, Manifest
+from lspt_serve.bundle import BASELINE, MANIFEST, TENSORS
 from lspt_serve.errors import (
     BundleError,
     UnknownTaskError,
@@ -21,6 +21,7 @@ from lspt_serve.errors import (
     nearest,
     printable,
 )
+from lspt_serve.manifest import Manifest
 from lspt_serve.runtime.aliases import ALIASES_FILE, DEFAULT, Aliases, load_aliases
 from lspt_serve.runtime.unloaded import UNLOADED_FILE, load_unloaded
 from lspt_serve.signatures import SIGNATURE

@@ -13,8 +13,9 @@ from typing import Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from lspt_serve.bundle import Bundle, Manifest
+from lspt_serve.bundle import Bundle
 from lspt_serve.errors import UnknownTaskError
+from lspt_serve.manifest import Manifest
 from lspt_serve.preprocess import LIMITS, ImageLimits, preprocess_image
 from lspt_serve.runtime.allowed import AllowedTasks, Tasks
 from lspt_serve.runtime.backlog import Backlog

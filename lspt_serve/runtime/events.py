@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from lspt_serve.bundle import Manifest
+from lspt_serve.manifest import Manifest
 
 __all__ = ["SILENT", "Events"]
 

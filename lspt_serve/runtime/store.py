@@ -7,10 +7,11 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lspt_serve.bundle import Bundle, Manifest, check_no_baseline, load_bundle
+from lspt_serve.bundle import Bundle, check_no_baseline, load_bundle
 from lspt_serve.errors import BundleError, UnknownTaskError, name_some
 from lspt_serve.files import locked
 from lspt_serve.graph import GraphSpec, check_fits
+from lspt_serve.manifest import Manifest
 from lspt_serve.runtime.aliases import ALIASES_FILE, load_aliases, save_aliases
 from lspt_serve.runtime.catalog import Catalog, Entry, scan
 from lspt_serve.runtime.events import SILENT, Events

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from lspt_serve.bundle import TaskName
+from lspt_serve.manifest import TaskName
 from lspt_serve.runtime.folder_file import load_folder_file, save_folder_file
 
 __all__ = ["UNLOADED_FILE", "load_unloaded", "save_unloaded"]

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from lspt_serve.baseline import BaselineRecord
-from lspt_serve.bundle import BASELINE, BackboneRef, MethodRef
+from lspt_serve.bundle import BASELINE
 from lspt_serve.errors import MethodError
 from lspt_serve.files import atomic_folder
+from lspt_serve.manifest import BackboneRef, MethodRef
 from lspt_serve.models import Backbone, PromptedViT, create_prompted_vit
 from lspt_serve.models.timm_file import describe_in_timm, save_in_timm
 from lspt_serve.training.data import Dataset

@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lspt_serve.bundle import BackboneRef, Bundle, MethodRef, Metrics, Rounding
+from lspt_serve.bundle import Bundle
 from lspt_serve.errors import first_line
+from lspt_serve.manifest import BackboneRef, MethodRef, Metrics, Rounding
 from lspt_serve.models import Backbone, PromptedViT, check_bundled, create_prompted_vit
 from lspt_serve.preprocess import Preprocess
 from lspt_serve.rounding import Dtype, round_tensors

@@ -20,7 +20,8 @@ from test_cli import start
 from toys import random_bundle, write_coloured
 from toys_cli import Command, check_error
 
-from lspt_serve.bundle import Bundle, Metrics, save_bundle
+from lspt_serve.bundle import Bundle, save_bundle
+from lspt_serve.manifest import Metrics
 from lspt_serve.models import Backbone
 from lspt_serve.results import Run, load_runs, save_runs
 

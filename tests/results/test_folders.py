@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from lspt_serve.baseline import BaselineRecord
-from lspt_serve.bundle import BASELINE, Bundle, MethodRef, Metrics, save_bundle
+from lspt_serve.bundle import BASELINE, Bundle, save_bundle
 from lspt_serve.errors import BundleError, SweepError
+from lspt_serve.manifest import MethodRef, Metrics
 from lspt_serve.results import compare, runs_of, save_runs
 
 

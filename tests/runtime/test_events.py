@@ -6,8 +6,9 @@ import pytest
 from numpy.typing import NDArray
 from toys import coloured, encoded, export_once, prompts_graph, random_bundle, simple_bundle
 
-from lspt_serve.bundle import Bundle, Manifest, save_bundle
+from lspt_serve.bundle import Bundle, save_bundle
 from lspt_serve.errors import DeadlineError, OverloadedError, UndecodableError, UnknownTaskError
+from lspt_serve.manifest import Manifest
 from lspt_serve.models import Backbone
 from lspt_serve.runtime import Classifier, Events, OnnxEngine, PromptStore
 from lspt_serve.runtime.batcher import Batcher

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from toys import DEVICES, export_once, noise, random_bundle
 
 import lspt_serve.models.coders
-from lspt_serve.bundle import BackboneRef, Bundle
+from lspt_serve.bundle import Bundle
 from lspt_serve.errors import GraphError
 from lspt_serve.export import create_model
 from lspt_serve.graph import GRAPH_FILE, NUM_PROMPTS, REFERENCE_FILE, SPEC_FILE, GraphSpec
+from lspt_serve.manifest import BackboneRef
 from lspt_serve.models import Backbone
 from lspt_serve.reference import Reference, row_errors
 from lspt_serve.runtime.engine import Precision

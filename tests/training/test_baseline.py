@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from toys import COLOURS, coloured_dataset, random_bundle
 
-from lspt_serve.bundle import BASELINE, MANIFEST, MethodRef, load_bundle
+from lspt_serve.bundle import BASELINE, MANIFEST, load_bundle
 from lspt_serve.errors import BundleError, MethodError, OutputError
 from lspt_serve.export import create_model, export_bundle, export_graph
+from lspt_serve.manifest import MethodRef
 from lspt_serve.models import Backbone, PromptedViT, create_prompted_vit, load_backbone
 from lspt_serve.models.backbone import sha256_of_tensors
 from lspt_serve.preprocess import normalise

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from toys import COLOURS, coloured_dataset
 
-from lspt_serve.bundle import Bundle, Metrics
+from lspt_serve.bundle import Bundle
 from lspt_serve.errors import BundleError, OutOfMemoryError
 from lspt_serve.export import create_model
+from lspt_serve.manifest import Metrics
 from lspt_serve.models import Backbone, create_prompted_vit
 from lspt_serve.preprocess import normalise
 from lspt_serve.training import (

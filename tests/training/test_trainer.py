@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from toys import COLOURS, DEVICES, coloured, coloured_dataset, coloured_split
 
-from lspt_serve.bundle import Bundle, MethodRef
+from lspt_serve.bundle import Bundle
 from lspt_serve.errors import LSPTError
 from lspt_serve.export import create_model
+from lspt_serve.manifest import MethodRef
 from lspt_serve.models import METHODS, Backbone, PromptedViT, create_prompted_vit
 from lspt_serve.models.backbone import sha256_of_tensors
 from lspt_serve.preprocess import normalise

@@ -13,7 +13,7 @@ from lspt_serve.api.v2.schemas import (
     ModelMetadata,
     TensorMetadata,
 )
-from lspt_serve.bundle import Manifest
+from lspt_serve.manifest import Manifest
 
 __all__ = ["IMAGE", "MODEL", "PIXELS", "SCORES", "VERSION", "refer", "router"]
 

@@ -14,9 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from lspt_serve.baseline import BaselineRecord
-from lspt_serve.bundle import Manifest
 from lspt_serve.errors import BackboneError
 from lspt_serve.files import atomic_folder
+from lspt_serve.manifest import Manifest
 from lspt_serve.models import PromptedViT
 from lspt_serve.pictures import drawing
 from lspt_serve.preprocess import crop_middle, normalise

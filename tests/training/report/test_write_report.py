@@ -16,8 +16,9 @@ import torch
 from PIL import Image
 from toys import COLOURS, coloured
 
-from lspt_serve.bundle import Bundle, Metrics
+from lspt_serve.bundle import Bundle
 from lspt_serve.errors import OutputError
+from lspt_serve.manifest import Metrics
 from lspt_serve.models import METHODS, Backbone, create_prompted_vit
 from lspt_serve.training import Dataset, Epoch, Split, TrainSettings, create_bundle, train_task
 from lspt_serve.training.report import write_report
