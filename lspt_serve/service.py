@@ -2,8 +2,8 @@
 
     LSPT_GRAPH=graph LSPT_BUNDLES=bundles bentoml serve lspt_serve.service:LSPTService
 
-BentoML brings health, metrics and OpenAPI (/livez, /readyz, /metrics, /docs.json); the routes of
-lspt_serve.api are mounted beside them, for bytes must be checked before anything decodes them.
+BentoML brings its processes and their health (/livez, /readyz); the routes of lspt_serve.api are
+mounted beside its own, for bytes must be checked before anything decodes them.
 """
 
 import gc
@@ -13,7 +13,7 @@ import bentoml
 
 from lspt_serve.api import configure_logging, create_app, ignore_warnings_of_decoders
 from lspt_serve.api.auth import load_access
-from lspt_serve.middleware import (
+from lspt_serve.bentoml_app import (
     configure_middleware,
     configure_openapi,
     configure_unknown_paths,

@@ -10,17 +10,12 @@ from lspt_serve.runtime.choose import (
     fastest,
     try_engines,
 )
-from lspt_serve.runtime.classifier import (
-    Activation,
-    Classifier,
-    Prediction,
-    activate,
-    top_labels,
-)
+from lspt_serve.runtime.classifier import Classifier
 from lspt_serve.runtime.engine import Engine, Precision
 from lspt_serve.runtime.events import SILENT, Events
 from lspt_serve.runtime.onnx import Device, OnnxEngine
 from lspt_serve.runtime.openvino import OpenVINOEngine
+from lspt_serve.runtime.scores import Prediction, activate, top_labels
 from lspt_serve.runtime.store import HOST_BYTES, PromptStore
 from lspt_serve.runtime.triton import TRITON_URL, TritonEngine
 from lspt_serve.runtime.watch import Watch
@@ -31,7 +26,6 @@ __all__ = [
     "PRECISIONS",
     "SILENT",
     "TRITON_URL",
-    "Activation",
     "Candidate",
     "Classifier",
     "Device",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,20 +26,10 @@ from lspt_serve.runtime.events import SILENT, Events
 from lspt_serve.runtime.store import PromptStore
 from lspt_serve.sizes import MAX_BATCH_SIZE
 
-__all__ = ["Activation", "Classifier", "Prediction", "activate", "top_labels"]
+__all__ = ["Classifier"]
 
 MIN_BATCHES = 4  # may wait all the same
-Activation = Literal["softmax", "sigmoid", "none"]
 Array = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """A label, its score (see `activate`) and its place in the bundle's list of labels."""
-
-    label: str
-    score: float
-    index: int
 
 
 @dataclass(frozen=True)
@@ -234,31 +224,3 @@ def _check_finite(answer: Array, job: _Job) -> Array | Exception:
 
 def _error(answer: Future[Array]) -> BaseException | None:
     return CancelledError() if answer.cancelled() else answer.exception()
-
-
-def activate(logits: Array, activation: Activation = "softmax") -> Array:
-    """Logits (K) to scores (K).
-
-    softmax: probabilities of labels that exclude one another, which sum to 1; sigmoid: of labels
-    that do not, each in [0, 1]; none: the logits.
-    """
-    if activation == "softmax":
-        exponentials = np.exp(logits - logits.max())
-        return exponentials / exponentials.sum()  # type: ignore[no-any-return]
-    if activation == "sigmoid":
-        return np.float32(0.5) * (1 + np.tanh(logits / 2))
-    return logits
-
-
-def top_labels(
-    scores: Array, labels: Sequence[str], k: int, *, threshold: float | None = None
-) -> list[Prediction]:
-    """The k best labels, best first; all if there are fewer, equal ones in order.
-
-    Args:
-        threshold: without those that score less.
-    """
-    best = np.argsort(-scores, kind="stable")[:k]
-    if threshold is not None:
-        best = best[scores[best] >= threshold]
-    return [Prediction(labels[i], float(scores[i]), int(i)) for i in best]

@@ -13,9 +13,10 @@ from lspt_serve.files import locked
 from lspt_serve.graph import GraphSpec, check_fits
 from lspt_serve.manifest import Manifest
 from lspt_serve.runtime.aliases import ALIASES_FILE, load_aliases, save_aliases
-from lspt_serve.runtime.catalog import Catalog, Entry, scan
+from lspt_serve.runtime.catalog import Catalog, Entry
 from lspt_serve.runtime.events import SILENT, Events
 from lspt_serve.runtime.memory import BundleMemory
+from lspt_serve.runtime.scan import NO_FILE, scan
 from lspt_serve.runtime.unloaded import UNLOADED_FILE, load_unloaded, save_unloaded
 from lspt_serve.signatures import TrustedKeys
 

@@ -18,7 +18,6 @@ from lspt_serve.feed import TaskTensors
 from lspt_serve.graph import GraphSpec
 from lspt_serve.models import Backbone
 from lspt_serve.runtime import (
-    Activation,
     Classifier,
     OnnxEngine,
     Precision,
@@ -28,6 +27,7 @@ from lspt_serve.runtime import (
     top_labels,
 )
 from lspt_serve.runtime.batch_size import Pace
+from lspt_serve.schemas import Activation
 
 LABELS = ["ant", "bee", "cat", "dog"]
 Array = NDArray[np.float32]

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from toys import prompts_graph, simple_bundle
 
-import lspt_serve.runtime.catalog
+import lspt_serve.runtime.scan
 from lspt_serve.bundle import MANIFEST, TENSORS, Bundle, load_bundle, save_bundle
-from lspt_serve.errors import BundleError, OutputError, UnknownTaskError
+from lspt_serve.errors import BundleError, OutputError, StorageError, UnknownTaskError
 from lspt_serve.graph import GraphSpec
 from lspt_serve.runtime import PromptStore, Watch
 from lspt_serve.runtime.aliases import ALIASES_FILE
@@ -76,13 +76,13 @@ def test_folders_that_are_gone_for_a_moment_one_after_the_other_are_served_all_t
         add(name)
     store = PromptStore(tmp_path, graph)
     absent = iter(["birds-1", "flowers-1", ""])
-    find = lspt_serve.runtime.catalog._find_bundles
+    find = lspt_serve.runtime.scan._find_bundles
 
     def find_all_but_one(folder: Path, *, signed: bool) -> Iterator[Any]:
         gone = next(absent)
         return (found for found in find(folder, signed=signed) if found[0] != gone)
 
-    monkeypatch.setattr(lspt_serve.runtime.catalog, "_find_bundles", find_all_but_one)
+    monkeypatch.setattr(lspt_serve.runtime.scan, "_find_bundles", find_all_but_one)
     store.refresh()
 
     assert [task.name for task in store] == ["birds", "flowers"]
@@ -752,13 +752,13 @@ def test_unchanged_folder_costs_a_look_at_two_files(
     add: Callable[..., None], tmp_path: Path, graph: GraphSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add("flowers", folder="flowers")
-    store, stamp, looked = PromptStore(tmp_path, graph), lspt_serve.runtime.catalog._stamp, []
+    store, stamp, looked = PromptStore(tmp_path, graph), lspt_serve.runtime.scan._stamp, []
 
     def look(path: str) -> tuple[int, int, int]:
         looked.append(path)
         return stamp(path)
 
-    monkeypatch.setattr(lspt_serve.runtime.catalog, "_stamp", look)
+    monkeypatch.setattr(lspt_serve.runtime.scan, "_stamp", look)
     store.refresh()
 
     assert looked == [f"{tmp_path}/flowers/{file}" for file in (MANIFEST, TENSORS)]

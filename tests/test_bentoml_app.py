@@ -29,7 +29,7 @@ with warnings.catch_warnings():
     import bentoml
     from _bentoml_impl.server.app import ServiceAppFactory
 
-    from lspt_serve.middleware import DISABLED, configure_middleware, configure_unknown_paths
+    from lspt_serve.bentoml_app import DISABLED, configure_middleware, configure_unknown_paths
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PNG = encoded(coloured("red", np.random.default_rng(0)))
