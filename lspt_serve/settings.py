@@ -1,13 +1,15 @@
 """Where a server finds its parts and what it makes of them, under BentoML and under Triton."""
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
-from lspt_serve.errors import SettingError
+from lspt_serve.errors import SettingError, nearest
+from lspt_serve.neighbours import NEIGHBOURS
 from lspt_serve.preprocess import FORMATS, MAX_PIXELS, PILLOWS_PIXELS, Format, ImageLimits
 from lspt_serve.room import Room
 from lspt_serve.runtime import (
@@ -28,6 +30,10 @@ from lspt_serve.sizes import MAX_REQUEST_BYTES
 __all__ = ["ServiceSettings", "load_classifier"]
 
 PREFIX = "LSPT_"
+# of the workers' supervisor, of callers, of tests, and what Kubernetes tells of a service `lspt`
+OTHERS = re.compile(
+    rf"{NEIGHBOURS}|LSPT_API_KEY|LSPT_TEST_.*|LSPT_(.*_)?(SERVICE_HOST|SERVICE_PORT.*|PORT|PORT_\d.*)"
+)
 AT_ONCE = 2  # of the largest images are decoded, or more smaller ones; a pixel may take 20 bytes
 
 
@@ -66,8 +72,11 @@ class ServiceSettings(BaseModel):
 
     @classmethod
     def from_env(cls) -> Self:
-        """Raises SettingError for a value that there is not."""
+        """Raises SettingError for a value that there is not, or a setting: it may be misspelt."""
         keys = {name: PREFIX + name.upper() for name in cls.model_fields}
+        for key in sorted(os.environ.keys() - keys.values()):
+            if key.startswith(PREFIX) and not OTHERS.fullmatch(key):
+                raise SettingError(f"{key} is no setting{nearest(key, keys.values())}")
         given = {name: os.environ[key] for name, key in keys.items() if key in os.environ}
         return cls.from_words(given, keys)
 

@@ -192,6 +192,41 @@ def test_setting_that_there_is_not_is_refused(
         ServiceSettings.from_env()
 
 
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [("LSPT_KEY", "LSPT_KEYS"), ("LSPT_TRUSTED_KEY", "LSPT_TRUSTED_KEYS"), ("LSPT_", "")],
+)
+def test_misspelt_setting_is_refused(
+    environment: pytest.MonkeyPatch, name: str, wanted: str
+) -> None:
+    environment.setenv(name, "keys.json")
+
+    with pytest.raises(SettingError, match=f"^{name} is no setting(; nearest: {wanted}|$)"):
+        ServiceSettings.from_env()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "LSPT_API_KEY",
+        "LSPT_TEST_DATA",
+        "LSPT_NEIGHBOURS",
+        # https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
+        "LSPT_SERVICE_HOST",
+        "LSPT_SERVE_SERVICE_PORT",
+        "LSPT_SERVE_SERVICE_PORT_HTTP",
+        "LSPT_PORT",
+        "LSPT_PORT_3000_TCP",
+        "LSPT_SERVE_PORT_3000_TCP_ADDR",
+        "lspt_keys",
+    ],
+)
+def test_what_is_not_of_the_service_is_let_be(environment: pytest.MonkeyPatch, name: str) -> None:
+    environment.setenv(name, "tcp://10.0.0.11:3000")
+
+    assert ServiceSettings.from_env() == ServiceSettings()
+
+
 def test_service_without_a_graph_does_not_start(tmp_path: Path) -> None:
     with pytest.raises(GraphError, match=r"graph\.json: cannot be read"):
         load_classifier(ServiceSettings(graph=tmp_path, bundles=tmp_path))
