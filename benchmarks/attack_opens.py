@@ -1,6 +1,7 @@
 """Which files a server opens: all are written down, and those that are none of its business found.
 
-What libraries open without Python is not seen.
+What counts is where a file lies, once links are followed. What libraries open without Python is not
+seen.
 """
 
 import os
@@ -21,7 +22,7 @@ def tell(event, args):
     if event == "open" and isinstance(args[0], (str, bytes)):
         try:
             name = os.path.join(os.getcwd(), os.fsdecode(args[0]))
-            os.write(log, (ascii(os.path.normpath(name)) + "\\n").encode())
+            os.write(log, (ascii(os.path.realpath(name)) + "\\n").encode())
         except OSError:
             pass
 

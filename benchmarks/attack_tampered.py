@@ -16,7 +16,7 @@ from lspt_serve.bundle import MANIFEST, TENSORS
 
 __all__ = ["tamper", "tamper_all"]
 
-COUNT, NOTICED_S = 40, 4.0
+COUNT, NOTICED_S = 45, 4.0
 
 
 def tamper(bundle: Path, number: int) -> str:
@@ -24,7 +24,7 @@ def tamper(bundle: Path, number: int) -> str:
     rng = random.Random(number)
     manifest, tensors = bundle / MANIFEST, bundle / TENSORS
     fields: dict[str, Any] = json.loads(manifest.read_text())
-    kind = number % 8
+    kind = number % 9
     if kind in (0, 1):
         data = bytearray(tensors.read_bytes())
         place = rng.randrange(len(data))
@@ -38,6 +38,11 @@ def tamper(bundle: Path, number: int) -> str:
         tensors.unlink()
         tensors.symlink_to("/etc/passwd")
         return "tensors that are a link to a file of the system"
+    if kind == 8:
+        outside = bundle.parent.parent / f"outside-{bundle.name}"
+        bundle.rename(outside)
+        bundle.symlink_to(outside)
+        return "a folder that is a link to one outside"
     if kind == 4:
         fields["tensors"]["head.weight"] = [10**9, 10**9]
         what = "a head of 10^18 numbers"
@@ -72,7 +77,7 @@ def tamper_all(scene: Scene, server: Server) -> tuple[Target, str]:
     telling = [name for name, reason in listed["refused"].items() if str(scene.folder) in reason]
     for name in taken:
         progress(f"{name} is not refused: {done[name]}")
-        shutil.rmtree(bundles / name)
+        (bundles / name).rename(scene.folder / f"taken-{name}")
     wrong = len(taken) + len(telling) + len({*scene.names} - served)
     note = f"{COUNT} tampered, {len(taken)} not refused, {len(telling)} reasons with paths"
     return Target("tampered bundles", "at most", 0, wrong, note), ""

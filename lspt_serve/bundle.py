@@ -1,7 +1,8 @@
 """The bundle: all that a task is, and all that training hands on. See docs/bundle-format.md.
 
-A folder of two files: `bundle.json` says what the task is and which backbone it belongs to,
-`tensors.safetensors` holds its tensors. Needs numpy, not torch.
+A folder: `bundle.json` says what the task is and which backbone it belongs to,
+`tensors.safetensors` holds its tensors, and `bundle.sig` may say who made it. Needs numpy, not
+torch.
 """
 
 import hashlib
@@ -18,10 +19,10 @@ from safetensors.numpy import load, save
 
 from lspt_serve import __version__
 from lspt_serve.errors import BundleError, name_some
-from lspt_serve.files import atomic_folder, read_file
+from lspt_serve.files import atomic_folder, check_inside, read_file
 from lspt_serve.manifest import FORMAT_VERSION, BackboneRef, Manifest
 from lspt_serve.rounding import Dtype, round_tensors
-from lspt_serve.signatures import TrustedKeys
+from lspt_serve.signatures import SIGNATURE, TrustedKeys
 
 __all__ = [
     "BASELINE",
@@ -130,17 +131,22 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
         (temporary / MANIFEST).write_text(bundle.manifest.model_dump_json(indent=2) + "\n", "utf-8")
 
 
-def load_bundle(folder: Path, *, trusted: TrustedKeys | None = None) -> Bundle:
+def load_bundle(
+    folder: Path, *, trusted: TrustedKeys | None = None, within: Path | None = None
+) -> Bundle:
     """Read a bundle and check it strictly; its tensors become float32.
 
     Args:
         trusted: one of these keys has to have signed it; None: nobody needs to.
+        within: a folder that no link may lead out of; None: links may lead anywhere.
 
     Raises:
-        BundleError: no bundle, not signed, a newer format, a bad field, or tensors that are
-            missing, unexpected, misshapen, of another dtype, not finite or not those of the
-            manifest.
+        BundleError: no bundle, not signed, a newer format, a bad field, a link that leads out, or
+            tensors that are missing, unexpected, misshapen, of another dtype, not finite or not
+            those of the manifest.
     """
+    if within is not None:
+        _check_links(folder, within)
     try:
         manifest = _read_manifest(folder, trusted)
     except BundleError:
@@ -157,6 +163,14 @@ def load_bundle(folder: Path, *, trusted: TrustedKeys | None = None) -> Bundle:
     if trusted is None:  # now that whatever says more has been said
         _check_sha256(folder, manifest, data)
     return Bundle(manifest, {k: t.astype(np.float32, copy=False) for k, t in tensors.items()})
+
+
+def _check_links(folder: Path, within: Path) -> None:
+    for file in (MANIFEST, TENSORS, SIGNATURE):
+        try:
+            check_inside(folder / file, within)
+        except OSError as error:
+            raise BundleError(f"{folder / file}: {error.strerror}") from error
 
 
 def _to_bytes(tensors: dict[str, NDArray[np.float32]], dtype: Dtype) -> bytes:

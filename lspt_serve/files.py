@@ -22,6 +22,7 @@ from lspt_serve.errors import OutputError
 __all__ = [
     "atomic_file",
     "atomic_folder",
+    "check_inside",
     "check_output",
     "locked",
     "read_file",
@@ -162,6 +163,14 @@ def remove_leftovers(path: Path) -> None:
         if old.exists() and not path.exists():
             old.rename(path)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_inside(path: Path, bundles: Path) -> None:
+    """Raises OSError for a path that symbolic links take out of the folder of bundles."""
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(bundles)):
+        raise OSError(
+            errno.EXDEV, "a link that leads out of the folder of bundles; put a copy there"
+        )
 
 
 def read_file(path: Path, *, max_bytes: int) -> bytes:

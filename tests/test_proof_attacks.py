@@ -25,16 +25,19 @@ def test_a_file_outside_of_the_store_is_seen(tmp_path: Path) -> None:
     log, store = tmp_path / "opened", tmp_path / "store"
     store.mkdir()
     (store / "own").write_text("x")
-    (tmp_path / "store-secret").write_text("x")
+    for secret in ("store-secret", "linked-secret"):
+        (tmp_path / secret).write_text("x")
+    (store / "link").symlink_to("../linked-secret")
     code = (
         f"import json, os; os.chdir({str(store)!r}); open('own').close(); "
-        "open('../store-secret').close()"
+        "open('../store-secret').close(); open('link').close()"
     )
     run_hooked(tmp_path / "hook", HOOK.format(path=str(log)), code)
 
     opened = read_opened(log)
     assert str(store / "own") in opened
-    assert find_strays(opened, [store, tmp_path / "hook"]) == [str(tmp_path / "store-secret")]
+    strays = [str(tmp_path / "linked-secret"), str(tmp_path / "store-secret")]
+    assert find_strays(opened, [store, tmp_path / "hook"]) == strays
 
 
 def test_a_server_that_fails_or_tells_secrets_is_found_out() -> None:
@@ -106,14 +109,15 @@ def test_a_fuzzer_finds_what_is_no_refusal(tmp_path: Path, monkeypatch: pytest.M
 def test_tampered_bundles_are_refused_by_a_store(
     tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
+    bundles = tmp_path / "bundles"
     for number in range(COUNT):
-        folder = tmp_path / f"tampered{number:02}"
+        folder = bundles / f"tampered{number:02}"
         save_bundle(random_bundle(tiny_backbone, name="good"), folder)
         rename(folder / MANIFEST, folder.name)
         assert tamper(folder, number)
-    save_bundle(random_bundle(tiny_backbone, name="good"), tmp_path / "good")
+    save_bundle(random_bundle(tiny_backbone, name="good"), bundles / "good")
     graph = OnnxEngine(export_once(tiny_backbone, tmp_path_factory), device="cpu").graph
-    store = PromptStore(tmp_path, graph)
+    store = PromptStore(bundles, graph)
     assert [task.name for task in store] == ["good"]
     assert len(store.refused) == COUNT
     assert not any(str(tmp_path) in reason for reason in store.refused.values())

@@ -7,7 +7,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from lspt_serve.bundle import MAX_MANIFEST_BYTES
 from lspt_serve.errors import BundleError, first_mistake
-from lspt_serve.files import atomic_file, read_file
+from lspt_serve.files import atomic_file, check_inside, read_file
 
 __all__ = ["load_folder_file", "save_folder_file"]
 
@@ -21,6 +21,7 @@ def load_folder_file(path: Path, adapter: TypeAdapter[T], *, missing: T) -> T:
         BundleError: the file cannot be read, or does not hold what it should.
     """
     try:
+        check_inside(path, path.parent)
         return adapter.validate_json(read_file(path, max_bytes=MAX_MANIFEST_BYTES))
     except FileNotFoundError:
         return missing

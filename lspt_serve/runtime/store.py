@@ -292,7 +292,7 @@ class PromptStore:
 
     def _load(self, folder: Path) -> Bundle:
         started = time.monotonic()
-        bundle = load_bundle(folder, trusted=self._trusted)
+        bundle = load_bundle(folder, trusted=self._trusted, within=self.folder)
         self._events.loaded(bundle.manifest, time.monotonic() - started)
         check_fits(bundle, self._graph)
         return bundle

@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,9 +13,12 @@ from lspt_serve.errors import BundleError, UnknownTaskError
 from lspt_serve.graph import GraphSpec
 from lspt_serve.models import Backbone
 from lspt_serve.runtime import PromptStore
+from lspt_serve.runtime.aliases import ALIASES_FILE
 from lspt_serve.runtime.catalog import Entry
 from lspt_serve.runtime.memory import BundleMemory
 from lspt_serve.runtime.store import About
+from lspt_serve.runtime.unloaded import UNLOADED_FILE
+from lspt_serve.signatures import SIGNATURE
 
 MakeBundle = Callable[..., Bundle]
 
@@ -242,17 +246,70 @@ def test_hidden_folders_and_folders_without_a_manifest_are_no_bundles(
     assert store.refused == {}
 
 
-def test_link_to_a_bundle_elsewhere_is_followed(
+@pytest.mark.parametrize("file", [None, MANIFEST, TENSORS, SIGNATURE])
+def test_link_that_leads_out_is_refused_until_a_copy_is_there(
+    file: str | None,
     folder: Path,
     graph: GraphSpec,
     make_bundle: MakeBundle,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    elsewhere = tmp_path_factory.mktemp("elsewhere") / "bundle"
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "linked"
     save_bundle(make_bundle("vpt-shallow", name="linked"), elsewhere)
-    (folder / "link").symlink_to(elsewhere)
+    (elsewhere / SIGNATURE).write_bytes(bytes(64))
+    link = folder / "linked" / (file or "")
+    if file is not None:
+        shutil.copytree(elsewhere, folder / "linked")
+        link.unlink()
+    link.symlink_to(elsewhere / (file or ""))
+
+    store = PromptStore(folder, graph)
+    name = f"linked/{file or MANIFEST}"
+    out = "a link that leads out of the folder of bundles; put a copy there"
+    assert store.refused == {"linked": f"{name}: {out}"}
+    assert [task.name for task in store] == ["birds", "flowers"]
+
+    link.unlink()
+    (elsewhere / (file or "")).rename(link)  # the very files, of the same times
+    store.refresh()
+    assert not store.refused
+    assert store["linked"].name == "linked"
+
+
+def test_links_within_the_folder_are_followed_as_kubernetes_makes_them(
+    folder: Path, graph: GraphSpec, make_bundle: MakeBundle
+) -> None:
+    own = folder / "linked"
+    save_bundle(make_bundle("vpt-shallow", name="linked"), own / "..2026_11_27")
+    (own / "..data").symlink_to("..2026_11_27")
+    for file in (MANIFEST, TENSORS):
+        (own / file).symlink_to(f"..data/{file}")
 
     assert PromptStore(folder, graph)["linked"].name == "linked"
+
+
+def test_folder_of_bundles_may_itself_be_a_link(
+    folder: Path, graph: GraphSpec, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    link = tmp_path_factory.mktemp("elsewhere") / "current"
+    link.symlink_to(folder)
+
+    store = PromptStore(link, graph)
+
+    assert [task.name for task in store] == ["birds", "flowers"]
+    assert store["birds"].name == "birds"
+
+
+@pytest.mark.parametrize("file", [ALIASES_FILE, UNLOADED_FILE])
+def test_file_of_the_folder_that_is_a_link_out_is_not_read(
+    file: str, folder: Path, graph: GraphSpec, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / file
+    elsewhere.write_text("{}" if file == ALIASES_FILE else "[]")
+    (folder / file).symlink_to(elsewhere)
+
+    with pytest.raises(BundleError, match=f"{file}.*leads out of the folder of bundles"):
+        PromptStore(folder, graph)
 
 
 def test_name_of_a_folder_is_no_line_of_the_log(
