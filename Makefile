@@ -8,6 +8,7 @@ BACKBONE = vit_digits_patch8_32
 WEIGHTS = lspt_serve/models/weights/$(BACKBONE).safetensors
 TASKS = digit parity loop
 BIN = $(VENV)/bin
+OWN_GRAPH = grep -qs '"$(BACKBONE)"' graph/graph.json
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .DELETE_ON_ERROR:
@@ -49,7 +50,8 @@ prove-quick: $(VENV)/train ## the proofs of reliability, rough and small: minute
 	$(BIN)/python benchmarks/prove_attack.py --quick
 
 clean: ## delete what the quickstart wrote; all else stays
-	rm -rf $(TASKS:%=bundles/%) $(TASKS:%=bundles/%.run) build/digits build/linear graph
+	rm -rf $(TASKS:%=bundles/%) $(TASKS:%=bundles/%.run) build/digits build/linear
+	@if $(OWN_GRAPH); then rm -rf graph; fi
 	@rmdir bundles build 2>/dev/null || true
 
 # The environment: serving, training and the examples; then what development needs.
@@ -86,4 +88,6 @@ build/linear/%/bundle.json: build/digits/ready $(WEIGHTS)
 	  --method linear --epochs 200 --batch-size 32 --lr 0.01 --overwrite
 
 graph/graph.json: $(VENV)/train $(WEIGHTS)
+	@if [ -e $@ ] && ! $(OWN_GRAPH); then \
+	  echo "graph/ is of another backbone; serve it by lspt serve, or move it away" >&2; exit 2; fi
 	@$(BIN)/lspt export --backbone $(BACKBONE) --out graph --overwrite
