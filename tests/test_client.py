@@ -103,6 +103,16 @@ def test_answer_is_that_of_the_api(ask: Ask, api: Api) -> None:
     assert [best.model_dump() for best in answer.predictions] == wanted["predictions"]
 
 
+def test_attention_is_given_to_who_asks_for_it(ask: Ask, api: Api) -> None:
+    wanted = api.classify(PNG, attention="true").json()["attention"]
+
+    answer = ask("classify", PNG, "colour", attention=True)
+
+    assert answer.attention.model_dump() == wanted
+    assert len(answer.attention.values) == answer.attention.height > 1
+    assert ask("classify", PNG, "colour").attention is None
+
+
 def test_activation_and_threshold_are_asked_for(ask: Ask) -> None:
     logits = scores(ask("classify", PNG, "colour", activation="none"))
     middle = sorted(logits.values())[1]

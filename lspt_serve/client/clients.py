@@ -76,6 +76,7 @@ class Client(Settings):
         top_k: int = 5,
         activation: Activation = "softmax",
         threshold: float | None = None,
+        attention: bool = False,
     ) -> Answer:
         """One image by one task: NAME, NAME@VERSION or NAME:ALIAS.
 
@@ -84,9 +85,10 @@ class Client(Settings):
             activation: what scores are: probabilities of labels that exclude one another, sigmoid
                 of labels that do not, none for logits.
             threshold: no labels that score less.
+            attention: also where in the image the answer looks; costs a second run of the image.
         """
         asked = {"top_k": top_k, "activation": activation, "threshold": threshold}
-        return self._do(ask_answer(read_image(image), task, **asked))
+        return self._do(ask_answer(read_image(image), task, attention=attention, **asked))
 
     def classify_many(
         self,
@@ -177,11 +179,12 @@ class AsyncClient(Settings):
         top_k: int = 5,
         activation: Activation = "softmax",
         threshold: float | None = None,
+        attention: bool = False,
     ) -> Answer:
         """See Client."""
         asked = {"top_k": top_k, "activation": activation, "threshold": threshold}
         data = await anyio.to_thread.run_sync(read_image, image)
-        return await self._do(ask_answer(data, task, **asked))
+        return await self._do(ask_answer(data, task, attention=attention, **asked))
 
     async def classify_many(
         self,
