@@ -6,11 +6,14 @@ anybody asks for, and there is no end of those. Here a label is a route, a code,
 folder of bundles has.
 """
 
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
 from contextlib import suppress
+from functools import wraps
 from pathlib import Path
+from typing import ParamSpec
 
 from fastapi import Request, Response
 from prometheus_client import (
@@ -35,6 +38,24 @@ __all__ = ["Metrics", "get_metrics"]
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 SIZES = [2**power for power in range(MAX_BATCH_SIZE.bit_length())]
+P = ParamSpec("P")
+logger = logging.getLogger(__name__)
+
+
+def _counting(count: Callable[P, None]) -> Callable[P, None]:
+    """What cannot be counted is a line in the log, and fails nobody's request.
+
+    A new label makes prometheus_client map a file anew, which takes a descriptor.
+    """
+
+    @wraps(count)
+    def counted(*given: P.args, **named: P.kwargs) -> None:
+        try:
+            count(*given, **named)
+        except OSError as error:
+            logger.error("not counted: %s", error)
+
+    return counted
 
 
 class Metrics(Events):
@@ -78,43 +99,53 @@ class Metrics(Events):
         self._held = gauge("bundles_in_memory", "Bundles in memory, of all workers", "livesum")
         self._bytes = gauge("bundles_in_memory_bytes", "Their tensors' bytes", "livesum")
 
+    @_counting
     def responded(self, route: str, status: int, code: str | None, seconds: float) -> None:
         """The app answered a request; `route` is of the app, as written there."""
         self._http.labels(route, status).observe(seconds)
         if code is not None:
             self._errors.labels(code).inc()
 
+    @_counting
     def answered(self, task: Manifest | None, error: BaseException | None) -> None:
         self._requests.labels(*(labels_of(task) if task else ("", "")), _code(error)).inc()
 
+    @_counting
     def waiting(self, images: int) -> None:
         self._waiting.set(images)
 
+    @_counting
     def waited(self, task: Manifest, seconds: float) -> None:
         self._queue.observe(seconds)
         self.tasks.waited(task, seconds)
 
+    @_counting
     def ran(self, tasks: Sequence[Manifest], seconds: float) -> None:
         self._batch_size.observe(len(tasks))
         self._engine.observe(seconds)
         self.tasks.ran(tasks, seconds)
 
+    @_counting
     def loaded(self, task: Manifest, seconds: float) -> None:
         self._load.observe(seconds)
         self.tasks.loaded(task, seconds)
 
+    @_counting
     def came(self, task: Manifest) -> None:
         self.tasks.came(task)
 
+    @_counting
     def went(self, task: Manifest, *, evicted: bool) -> None:
         if evicted:
             self._evictions.inc()
         self.tasks.went(task, evicted=evicted)
 
+    @_counting
     def held(self, bundles: int, num_bytes: int) -> None:
         self._held.set(bundles)
         self._bytes.set(num_bytes)
 
+    @_counting
     def served(self, tasks: int, refused: int) -> None:
         self._served.set(tasks)
         self._refused.set(refused)

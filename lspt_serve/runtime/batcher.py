@@ -207,8 +207,18 @@ class Batcher(Generic[J]):
 
     def _take_turn(self) -> None:
         rows, rows_left = self._take()
-        if rows:
-            self._answer(rows, rows_left=rows_left)
+        try:
+            self._events.waiting(rows_left)
+            now = time.monotonic()
+            for row in rows:
+                self._events.waited(row.job.manifest, now - row.arrived)
+            if rows:
+                self._answer(rows, rows_left=rows_left)
+        except Exception as error:  # of who counts: nobody is to wait for ever, nor a thread to end
+            logger.error("a batch of %d failed", len(rows), exc_info=error)
+            for row in rows:
+                if not row.answer.done():
+                    row.answer.set_exception(error)
 
     def _delay_left(self) -> float:
         """Of the row that has waited longest, whichever thread took those before."""
@@ -226,12 +236,8 @@ class Batcher(Generic[J]):
                 row = self._queue.take()
                 if row.is_wanted():
                     rows.append(row)
-            waiting, now = len(self._queue), time.monotonic()
-            if waiting:
+            if waiting := len(self._queue):
                 self._changed.notify()  # one more may be wanted
-        self._events.waiting(waiting)
-        for row in rows:
-            self._events.waited(row.job.manifest, now - row.arrived)
         return rows, waiting
 
     def _run_timed(

@@ -1,6 +1,11 @@
+import errno
+import os
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.parser import text_string_to_metric_families
 from toys import coloured, encoded
 from toys_api import Api, create_classifier, leave_busy
@@ -135,3 +140,20 @@ def test_a_caller_who_left_is_counted(api: Api, monkeypatch: pytest.MonkeyPatch)
         ({"task": "colour", "version": "1", "code": "client_gone"}, 1),
         ({"task": "colour", "version": "1", "code": "ok"}, 1),
     ]
+
+
+def test_what_cannot_be_counted_is_answered_all_the_same(
+    api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*given: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    for metric in (MetricWrapperBase, Histogram, Counter, Gauge):
+        for method in ("labels", "observe", "inc", "set"):
+            if hasattr(metric, method):
+                monkeypatch.setattr(metric, method, fail)
+
+    answer = api.classify(PNG)
+
+    assert answer.status_code == 200
+    assert "not counted: [Errno 24] Too many open files" in caplog.messages

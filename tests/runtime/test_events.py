@@ -1,3 +1,5 @@
+import errno
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -116,6 +118,29 @@ def test_a_batcher_tells_of_every_batch_and_wait() -> None:
     assert told.batches == [["a", "b"], ["a"], ["b"]]  # the halves of one that failed, too
     assert [name for name, _ in told.waits] == ["a", "b"]
     assert all(0 <= wait < 5 for _, wait in told.waits)
+
+
+@pytest.mark.parametrize("method", ["waiting", "waited", "ran"])
+def test_a_batcher_outlives_who_counts(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    told, image, failing = Told(), np.zeros((3, 1, 1), np.float32), threading.Event()
+    count = getattr(told, method)
+
+    def fail(*given: object) -> None:
+        if failing.is_set() and threading.current_thread().name == "batcher":
+            raise OSError(errno.EMFILE, "Too many open files")
+        count(*given)
+
+    monkeypatch.setattr(told, method, fail)
+    batcher: Batcher[Bundle] = Batcher(
+        lambda images, _: [*images[:, 0, 0]], max_batch_size=2, events=told
+    )
+
+    failing.set()
+    with pytest.raises(OSError, match="Too many open files"):
+        batcher.submit(image, simple_bundle("a")).result(timeout=5)
+    failing.clear()
+    assert len(batcher.submit(image, simple_bundle("a")).result(timeout=5)) == 1
+    batcher.close()
 
 
 @pytest.fixture
