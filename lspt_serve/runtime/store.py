@@ -183,7 +183,7 @@ class PromptStore:
                 break
             gone = missing
             time.sleep(REPLACING_S)
-            after = self._scan_once(replace(after, found=known))
+            after = self._scan_once(replace(before, found=known))
         return after
 
     def _scan_once(self, before: Catalog) -> Catalog:

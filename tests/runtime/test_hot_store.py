@@ -222,6 +222,26 @@ def test_task_that_is_replaced_beside_its_older_copy_is_that_of_its_folder(
         assert "there already" in each.refused["a-copy"]
 
 
+def test_task_that_comes_back_after_a_gap_is_not_that_of_its_older_copy(
+    add: Callable[..., None],
+    tmp_path: Path,
+    graph: GraphSpec,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    add("flowers", number=1, folder="z")
+    store = PromptStore(tmp_path, graph)
+    add("flowers", number=1, folder="flowers")  # one that starts would take this
+    store.refresh()
+    shutil.rmtree(tmp_path / "z")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "sleep", lambda seconds: add("flowers", number=2, folder="z"))
+        store.refresh()
+
+    assert number_of(store["flowers"]) == 2
+    assert store.refused.keys() == {"flowers"}
+
+
 def test_long_reason_is_cut_where_each_image_may_repeat_it(
     add: Callable[..., None], tmp_path: Path, graph: GraphSpec
 ) -> None:
