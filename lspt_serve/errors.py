@@ -13,10 +13,11 @@ LSPTError (a ValueError: the caller can mend it)
 ├── RunError            an unfinished run that cannot be gone on with
 ├── OptionError         options of a command that do not go together, or lack another
 ├── AddressError        an address that cannot be listened at
-├── SettingError        a setting of the service that there is not
+├── SettingError        a setting of the service or of a client that there is not
 ├── UnknownTaskError    a task that the server does not hold
 ├── OverloadedError     more work than the server takes at once
-├── UnavailableError    a server behind an engine that does not answer
+├── UnavailableError    a server, or one behind an engine, that does not answer
+│   └── StorageError        a disk that does not give what lies on it
 ├── DeadlineError       an answer that came too late to be wanted
 ├── ServerError         a server's answer that none of the others says
 ├── UnauthorisedError   a caller who does not show what they must
@@ -27,7 +28,7 @@ LSPTError (a ValueError: the caller can mend it)
 
 Messages are one line: what was got, what was wanted, what to do. The command line prints them and
 exits with code 2. The service maps what a caller can cause to 4xx answers, to 503 where it has too
-much to do or lacks the server behind it, and to 504 past a deadline; the rest is a 500.
+much to do or lacks the server or disk behind it, to 504 past a deadline; the rest is a 500.
 """
 
 import unicodedata
@@ -58,6 +59,7 @@ __all__ = [
     "RunError",
     "ServerError",
     "SettingError",
+    "StorageError",
     "SweepError",
     "TooLargeError",
     "UnauthorisedError",
@@ -129,7 +131,7 @@ class AddressError(LSPTError):
 
 
 class SettingError(LSPTError):
-    """A setting of the service that there is not."""
+    """A setting of the service or of a client that there is not."""
 
 
 class UnknownTaskError(LSPTError):
@@ -143,7 +145,11 @@ class OverloadedError(LSPTError):
 
 
 class UnavailableError(LSPTError):
-    """A server behind an engine that does not answer."""
+    """A server, or one behind an engine, that does not answer."""
+
+
+class StorageError(UnavailableError):
+    """A disk that does not give what lies on it; it may again."""
 
 
 class DeadlineError(LSPTError):

@@ -111,7 +111,7 @@ def refuse(request: Request, error: Exception) -> JSONResponse:
 def explain(error: Exception, request: Request) -> tuple[int, ItemFailure]:
     """The status of an error and what a caller may know of it; the log has the rest."""
     message = str(error)
-    if isinstance(error, UnavailableError):  # it names a machine that is no business of callers
+    if type(error) is UnavailableError:  # it names a machine that is no business of callers
         logger.warning("request %s failed: %s", request_id(request), message)
         message = "the server that runs the model does not answer; try again later"
     for kind, (code, status, item) in FAILURES.items():

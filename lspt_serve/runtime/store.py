@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lspt_serve.bundle import Bundle, check_no_baseline, load_bundle
-from lspt_serve.errors import BundleError, UnknownTaskError, name_some
+from lspt_serve.errors import BundleError, StorageError, UnknownTaskError, name_some
 from lspt_serve.files import locked
 from lspt_serve.graph import GraphSpec, check_fits
 from lspt_serve.manifest import Manifest
@@ -92,7 +92,12 @@ class PromptStore:
         self.refresh()
 
     def __getitem__(self, reference: str) -> Bundle:
-        """Raises UnknownTaskError, which names the nearest tasks or the versions there are."""
+        """Of a task.
+
+        Raises:
+            UnknownTaskError: there is none; it names the nearest tasks or the versions there are.
+            StorageError: its disk does not give it now.
+        """
         failed: Entry | None = None
         for _ in range(ATTEMPTS):
             entry = self._catalog.find(reference)
@@ -105,7 +110,17 @@ class PromptStore:
                 failed = entry
                 self.refresh()
         logger.warning("task %s can no longer be read: %s", reference, reason)
+        if self._is_away(reason):
+            raise StorageError(
+                f"task {reference!r} cannot be read now; try again later"
+            ) from reason
         raise UnknownTaskError(f"task {reference!r} can no longer be read") from reason
+
+    def _is_away(self, error: BundleError) -> bool:
+        """Whether it is the disk that does not give a bundle, which may be there."""
+        cause = error.__cause__
+        gone = isinstance(cause, NO_FILE) and self.folder.is_dir()
+        return isinstance(cause, OSError) and not gone
 
     def held(self, reference: str) -> Bundle | None:
         """The task if it is in memory; never reads from disk."""

@@ -1,8 +1,11 @@
+import errno
+import os
 import socket
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Any, NoReturn
 
 import httpx
@@ -13,9 +16,10 @@ from hypothesis import strategies as st
 from toys import coloured, encoded
 from toys_api import Api, check_refused, create_classifier, overloaded
 
-from lspt_serve.errors import UnavailableError
+from lspt_serve.errors import BundleError, UnavailableError
 from lspt_serve.models import Backbone
 from lspt_serve.preprocess import FORMATS
+from lspt_serve.runtime.memory import BundleMemory
 
 PIXELS = coloured("red", np.random.default_rng(0))
 PNG, JPEG = encoded(PIXELS), encoded(PIXELS, "JPEG")
@@ -221,6 +225,29 @@ def test_server_behind_the_engine_that_is_gone_is_answered_without_its_address(
     assert message == "the server that runs the model does not answer; try again later"
     assert refused.headers["Retry-After"] == "1"
     assert "grpc://secret:8001" in caplog.text
+    assert api.classify(PNG).status_code == 200
+
+
+def test_task_whose_disk_is_away_may_be_asked_for_again(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = api.app.state.classifier.store
+
+    def fail(folder: Path, **options: object) -> NoReturn:
+        raise BundleError(f"{folder}: cannot be read: Stale file handle") from OSError(
+            errno.ESTALE, os.strerror(errno.ESTALE)
+        )
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lspt_serve.runtime.store.load_bundle", fail)
+        patch.setattr(store, "_memory", BundleMemory(0))
+        refused = api.classify(PNG)
+        refused_by_v2 = api.request("GET", "/v2/models/colour/ready")
+
+    message = check_refused(refused, 503, "unavailable")
+    assert message == "task 'colour' cannot be read now; try again later"
+    assert refused.headers["Retry-After"] == "1"
+    assert refused_by_v2.status_code == 200  # the folder still has it
     assert api.classify(PNG).status_code == 200
 
 

@@ -710,14 +710,14 @@ def test_pinned_tasks_that_do_not_fit_together_keep_to_the_memory_and_are_told(
 
 
 @pytest.mark.parametrize("file", [MANIFEST, TENSORS])
-def test_bundle_on_a_disk_that_fails_can_no_longer_be_read(
+def test_bundle_on_a_disk_that_fails_may_be_read_later(
     add: Callable[..., None],
     tmp_path: Path,
     graph: GraphSpec,
     monkeypatch: pytest.MonkeyPatch,
     file: str,
 ) -> None:
-    add("flowers", folder="flowers")
+    add("flowers", number=1, folder="flowers")
     store, stat = PromptStore(tmp_path, graph, host_bytes=0), Path.stat
 
     def fail(path: Path, **options: Any) -> os.stat_result:
@@ -727,8 +727,27 @@ def test_bundle_on_a_disk_that_fails_can_no_longer_be_read(
 
     monkeypatch.setattr(Path, "stat", fail)
 
-    with pytest.raises(UnknownTaskError, match="task 'flowers' can no longer be read"):
+    with pytest.raises(StorageError, match="task 'flowers' cannot be read now; try again later"):
         store["flowers"]
+
+    monkeypatch.undo()
+    assert number_of(store["flowers"]) == 1
+
+
+def test_folder_that_is_away_may_come_back(
+    add: Callable[..., None], tmp_path: Path, graph: GraphSpec
+) -> None:
+    bundles = tmp_path / "mount"
+    bundles.mkdir()
+    add("flowers", number=1, folder="mount/flowers")
+    store = PromptStore(bundles, graph, host_bytes=0)
+
+    bundles.rename(tmp_path / "away")
+    with pytest.raises(StorageError, match="task 'flowers' cannot be read now; try again later"):
+        store["flowers"]
+
+    (tmp_path / "away").rename(bundles)
+    assert number_of(store["flowers"]) == 1
 
 
 def test_a_disk_that_gives_no_status_loses_no_task(
