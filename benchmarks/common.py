@@ -165,7 +165,7 @@ def check_equal(arm: str, error: float, tolerance: float) -> float:
 
 def max_difference(got: Iterable[Any], wanted: Iterable[Any]) -> float:
     """The largest |difference| of arrays that go together."""
-    return float(max(np.abs(g - w).max() for g, w in zip(got, wanted, strict=True)))
+    return float(np.max([np.abs(g - w).max() for g, w in zip(got, wanted, strict=True)]))  # or NaN
 
 
 def describe_machine() -> dict[str, Any]:

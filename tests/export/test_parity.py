@@ -83,11 +83,15 @@ def best_is_nan(logits: Array) -> Array:
     return np.where(logits == logits.max(axis=-1, keepdims=True), np.float32(np.nan), logits)
 
 
+def last_row_is_nan(logits: Array) -> Array:
+    return np.concatenate([logits[:-1], np.full_like(logits[-1:], np.nan)])
+
+
 def rows_in_another_order(logits: Array) -> Array:
     return logits[::-1]
 
 
-@pytest.mark.parametrize("spoil", [too_large, best_is_nan, rows_in_another_order])
+@pytest.mark.parametrize("spoil", [too_large, best_is_nan, last_row_is_nan, rows_in_another_order])
 def test_disagreement_is_refused_with_task_and_batch_size(
     models: dict[str, PromptedViT], spoil: Callable[[Array], Array]
 ) -> None:
