@@ -56,7 +56,7 @@ def serve(
     settings = ServiceSettings.from_env()
     load_access(settings.admin_token, settings.keys)
     trusted = load_trusted_keys(settings.trusted_keys)
-    store = PromptStore(bundles, load_graph_spec(graph), trusted=trusted)
+    store = PromptStore(bundles, load_graph_spec(graph), host_bytes=0, trusted=trusted)
     address = _find_address(host, port)
     names = None if engine == "auto" else [engine]
     url = triton_url or settings.triton_url

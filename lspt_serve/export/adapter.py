@@ -53,7 +53,12 @@ def export_adapter(
     """
     model = create_model(backbone, bundle)
     graph, metadata = out / ADAPTER_MODEL, _metadata(backbone, bundle, model)
-    with locked(graph, wait_s=WAIT_S), atomic_file(out / f"{bundle.name}.onnx_adapter") as path:
+    with (
+        locked(graph, wait_s=WAIT_S),
+        atomic_file(out / f"{bundle.name}.json") as labels,  # in place right after the tensors
+        atomic_file(out / f"{bundle.name}.onnx_adapter") as path,
+    ):
+        labels.write_text(json.dumps(_describe(bundle), indent=2) + "\n", "utf-8")
         remove_leftovers(graph)
         _write_adapter(bundle, path)
         check = partial(_check, model, bundle, path)
@@ -62,8 +67,6 @@ def export_adapter(
             with atomic_onnx(graph) as temporary:
                 _write_model(backbone, model, temporary, metadata)
                 parity = check(create_session(temporary))
-    with atomic_file(out / f"{bundle.name}.json") as path:
-        path.write_text(json.dumps(_describe(bundle), indent=2) + "\n", "utf-8")
     return parity
 
 
