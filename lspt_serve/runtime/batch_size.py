@@ -11,7 +11,7 @@ import numpy as np
 from lspt_serve.runtime.company import seconds_in_company
 from lspt_serve.runtime.engine import Engine
 
-__all__ = ["Pace", "grow_while_it_pays", "measure_pace"]
+__all__ = ["LONG_S", "Pace", "grow_while_it_pays", "measure_pace"]
 
 # From one batch to the next in a busy server: gathering, heads, answers. When it was set,
 # prove_load.py had batches of 4 in 37 ms, one every 41.

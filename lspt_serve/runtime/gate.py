@@ -3,6 +3,7 @@
 B rows, F pooled features.
 """
 
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ from numpy.typing import NDArray
 from lspt_serve.errors import GraphError
 from lspt_serve.feed import TaskTensors
 from lspt_serve.reference import MAX_ERROR, Precision, Reference, row_errors
+from lspt_serve.runtime.batch_size import LONG_S
 from lspt_serve.runtime.engine import Engine
+from lspt_serve.sizes import MAX_BATCH_SIZE
 
 __all__ = ["Parity", "check_engine"]
 
@@ -41,8 +44,9 @@ class Parity:
 def check_engine(engine: Engine, reference: Reference) -> Parity:
     """Run the reference's batch whole, its first half, its first row, and each task's rows alone.
 
-    And the whole, and the first task's rows, as many times beside one another as the engine may;
-    and once for what it attends to.
+    And the whole, and the first task's rows, as many times beside one another as the engine may; a
+    batch as large as any is, unless it would take longer than servers let one; and once for what
+    the engine attends to.
 
     Raises:
         GraphError: the difference is more than the engine's precision explains.
@@ -63,9 +67,15 @@ def check_engine(engine: Engine, reference: Reference) -> Parity:
 
     alone = [np.arange(1), np.arange(max(1, count // 2)), *each_task]
     answers = [(rows, run(rows)) for rows in alone]
+    everything, started = np.arange(count), 0.0
     with ThreadPoolExecutor(engine.num_beside) as pool:
-        for rows in (each_task[0], np.arange(count)):
+        for rows in (each_task[0], everything):
+            started = time.monotonic()
             answers += [(rows, got) for got in pool.map(run_beside, [rows] * engine.num_beside)]
+    seconds_of_a_row = (time.monotonic() - started) / (count * engine.num_beside)
+    if MAX_BATCH_SIZE * seconds_of_a_row <= 2 * LONG_S:
+        rows = np.resize(everything, MAX_BATCH_SIZE)
+        answers.append((rows, run(rows)))
     for rows, got in answers:
         worst = float(np.maximum(worst, row_errors(got, wanted[rows]).max()))  # it keeps NaN
         if len(rows) == count:

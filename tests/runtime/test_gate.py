@@ -138,7 +138,7 @@ def test_attention_that_is_off_does_not_pass(
             check_engine(engine, reference)
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 8])
+@pytest.mark.parametrize("batch_size", [1, 4, 8, 32])
 def test_batches_of_one_size_that_are_not_finite_do_not_pass(graph: Path, batch_size: int) -> None:
     reference = Reference.load(graph)
     engine = OffBy(load_graph_spec(graph), reference, share=0, row=0, precision="fp32")
@@ -152,6 +152,23 @@ def test_batches_of_one_size_that_are_not_finite_do_not_pass(graph: Path, batch_
 
     with pytest.raises(GraphError, match="it differs from torch by nan of a row"):
         check_engine(engine, reference)
+
+
+def test_batches_that_take_too_long_to_be_made_are_not_tried(graph: Path) -> None:
+    reference = Reference.load(graph)
+    engine = OffBy(load_graph_spec(graph), reference, share=0, row=0, precision="fp32")
+    right, sizes = engine.features, list[int]()
+
+    def slow(images: Array, tasks: Sequence[TaskTensors]) -> Array:
+        sizes.append(len(images))
+        time.sleep(0.02 * len(images))  # 0.64 s of 32, and none is larger than one of 0.25 doubled
+        return right(images, tasks)
+
+    engine.features = slow  # type: ignore[method-assign]
+
+    check_engine(engine, reference)
+
+    assert max(sizes) == len(reference.features) == 8
 
 
 def test_batches_that_are_wrong_beside_others_alone_do_not_pass(graph: Path) -> None:
