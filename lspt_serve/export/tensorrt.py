@@ -78,6 +78,7 @@ def _parse(trt: Any, builder: Any, logger: Any, path: Path) -> Any:
 
 def _set_precision(trt: Any, network: Any, config: Any, precision: Precision) -> None:
     if precision == "fp32":
+        config.clear_flag(trt.BuilderFlag.TF32)  # which is on by itself, and a thousandth off
         return
     flag = getattr(trt.BuilderFlag, precision.upper(), None)
     if flag is None:

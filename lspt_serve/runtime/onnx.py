@@ -47,7 +47,7 @@ class OnnxEngine:
         device: `auto` is CUDA where there is a GPU and ONNX Runtime can use it, else the CPU.
         tensorrt: the provider for TensorRT on a CUDA GPU. The first start builds an engine, which
             takes minutes, and keeps it beside the graph.
-        precision: with TensorRT; all else is fp32, on a GPU without TF32.
+        precision: with TensorRT, whose fp32 may be TF32; all else is fp32, on a GPU without TF32.
         num_threads: on the CPU, of a batch that is alone; 0 is one for each core.
         num_beside: batches that run beside one another, on a thread each, as soon as they are more
             than few; None is as many as there are threads on the CPU, else 1.

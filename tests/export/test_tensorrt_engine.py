@@ -24,12 +24,14 @@ class FakeTensorRT:
 
     __version__ = "10.9.0"
     float32 = "float32"
-    BuilderFlag = SimpleNamespace(FP16="FP16", BF16="BF16", OBEY_PRECISION_CONSTRAINTS="OBEY")
+    BuilderFlag = SimpleNamespace(
+        FP16="FP16", BF16="BF16", TF32="TF32", OBEY_PRECISION_CONSTRAINTS="OBEY"
+    )
     LayerType = SimpleNamespace(NORMALIZATION="normalization", MATRIX_MULTIPLY="matmul")
 
     def __init__(self, *, plan: bytes | None = b"plan", readable: bool = True) -> None:
         self.plan, self.readable = plan, readable
-        self.flags: list[str] = []
+        self.flags = ["TF32"]  # https://docs.nvidia.com/deeplearning/tensorrt: on by default
         self.profile: dict[str, tuple[list[int], ...]] = {}
         self.timings: list[bytes] = []
         self.read: list[str] = []
@@ -51,6 +53,7 @@ class FakeTensorRT:
         )
         config = SimpleNamespace(
             set_flag=self.flags.append,
+            clear_flag=self.flags.remove,
             add_optimization_profile=lambda profile: None,
             create_timing_cache=lambda known: self.timings.append(known),
             set_timing_cache=lambda cache, ignore_mismatch: None,
@@ -95,7 +98,7 @@ def test_build_is_told_what_it_needs(
     assert path == tmp_path / NAME.format("fp16")
     assert path.read_bytes() == b"plan"
     assert fake.read == [str(tmp_path / GRAPH_FILE)]
-    assert fake.flags == ["FP16", "OBEY"]
+    assert fake.flags == ["TF32", "FP16", "OBEY"]
     assert [layer.precision for layer in fake.layers] == ["float32", None, "float32"]
     assert fake.profile["images"] == ([1, 3, 32, 32], [16, 3, 32, 32], [32, 3, 32, 32])
     assert fake.profile["place"] == ([1, 1], [4, 4], [32, 32])
@@ -108,6 +111,7 @@ def test_timings_serve_the_next_build(
     fake = pretend(monkeypatch, FakeTensorRT())
 
     build_engine(tmp_path, spec, "fp32")
+    assert fake.flags == []
     build_engine(tmp_path, spec, "bf16")
 
     assert fake.timings == [b"", b"timings"]
