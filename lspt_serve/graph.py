@@ -34,6 +34,7 @@ __all__ = [
     "TRITON_CONFIG",
     "TRITON_GRAPH",
     "TRITON_MODEL",
+    "TRITON_PRECISION",
     "TRITON_SPEC",
     "Dim",
     "GraphSpec",
@@ -45,7 +46,7 @@ __all__ = [
 GRAPH_FILE, SPEC_FILE, REFERENCE_FILE = "graph.onnx", "graph.json", "reference.safetensors"
 # in a model repository of NVIDIA Triton: the model of all tasks, and the graph alone
 TRITON_CONFIG, TRITON_MODEL, TRITON_GRAPH = "config.pbtxt", "lspt", "lspt-graph"
-TRITON_SPEC = "spec_sha256"  # a parameter of the graph's model
+TRITON_SPEC, TRITON_PRECISION = "spec_sha256", "precision"  # parameters of the graph's model
 IMAGES, PROBABILITIES, BATCH = "images", "probabilities", "batch"
 FEATURES, ATTENTION = "features", "attention"
 PLACE, BACK, NUM_PROMPTS = "place", "back", "num_prompts"  # whose row is whose

@@ -8,6 +8,7 @@ import json
 import logging
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from threading import Semaphore
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from lspt_serve.settings import ServiceSettings, load_classifier
 __all__ = ["GraphModel", "TritonPythonModel"]
 
 TOP_K = 5
+PATHS = {"graph", "bundles", "trusted_keys"}
 FAILED = "an error of the server; its log has the details"
 logger = logging.getLogger(__name__)
 Answer = tuple[Bundle, Future[NDArray[np.float32]]]  # logits (K)
@@ -44,19 +46,23 @@ class TritonPythonModel:
     """
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load graph and bundles, which config.pbtxt's parameters name relative to its folder."""
+        """Load graph and bundles; paths among config.pbtxt's parameters are relative to its folder.
+
+        Raises SettingError, GraphError or BundleError. The environment does not count.
+        """
         folder = Path(args["model_repository"])
         given = {
             name: value["string_value"]
             for name, value in json.loads(args["model_config"])["parameters"].items()
             if name in ServiceSettings.model_fields
         }
-        for name in ("graph", "bundles"):
+        for name in PATHS & given.keys():
             given[name] = str(folder / given[name])
         settings = ServiceSettings.from_words(given, {name: name for name in given})
         self.classifier = load_classifier(settings)
         self.watch = Watch(self.classifier.store)
         self.decoders = ThreadPoolExecutor(thread_name_prefix="decode")
+        self.window = Semaphore(self.classifier.window)  # a batch of Triton's may be longer
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer all requests; their rows are decoded at once and run together."""
@@ -73,11 +79,18 @@ class TritonPythonModel:
         return self.decoders.submit(self._answer, image, task.decode("utf-8", "replace"))
 
     def _answer(self, image: bytes, task: str) -> Answer:
-        bundle = self.classifier.find(task)
-        with self.classifier.place(bundle):
-            with self.classifier.telling(bundle.manifest):
-                pixels = self.classifier.decode(image, bundle)
-            return bundle, self.classifier.submit(pixels, bundle)
+        self.window.acquire()
+        try:
+            bundle = self.classifier.find(task)
+            with self.classifier.place(bundle):
+                with self.classifier.telling(bundle.manifest):
+                    pixels = self.classifier.decode(image, bundle)
+                answer = self.classifier.submit(pixels, bundle)
+        except BaseException:
+            self.window.release()
+            raise
+        answer.add_done_callback(lambda _: self.window.release())
+        return bundle, answer
 
 
 class GraphModel:

@@ -243,6 +243,32 @@ def test_bundles_of_a_repository_outlast_an_export(
 
 
 @pytest.mark.usefixtures("quick_graph")
+def test_settings_of_a_repository_outlast_an_export(
+    tiny_backbone: Backbone, tmp_path: Path
+) -> None:
+    export_to_triton(tiny_backbone, tmp_path)
+    fresh = read_config(tmp_path / TRITON_MODEL)
+    assert {name: value.string_value for name, value in fresh.parameters.items()} == {
+        "graph": "graph",
+        "bundles": "bundles",
+        "engine": "auto",
+        "precision": "fp32",
+    }
+    fresh.parameters["trusted_keys"].string_value = "keys"
+    fresh.parameters["engine"].string_value = "openvino"
+    path = tmp_path / TRITON_MODEL / TRITON_CONFIG
+    path.write_text(text_format.MessageToString(fresh), "utf-8")
+
+    export_to_triton(tiny_backbone, tmp_path)
+    assert read_config(tmp_path / TRITON_MODEL) == fresh
+
+    path.write_text("parameters {", "utf-8")
+    with pytest.raises(OutputError, match=r"config\.pbtxt: its parameters cannot be kept: "):
+        export_to_triton(tiny_backbone, tmp_path)
+    assert path.read_text("utf-8") == "parameters {"
+
+
+@pytest.mark.usefixtures("quick_graph")
 def test_bundles_that_cannot_be_kept_leave_the_repository_as_it_was(
     tiny_backbone: Backbone, bundles: list[Bundle], tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ its own affair.
 import importlib
 import json
 import logging
+import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from toys import coloured, encoded, export_once, random_bundle
 
 from lspt_serve.bundle import Bundle, save_bundle
-from lspt_serve.errors import DeadlineError, GraphError, LSPTError, UnavailableError
+from lspt_serve.errors import DeadlineError, GraphError, LSPTError, SettingError, UnavailableError
 from lspt_serve.models import Backbone
 from lspt_serve.settings import ServiceSettings
 
@@ -85,15 +86,25 @@ def model(
     huge = Bundle.create(tensors, name="huge", **fields)
     save_bundle(huge, tmp_path / "bundles" / "huge")
     (tmp_path / "graph").symlink_to(export_once(tiny_backbone, tmp_path_factory))
-    given = {"graph": "graph", "bundles": "bundles", "engine": "onnxruntime", "device": "cpu"}
-    assert given.keys() <= ServiceSettings.model_fields.keys()
-    parameters = {name: {"string_value": value} for name, value in given.items()}
-    config = json.dumps({"parameters": parameters})
     model = importlib.import_module("lspt_serve.triton").TritonPythonModel()
-    model.initialize({"model_repository": str(tmp_path), "model_config": config})
+    initialize(model, tmp_path)
     yield model
     model.finalize()
     sys.modules.pop("lspt_serve.triton", None)
+
+
+def initialize(model: Any, folder: Path, **added: str) -> None:
+    given = {"graph": "graph", "bundles": "bundles", "engine": "onnxruntime", "device": "cpu"}
+    assert (given | added).keys() <= ServiceSettings.model_fields.keys()
+    parameters = {name: {"string_value": value} for name, value in (given | added).items()}
+    config = json.dumps({"parameters": parameters})
+    model.initialize({"model_repository": str(folder), "model_config": config})
+
+
+def test_trusted_keys_lie_beside_the_graph(model: Any, tmp_path: Path) -> None:
+    pytest.importorskip("cryptography", reason="needs the extra signing")
+    with pytest.raises(SettingError, match=re.escape(f"{tmp_path / 'keys'}: ")):
+        initialize(type(model)(), tmp_path, trusted_keys="keys")
 
 
 def request(task: str, count: int = 1) -> Request:

@@ -67,12 +67,18 @@ def export(
         typer.Option(help="Write a model repository of NVIDIA Triton in place of --out."),
     ] = None,
     triton_backend: Annotated[
-        Literal["onnxruntime", "python"],
-        typer.Option(help="Of the model lspt-graph; python for a Triton that has no other."),
+        Literal["onnxruntime", "python", "tensorrt"],
+        typer.Option(
+            help="Of the model lspt-graph: python for a Triton that has no other, tensorrt with "
+            "--tensorrt."
+        ),
     ] = "onnxruntime",
     tensorrt: Annotated[
         Literal["fp32", "fp16", "bf16"] | None,
-        typer.Option(help="Also build TensorRT's engine of the graph for this GPU, into --out."),
+        typer.Option(
+            help="Also build TensorRT's engine of the graph for this GPU, into --out or, with "
+            "--triton-backend tensorrt, the repository."
+        ),
     ] = None,
     img_size: ImgSize = None,
     normalisation: NormaliseBy = None,
@@ -151,10 +157,16 @@ def _check(options: _Options) -> None:
         raise OptionError("nowhere or two places to write to; give --out or --triton-repository")
     if options.onnx_adapter and (bundle is None or out is None):
         raise OptionError("--onnx-adapter is of one bundle; give --bundle and --out as well")
-    if options.triton_backend == "python" and (repository is None or bundle is not None):
+    if options.triton_backend != "onnxruntime" and (repository is None or bundle is not None):
         raise OptionError("--triton-backend is of --triton-repository without --bundle")
-    if options.tensorrt is not None and (out is None or bundle is not None):
-        raise OptionError("--tensorrt is of the shared graph; give --out, and no --bundle")
+    if options.tensorrt is not None and bundle is not None:
+        raise OptionError("--tensorrt is of the shared graph; give no --bundle")
+    in_repository = options.tensorrt is not None and repository is not None
+    if in_repository != (options.triton_backend == "tensorrt"):
+        raise OptionError(
+            "--tensorrt in a --triton-repository and --triton-backend tensorrt go together; give "
+            "both or neither"
+        )
 
 
 def _targets(options: _Options, task: Bundle | None) -> list[Path]:
@@ -204,8 +216,8 @@ def _write(options: _Options, task: Bundle | None, targets: list[Path]) -> list[
         with console.status(escape(f"exporting {source} to {targets[0]}")):
             write = _to_onnx if options.triton_repository is None else _to_triton
             parity = write(vit, options, task)
-            if options.tensorrt is not None:
-                _to_tensorrt(targets[0], options.tensorrt)
+            if options.tensorrt is not None and options.out is not None:
+                _to_tensorrt(options.out, options.tensorrt)
     return parity
 
 
@@ -226,7 +238,13 @@ def _to_triton(vit: "Backbone", options: _Options, task: Bundle | None) -> list[
     repository = options.triton_repository
     assert repository is not None
     if options.bundle is None or task is None:
-        return export_to_triton(vit, repository, like=task, backend=options.triton_backend).parity
+        return export_to_triton(
+            vit,
+            repository,
+            like=task,
+            backend=options.triton_backend,
+            precision=options.tensorrt or "fp32",
+        ).parity
     return export_task_to_triton(vit, task, repository)
 
 

@@ -177,7 +177,7 @@ def create_engine(
     if name == "triton":
         if (precision, device) != ("fp32", "auto"):
             raise GraphError(
-                f"Triton runs the graph in fp32 where its server does, and {precision} on device "
+                f"Triton runs the graph as and where its server does, and {precision} on device "
                 f"{device!r} was asked for"
             )
         return TritonEngine(folder, url=triton_url)

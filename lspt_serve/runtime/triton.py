@@ -15,10 +15,12 @@ from lspt_serve.graph import (
     FEATURES,
     IMAGES,
     TRITON_GRAPH,
+    TRITON_PRECISION,
     TRITON_SPEC,
     GraphSpec,
     load_graph_spec,
 )
+from lspt_serve.reference import MAX_ERROR
 from lspt_serve.runtime.engine import Precision
 from lspt_serve.runtime.regions import Regions
 from lspt_serve.runtime.triton_client import Place, TritonClient
@@ -34,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 class TritonEngine:
-    """The model `lspt-graph` of a Triton server, in fp32.
+    """The model `lspt-graph` of a Triton server, in fp32 but for an engine of TensorRT.
 
     All requests go out from a thread of its own, for an HTTP connection is its thread's.
 
@@ -108,6 +110,7 @@ class TritonEngine:
         client = TritonClient(self.provider, timeout_s=self._timeout_s)
         try:
             _check_model(client, self.graph)
+            self.precision = _read_precision(client)
             regions = _share_memory(client) if self._shared_memory else None
         except BaseException:
             client.close()
@@ -164,6 +167,17 @@ def _check_model(client: TritonClient, graph: GraphSpec) -> None:
             f"the Triton server at {client.url} runs another graph than the one here, by backbone, "
             "method, pool or preprocessing; export both again"
         )
+
+
+def _read_precision(client: TritonClient) -> Precision:
+    word = client.parameter(TRITON_GRAPH, TRITON_PRECISION) or "fp32"
+    for known in MAX_ERROR:
+        if word == known:
+            return known
+    raise GraphError(
+        f"model {TRITON_GRAPH!r} of the Triton server at {client.url} is in precision {word!r}, "
+        f"wanted one of {', '.join(MAX_ERROR)}"
+    )
 
 
 def _share_memory(client: TritonClient) -> Regions | None:

@@ -488,17 +488,20 @@ def test_tensorrt_that_is_not_there_is_one_line_and_nothing_is_written(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    "words", [("--like", "--triton-repository"), ("--bundle", "--out")], ids=str
-)
-def test_tensorrt_is_of_the_shared_graph(
+def test_tensorrt_is_of_the_shared_graph(lspt: Command, bundle: Path, tmp_path: Path) -> None:
+    ended = lspt("export", "--bundle", bundle, "--out", tmp_path / "out", "--tensorrt", "fp16")
+
+    check_error(ended, "--tensorrt is of the shared graph; give no --bundle$")
+
+
+@pytest.mark.parametrize("words", [("--tensorrt", "fp16"), ("--triton-backend", "tensorrt")])
+def test_tensorrt_in_a_repository_is_a_backend_of_it(
     lspt: Command, bundle: Path, tmp_path: Path, words: tuple[str, str]
 ) -> None:
-    of, where = words
+    ended = lspt("export", "--like", bundle, "--triton-repository", tmp_path / "out", *words)
 
-    ended = lspt("export", of, bundle, where, tmp_path / "out", "--tensorrt", "fp16")
-
-    check_error(ended, "--tensorrt is of the shared graph; give --out, and no --bundle$")
+    check_error(ended, "--triton-backend tensorrt go together; give both or neither$")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("hint", [("--img-size", "48"), ("--normalisation", "half")], ids=str)

@@ -1,6 +1,7 @@
 """TensorRT's engine of the graph. Without TensorRT and a GPU, a fake stands in for its library."""
 
 import importlib.util
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,12 +9,24 @@ from typing import Any
 
 import pytest
 import torch
+from google.protobuf import text_format
 from toys import export_once
+from tritonclient.grpc import model_config_pb2
 
 import lspt_serve.export.tensorrt
+import lspt_serve.export.triton
+from lspt_serve.bundle import Bundle
 from lspt_serve.errors import GraphError
 from lspt_serve.export.tensorrt import build_engine
-from lspt_serve.graph import GRAPH_FILE, GraphSpec, load_graph_spec
+from lspt_serve.export.triton import export_to_triton
+from lspt_serve.graph import (
+    GRAPH_FILE,
+    TRITON_CONFIG,
+    TRITON_GRAPH,
+    TRITON_MODEL,
+    GraphSpec,
+    load_graph_spec,
+)
 from lspt_serve.models import Backbone
 
 NAME = "graph-nvidia-h100-80gb-hbm3-trt10.9.0-{}.plan"
@@ -103,6 +116,42 @@ def test_build_is_told_what_it_needs(
     assert fake.profile["images"] == ([1, 3, 32, 32], [16, 3, 32, 32], [32, 3, 32, 32])
     assert fake.profile["place"] == ([1, 1], [4, 4], [32, 32])
     assert {*fake.profile} == {"images", *spec.inputs, "place", "back", "num_prompts"}
+
+
+def test_repository_of_triton_takes_the_engine_in_the_place_of_the_graph(
+    tiny_backbone: Backbone,
+    spec: GraphSpec,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake = pretend(monkeypatch, FakeTensorRT())
+    exported = export_once(tiny_backbone, tmp_path_factory)
+
+    def copy(backbone: Backbone, folder: Path, *, like: Bundle | None) -> GraphSpec:
+        shutil.copytree(exported, folder)
+        return spec
+
+    monkeypatch.setattr(lspt_serve.export.triton, "export_graph", copy)
+
+    export_to_triton(tiny_backbone, tmp_path, backend="tensorrt", precision="fp16")
+
+    model = tmp_path / TRITON_GRAPH
+    assert {str(path.relative_to(model)) for path in model.rglob("*")} == {
+        "config.pbtxt",
+        "1",
+        "1/model.plan",
+    }
+    assert (model / "1" / "model.plan").read_bytes() == b"plan"
+    assert "FP16" in fake.flags
+    config = text_format.Parse((model / TRITON_CONFIG).read_text(), model_config_pb2.ModelConfig())
+    assert (config.backend, config.default_model_filename) == ("tensorrt", "model.plan")
+    assert config.parameters["precision"].string_value == "fp16"
+    assert {each.name: [*each.dims] for each in config.input} == {
+        name: [-1 if min(sizes) < max(sizes) else sizes[0] for sizes in zip(*shapes, strict=True)]
+        for name, shapes in fake.profile.items()
+    }
+    assert not [*(tmp_path / TRITON_MODEL / "graph").glob("*.plan")]
 
 
 def test_timings_serve_the_next_build(

@@ -425,5 +425,5 @@ def test_without_tritonclient_is_told_how_to_get_it(
 def test_what_the_server_decides_cannot_be_asked_for(
     local_graph: Path, given: dict[str, Any]
 ) -> None:
-    with pytest.raises(GraphError, match="Triton runs the graph in fp32 where its server does"):
+    with pytest.raises(GraphError, match="Triton runs the graph as and where its server does"):
         choose_engine(local_graph, names=["triton"], **given)
