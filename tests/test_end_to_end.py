@@ -1,6 +1,7 @@
 """The whole way, with the real commands: images -> bundles -> graph -> server -> answers."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from toys import COLOURS, coloured, encoded, write_coloured
-from toys_server import LSPT, served
+from toys_server import LSPT, running
 
 from lspt_serve.api import create_app
 from lspt_serve.bundle import Bundle, load_bundle
@@ -87,10 +88,12 @@ def test_training_leaves_a_report_beside_the_bundle(built: Built, task: str) -> 
 
 @pytest.fixture(scope="module")
 def client(built: Built) -> Iterator[httpx.Client]:
-    """A client of a real `lspt serve`."""
+    """A client of a real `lspt serve`, where images wait for others to share their batch."""
+    environment = {"LSPT_MAX_DELAY_MS": 50}
+    options = ("--device", "cpu")
     with (
-        served("--device", "cpu", folder=built.folder) as url,
-        httpx.Client(base_url=url, timeout=20) as client,
+        running([*LSPT, "serve"], options, folder=built.folder, environment=environment) as server,
+        httpx.Client(base_url=server.url, timeout=20) as client,
     ):
         yield client
 
@@ -123,6 +126,34 @@ def test_server_answers_like_torch_and_right(
         right += predictions[0]["label"] == label
 
     assert right / len(images(TASKS[task])) > 0.8
+
+
+def test_batches_that_mix_tasks_are_answered_like_torch(
+    client: httpx.Client, tiny_backbone: Backbone, built: Built
+) -> None:
+    before = batches(client)
+    data = [image for _, image in images(TASKS["colour"])]
+
+    answer = client.post(
+        "/classify_many", files=[("images", image) for image in data], data={"tasks": [*TASKS]}
+    )
+
+    items = answer.json()["items"]
+    assert [(item["image"], item["task"]) for item in items] == [
+        (number, task) for number in range(len(data)) for task in TASKS
+    ]
+    for item in items:
+        bundle = built.bundles[item["task"]]
+        wanted = by_torch(tiny_backbone, bundle, data[item["image"]])
+        got = {best["label"]: best["score"] for best in item["predictions"]}
+        assert got == pytest.approx(dict(zip(bundle.labels, wanted, strict=True)), abs=1e-4)
+    assert batches(client) - before < len(items) / 2  # an image's tasks come one after the other
+
+
+def batches(client: httpx.Client) -> int:
+    """That the engine has run."""
+    (count,) = re.findall(r"^lspt_batch_size_count (\S+)", client.get("/metrics").text, re.M)
+    return int(float(count))
 
 
 def test_server_lists_its_tasks(client: httpx.Client, built: Built) -> None:

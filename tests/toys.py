@@ -24,6 +24,7 @@ from lspt_serve.models import Backbone, create_prompted_vit
 from lspt_serve.preprocess import Preprocess
 from lspt_serve.training import Dataset, Split, create_bundle
 
+FP32 = 1e-5  # of the largest value; products in another order give about 1e-7
 COLOURS = {"blue": (40, 60, 200), "green": (50, 190, 60), "red": (210, 50, 40)}
 
 

@@ -1,7 +1,7 @@
 """What every engine has to do. What is special about one is in a file of its own."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
-from toys import export_once, noise, random_bundle
+from toys import FP32, export_once, noise, random_bundle
 
 from lspt_serve.bundle import Bundle
 from lspt_serve.errors import GraphError
@@ -73,7 +75,7 @@ def test_features_are_those_of_torch(
 
     wanted = by_torch(tiny_backbone, bundle, batch_size)
     assert features.dtype == np.float32
-    assert np.abs(features - wanted).max() <= 1e-5 * np.abs(wanted).max()
+    assert np.abs(features - wanted).max() <= FP32 * np.abs(wanted).max()
 
 
 def test_tasks_share_a_batch_and_none_is_left_over_for_the_next(
@@ -86,7 +88,44 @@ def test_tasks_share_a_batch_and_none_is_left_over_for_the_next(
 
         for row, task in enumerate(mix):
             wanted = by_torch(tiny_backbone, task, 2)[row]
-            assert np.abs(features[row] - wanted).max() <= 1e-5 * np.abs(wanted).max()
+            assert np.abs(features[row] - wanted).max() <= FP32 * np.abs(wanted).max()
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def engine(request: pytest.FixtureRequest, graph: Path) -> Iterator[Engine]:
+    engine = ENGINES[request.param](graph)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def tasks(tiny_backbone: Backbone) -> list[Bundle]:
+    """Of as many prompts as most tasks have (16), fewer and more; two are alike but for values."""
+    return [
+        random_bundle(tiny_backbone, num_prompts=count, seed=seed)
+        for seed, count in enumerate((3, 16, 16, 1, 20))
+    ]
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_backbone: Backbone, tasks: Sequence[Bundle]) -> list[NDArray[np.float32]]:
+    """Of each task alone, in torch: 8 x F."""
+    return [by_torch(tiny_backbone, task, 8) for task in tasks]
+
+
+@given(numbers=st.lists(st.integers(0, 4), min_size=1, max_size=8))
+@settings(max_examples=40)
+def test_row_of_any_mix_is_answered_as_its_task_alone(
+    engine: Engine,
+    tasks: Sequence[Bundle],
+    alone: Sequence[NDArray[np.float32]],
+    numbers: Sequence[int],
+) -> None:
+    features = engine.features(noise(8)[: len(numbers)], [tasks[n].method_tensors for n in numbers])
+
+    for row, number in enumerate(numbers):
+        wanted = alone[number][row]
+        assert np.abs(features[row] - wanted).max() <= FP32 * np.abs(wanted).max()
 
 
 def test_answer_stays_when_the_engine_runs_again(
@@ -131,7 +170,7 @@ def test_a_batch_beside_others_is_answered_as_one_that_is_alone(
     with engine._company.join():
         beside = engine.features(noise(2), tasks)
 
-    assert np.abs(beside - alone).max() <= 1e-5 * np.abs(alone).max()
+    assert np.abs(beside - alone).max() <= FP32 * np.abs(alone).max()
 
 
 @pytest.mark.parametrize(("num_threads", "num_batches"), [(1, 1), (2, 3)])
@@ -169,7 +208,7 @@ def test_batches_at_a_time_do_not_mix(
         list(pool.map(call, range(num_callers)))
 
     assert len(errors) == 20 * num_callers
-    assert max(errors) <= 1e-5
+    assert max(errors) <= FP32
 
 
 def test_engine_knows_its_graph(create: Create, graph: Path) -> None:

@@ -1,4 +1,5 @@
-"""Many callers, little memory, tasks that are replaced meanwhile: every single answer is looked at.
+"""Many callers, some of whom leave, little memory, tasks that are replaced meanwhile, and several
+batches at a time: every single answer is looked at.
 
 An answer says which image it was made of, whose tensors were fed, and whose head was applied, so
 that no two can be mixed up unseen. The engine is a stand-in for a graph: under stress is all that
@@ -47,15 +48,16 @@ class Pairs:
 
     name = provider = "pairs"
     num_prompts = 16
-    num_beside = num_batches = 1
+    num_beside = num_batches = 3
     precision: Precision = "fp32"
 
     def __init__(self, graph: GraphSpec) -> None:
         self.graph = graph
         self.mixed = 0  # batches of several tasks
+        self._asked = itertools.count()
 
     def num_wanted(self) -> int:
-        return self.num_batches
+        return 1 + next(self._asked) % self.num_batches
 
     def features(self, images: Array, tasks: Sequence[TaskTensors]) -> Array:
         feed = create_feed(self.graph.inputs, tasks)
@@ -110,21 +112,29 @@ def store(graph: GraphSpec, tmp_path: Path) -> PromptStore:
     return PromptStore(tmp_path, graph, host_bytes=NUM_TASKS // 2 * size)
 
 
-def call(classifier: Classifier, seed: int) -> int:
-    """Ask for random images by random tasks; returns how many answers were as they have to be."""
+def call(classifier: Classifier, seed: int) -> tuple[int, int]:
+    """Ask for random images by random tasks.
+
+    Returns how many answers were as they have to be, and how many images were left in time.
+    """
     rng = random.Random(seed)
     waiting: deque[tuple[int, int, Future[Array]]] = deque()
-    right = 0
+    right = left = 0
     for count in range(ANSWERS + OUTSTANDING):
         if count >= OUTSTANDING:
             image, task, answer = waiting.popleft()
-            right += read(activate(answer.result(timeout=60))) == [image, task, task]
+            if answer.cancelled():
+                left += 1
+            else:
+                right += read(activate(answer.result(timeout=60))) == [image, task, task]
         if count < ANSWERS:
             image = rng.randrange(NUMBERS)
             bundle = classifier.store[f"task-{rng.randrange(NUM_TASKS)}"]
             pixels = np.full((3, 1, 1), to_logit(image), np.float32)
             waiting.append((image, number_of(bundle), classifier.submit(pixels, bundle)))
-    return right
+            if rng.random() < LEAVE:
+                waiting[-1][2].cancel()  # others have hardly waited long enough to be missed
+    return right, left
 
 
 def replace_tasks(folder: Path, stop: threading.Event) -> int:
@@ -149,13 +159,14 @@ def test_no_answer_is_mixed_up(graph: GraphSpec, store: PromptStore, tmp_path: P
             callers = [threads.submit(call, classifier, seed) for seed in range(CALLERS)]
             wait(callers)
             stop.set()
-            right = [caller.result() for caller in callers]
+            outcomes = [caller.result() for caller in callers]
             replaced = replacing.result()
     finally:
         watch.close()
         classifier.close()
 
-    assert right == [ANSWERS] * CALLERS
+    assert [right + left for right, left in outcomes] == [ANSWERS] * CALLERS
+    assert all(left > LEAVE * ANSWERS / 10 for _, left in outcomes)
     assert replaced > 100
     assert store.generation > 10
     assert engine.mixed > ANSWERS / BATCH_SIZE

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from toys import DEVICES, export_once, noise, random_bundle
+from toys import DEVICES, FP32, export_once, noise, random_bundle
 
 import lspt_serve.models.coders
 from lspt_serve.bundle import Bundle
@@ -27,7 +27,6 @@ from lspt_serve.runtime.gate import check_engine
 from lspt_serve.runtime.onnx import Device
 from lspt_serve.runtime.torch import TorchEngine
 
-FP32 = 1e-5  # of the largest feature; products in another order give about 1e-7
 ON_GPU = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA GPU"),
