@@ -3,6 +3,8 @@
 B rows of a batch, F pooled features, K classes.
 """
 
+import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,12 +84,13 @@ def set_up(vit: str, coder: str, num_tasks: int, engine: Sequence[Any], folder: 
 
 
 def open_store(setup: Setup, num_tasks: int, *, host_bytes: int = PLENTY) -> PromptStore:
-    """A store of the first tasks alone, by way of a folder of links."""
+    """A store of the first tasks alone, by way of a folder of hard links."""
     folder = setup.bundles.with_name(f"first-{num_tasks}")
     if not folder.exists():
         folder.mkdir()
         for number in range(num_tasks):
-            (folder / task_name(number)).symlink_to(setup.bundles / task_name(number))
+            name = task_name(number)
+            shutil.copytree(setup.bundles / name, folder / name, copy_function=os.link)
     return PromptStore(folder, setup.engine.graph, host_bytes=host_bytes)
 
 

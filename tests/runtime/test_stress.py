@@ -167,6 +167,6 @@ def test_no_answer_is_mixed_up(graph: GraphSpec, store: PromptStore, tmp_path: P
 
     assert [right + left for right, left in outcomes] == [ANSWERS] * CALLERS
     assert all(left > LEAVE * ANSWERS / 10 for _, left in outcomes)
-    assert replaced > 100
+    assert replaced > 20  # each waits for the disk
     assert store.generation > 10
     assert engine.mixed > ANSWERS / BATCH_SIZE
