@@ -22,9 +22,11 @@ from lspt_serve.errors import (
     GraphError,
     LSPTError,
     OverloadedError,
+    SettingError,
     UnavailableError,
     UnknownTaskError,
     first_line,
+    nearest,
 )
 from lspt_serve.runtime import OnnxEngine, Watch, activate, top_labels
 from lspt_serve.settings import ServiceSettings, load_classifier
@@ -51,11 +53,13 @@ class TritonPythonModel:
         Raises SettingError, GraphError or BundleError. The environment does not count.
         """
         folder = Path(args["model_repository"])
-        given = {
-            name: value["string_value"]
-            for name, value in json.loads(args["model_config"])["parameters"].items()
-            if name in ServiceSettings.model_fields
-        }
+        fields = ServiceSettings.model_fields
+        given = {}
+        for name, value in json.loads(args["model_config"])["parameters"].items():
+            if name in fields:
+                given[name] = value["string_value"]
+            elif known := nearest(name.lower(), fields):  # Triton has parameters of its own
+                raise SettingError(f"{name}, in config.pbtxt, is no setting{known}")
         for name in PATHS & given.keys():
             given[name] = str(folder / given[name])
         settings = ServiceSettings.from_words(given, {name: name for name in given})

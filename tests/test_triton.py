@@ -232,6 +232,8 @@ def test_bundles_of_a_repository_outlast_an_export(
     save_bundle(bundles[1], tmp_path / "parity")
     (own / "parity").symlink_to(tmp_path / "parity")
     (own / "aliases.json").write_text('{"colour": {"stable": 1}}')
+    (own.parent / "keys").mkdir()
+    (own.parent / "keys" / "mine.pem").write_text("a key")
     (own.parent / "graph" / "old").touch()
 
     export_to_triton(tiny_backbone, models)
@@ -240,6 +242,7 @@ def test_bundles_of_a_repository_outlast_an_export(
     assert load_bundle(own / "colour").manifest == bundles[0].manifest
     assert (own / "parity").readlink() == tmp_path / "parity"
     assert (own / "aliases.json").read_text() == '{"colour": {"stable": 1}}'
+    assert (own.parent / "keys" / "mine.pem").read_text() == "a key"
 
 
 @pytest.mark.usefixtures("quick_graph")

@@ -10,6 +10,7 @@ import logging
 import re
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,6 @@ from toys import coloured, encoded, export_once, random_bundle
 from lspt_serve.bundle import Bundle, save_bundle
 from lspt_serve.errors import DeadlineError, GraphError, LSPTError, SettingError, UnavailableError
 from lspt_serve.models import Backbone
-from lspt_serve.settings import ServiceSettings
 
 IMAGE = encoded(coloured("red", np.random.default_rng(0)))
 Request = dict[str, "StandInTensor"]
@@ -87,24 +87,60 @@ def model(
     save_bundle(huge, tmp_path / "bundles" / "huge")
     (tmp_path / "graph").symlink_to(export_once(tiny_backbone, tmp_path_factory))
     model = importlib.import_module("lspt_serve.triton").TritonPythonModel()
-    initialize(model, tmp_path)
+    model.initialize(model_config(tmp_path))
     yield model
     model.finalize()
     sys.modules.pop("lspt_serve.triton", None)
 
 
-def initialize(model: Any, folder: Path, **added: str) -> None:
+def model_config(folder: Path, **added: str) -> dict[str, str]:
+    """What Triton hands to `initialize`."""
     given = {"graph": "graph", "bundles": "bundles", "engine": "onnxruntime", "device": "cpu"}
-    assert (given | added).keys() <= ServiceSettings.model_fields.keys()
     parameters = {name: {"string_value": value} for name, value in (given | added).items()}
-    config = json.dumps({"parameters": parameters})
-    model.initialize({"model_repository": str(folder), "model_config": config})
+    return {
+        "model_repository": str(folder),
+        "model_config": json.dumps({"parameters": parameters}),
+    }
 
 
 def test_trusted_keys_lie_beside_the_graph(model: Any, tmp_path: Path) -> None:
     pytest.importorskip("cryptography", reason="needs the extra signing")
     with pytest.raises(SettingError, match=re.escape(f"{tmp_path / 'keys'}: ")):
-        initialize(type(model)(), tmp_path, trusted_keys="keys")
+        type(model)().initialize(model_config(tmp_path, trusted_keys="keys"))
+
+
+def test_misspelt_parameter_is_refused_and_those_of_triton_are_not(
+    model: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        SettingError, match=r"trusted_key, in config\.pbtxt, .*nearest: trusted_keys"
+    ):
+        model.initialize(model_config(tmp_path, trusted_key="keys"))
+    again = type(model)()
+    # https://github.com/triton-inference-server/python_backend
+    own = {"EXECUTION_ENV_PATH": "/env", "FORCE_CPU_ONLY_INPUT_TENSORS": "no"}
+    again.initialize(model_config(tmp_path, **own, TRITON_BATCH_STRATEGY_PATH="/strategy"))
+    again.finalize()
+
+
+def test_request_of_more_rows_than_may_wait_is_answered(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batcher, run = model.classifier._batcher, model.classifier._batcher._run
+
+    def slow(images: NDArray[np.float32], bundles: list[Bundle]) -> Any:
+        time.sleep(0.05)
+        return run(images, bundles)
+
+    monkeypatch.setattr(batcher, "_run", slow)
+    monkeypatch.setattr(batcher, "_max_batch_size", 2)
+    monkeypatch.setattr(batcher._queue, "capacity", 16)
+    monkeypatch.setattr(model, "window", threading.Semaphore(model.classifier.window))
+    monkeypatch.setattr(batcher, "_backlog", None)
+
+    (answer,) = model.execute([request("good", 32)])
+
+    assert answer.outcome() == "answered"
 
 
 def request(task: str, count: int = 1) -> Request:

@@ -18,7 +18,7 @@ from lspt_serve.graph import ATTENTION, FEATURES, GRAPH_FILE, IMAGES, GraphSpec
 from lspt_serve.reference import MAX_ERROR, Precision, Reference, reference_images, row_errors
 from lspt_serve.sizes import LARGEST, SMALLEST, USUAL, input_shapes
 
-__all__ = ["build_engine", "load_tensorrt"]
+__all__ = ["TIMINGS", "build_engine", "load_tensorrt"]
 
 TIMINGS = "timing.cache"  # of earlier builds into the same folder
 

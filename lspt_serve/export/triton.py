@@ -23,7 +23,7 @@ from lspt_serve.bundle import Bundle
 from lspt_serve.errors import OutputError, first_line, printable
 from lspt_serve.export.baked import export_bundle
 from lspt_serve.export.shared import export_graph
-from lspt_serve.export.tensorrt import build_engine
+from lspt_serve.export.tensorrt import TIMINGS, build_engine
 from lspt_serve.files import atomic_folder
 from lspt_serve.graph import (
     ATTENTION,
@@ -65,7 +65,8 @@ def export_to_triton(
 ) -> GraphSpec:
     """Write REPOSITORY/lspt and REPOSITORY/lspt-graph; bundles go into REPOSITORY/lspt/bundles.
 
-    Those that are there already stay, and so do the settings in config.pbtxt.
+    What else is in REPOSITORY/lspt already stays, bundles or keys say, and so do the settings in
+    its config.pbtxt.
 
     Args:
         backend: of lspt-graph.
@@ -89,12 +90,13 @@ def export_to_triton(
                 plan = build_engine(folder / "graph", spec, precision)
                 (beside / "1").mkdir()
                 plan.rename(beside / "1" / PLAN_FILE)
+                (folder / "graph" / TIMINGS).unlink()  # the next export has another folder
             else:
                 (beside / "1").mkdir()
                 for file in (folder / "graph").glob(f"{GRAPH_FILE}*"):  # large weights: a second
                     shutil.copy(file, beside / "1" / file.name)
             _write(beside / TRITON_CONFIG, _shared_graph(spec, backend, precision))
-            _keep_bundles(repository / TRITON_MODEL / BUNDLES, folder / BUNDLES)
+            _keep_others(repository / TRITON_MODEL, folder)
     return spec
 
 
@@ -108,12 +110,16 @@ def export_task_to_triton(backbone: Backbone, bundle: Bundle, repository: Path) 
     return parity
 
 
-def _keep_bundles(old: Path, new: Path) -> None:
+def _keep_others(old: Path, new: Path) -> None:
     """What a server was given since the last export, as it is: links stay links."""
-    if old.is_dir():
-        shutil.copytree(old, new, symlinks=True)
-    else:
-        new.mkdir()
+    for path in old.iterdir() if old.is_dir() else ():
+        if (kept := new / path.name).exists():
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.copytree(path, kept, symlinks=True)
+        else:
+            shutil.copy2(path, kept, follow_symlinks=False)
+    (new / BUNDLES).mkdir(exist_ok=True)
 
 
 def _read_parameters(path: Path) -> dict[str, str]:
