@@ -66,7 +66,7 @@ READING = Threads("reading", 8)  # bundles that are not in memory, from whatever
 async def find_bundle(classifier: Classifier, reference: str) -> Bundle:
     """The task, if an image of it may be submitted now; one in memory waits for no disk.
 
-    Raises UnknownTaskError, OverloadedError.
+    Raises UnknownTaskError, OverloadedError, StorageError.
     """
     if bundle := classifier.held(reference):
         return bundle

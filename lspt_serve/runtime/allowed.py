@@ -42,7 +42,7 @@ class AllowedTasks:
         self._store, self._may_use = store, may_use
 
     def __getitem__(self, reference: str) -> Bundle:
-        """Raises UnknownTaskError."""
+        """Raises UnknownTaskError, StorageError."""
         return self._look_up(self._store.__getitem__, reference)
 
     def held(self, reference: str) -> Bundle | None:

@@ -7,7 +7,7 @@ flowers:stable    the version that its alias `stable` names
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lspt_serve.errors import UnknownTaskError, name_some, nearest
@@ -80,6 +80,14 @@ class Catalog:
         for name, versions in self.tasks.items():
             if (version := self._default(name)) in versions:
                 yield versions[version]
+
+    def doubting(self, entry: Entry) -> "Catalog":
+        """The same, but that the entry's folder is to be read again at the next look."""
+        found = {
+            name: replace(own, stamp=None) if own.entry is entry else own
+            for name, own in self.found.items()
+        }
+        return replace(self, found=found)
 
     def _default(self, name: str) -> int:
         return self.aliases.get(name, {}).get(DEFAULT, max(self.tasks[name]))

@@ -123,6 +123,7 @@ class Classifier:
         Raises:
             UnknownTaskError: there is no such task.
             OverloadedError: an image of it would be refused now.
+            StorageError: its disk does not give it now.
         """
         manifest = self.manifest(reference)
         with self.telling(manifest):

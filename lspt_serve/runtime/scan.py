@@ -1,5 +1,6 @@
 """A folder of bundles to a catalog: what is new or has changed is read, the rest is as it was."""
 
+import errno
 import math
 import os
 from collections.abc import Callable, Collection, Container, Iterator, Mapping
@@ -12,9 +13,11 @@ from lspt_serve.runtime.catalog import Catalog, Entry, Found, Stamp, Tasks
 from lspt_serve.runtime.unloaded import UNLOADED_FILE, load_unloaded
 from lspt_serve.signatures import SIGNATURE
 
-__all__ = ["NO_FILE", "scan"]
+__all__ = ["NO_BUNDLE", "NO_FILE", "scan"]
 
 NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+# what is there and no file of a bundle: a link out or to itself, a pipe, one far too large
+NO_BUNDLE = {errno.EXDEV, errno.ELOOP, errno.EINVAL, errno.EFBIG}
 GONE, UNREADABLE = (0, 0, 0), (0, 0, 1)  # no such file, or none that a disk gives now
 
 
@@ -152,7 +155,8 @@ def _look(
         passing = not isinstance(error, BundleError) or isinstance(error.__cause__, OSError)
         again = known is not None and known.reason is not None
         is_gone = isinstance(error.__cause__, NO_FILE) and again  # once: it is being replaced
-        if last and last not in held and (is_gone or not passing):
+        is_none = isinstance(error.__cause__, OSError) and error.__cause__.errno in NO_BUNDLE
+        if last and last not in held and (is_gone or is_none or not passing):
             last = None
         return Found(None if passing else stamp, last, first_line(error))
 

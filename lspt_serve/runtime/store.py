@@ -16,7 +16,7 @@ from lspt_serve.runtime.aliases import ALIASES_FILE, load_aliases, save_aliases
 from lspt_serve.runtime.catalog import Catalog, Entry
 from lspt_serve.runtime.events import SILENT, Events
 from lspt_serve.runtime.memory import BundleMemory
-from lspt_serve.runtime.scan import NO_FILE, scan
+from lspt_serve.runtime.scan import NO_BUNDLE, NO_FILE, scan
 from lspt_serve.runtime.unloaded import UNLOADED_FILE, load_unloaded, save_unloaded
 from lspt_serve.signatures import TrustedKeys
 
@@ -108,7 +108,7 @@ class PromptStore:
                 if entry == failed:  # twice: it is not being replaced by one that is the same
                     break
                 failed = entry
-                self.refresh()
+                self.refresh(doubted=entry)
         logger.warning("task %s can no longer be read: %s", reference, reason)
         if self._is_away(reason):
             raise StorageError(
@@ -119,8 +119,9 @@ class PromptStore:
     def _is_away(self, error: BundleError) -> bool:
         """Whether it is the disk that does not give a bundle, which may be there."""
         cause = error.__cause__
-        gone = isinstance(cause, NO_FILE) and self.folder.is_dir()
-        return isinstance(cause, OSError) and not gone
+        if isinstance(cause, NO_FILE):
+            return not self.folder.is_dir()
+        return isinstance(cause, OSError) and cause.errno not in NO_BUNDLE
 
     def held(self, reference: str) -> Bundle | None:
         """The task if it is in memory; never reads from disk."""
@@ -164,15 +165,18 @@ class PromptStore:
                 rows.append(Listed(folder, None, reason))
         return sorted(rows, key=lambda row: (row.name, row.version or 0))
 
-    def refresh(self) -> None:
+    def refresh(self, *, doubted: Entry | None = None) -> None:
         """Look at the folder; what changed is served from the next request on.
 
         A folder that cannot be read, because its disk is gone, say, changes nothing.
+
+        Args:
+            doubted: is read again, though it may look the same.
         """
         with self._refreshing:
             before = self._catalog
             try:
-                after = self._scan(before)
+                after = self._scan(before.doubting(doubted) if doubted else before)
             except OSError as error:
                 logger.error("%s cannot be read: %s", self.folder, error.strerror)
                 return

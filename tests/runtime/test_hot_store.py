@@ -96,8 +96,8 @@ def test_bundle_that_is_replaced_while_it_is_read_again_is_served_all_the_same(
     store = PromptStore(tmp_path, graph, host_bytes=0)
     look, numbers = store.refresh, iter([2, 3, 4])
 
-    def look_and_replace() -> None:
-        look()
+    def look_and_replace(**given: Any) -> None:
+        look(**given)
         if number := next(numbers, None):
             add("flowers", number=number)
 
@@ -734,6 +734,38 @@ def test_bundle_on_a_disk_that_fails_may_be_read_later(
     assert number_of(store["flowers"]) == 1
 
 
+def test_bundle_that_is_moved_out_and_linked_to_is_refused_once_it_is_read(
+    add: Callable[..., None], tmp_path: Path, graph: GraphSpec
+) -> None:
+    """Its files are the very same, and a look does not tell."""
+    bundles = tmp_path / "bundles"
+    bundles.mkdir()
+    add("flowers", number=1, folder="bundles/flowers")
+    store = PromptStore(bundles, graph, host_bytes=0)
+    (bundles / "flowers").rename(tmp_path / "elsewhere")
+    (bundles / "flowers").symlink_to(tmp_path / "elsewhere")
+    store.refresh()
+
+    with pytest.raises(UnknownTaskError, match=r"'flowers' is not served: .*leads out"):
+        store["flowers"]
+
+    assert len(store) == 0
+    assert "leads out" in store.refused["flowers"]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.write_bytes(bytes(17_000_000))])
+def test_task_whose_file_became_what_no_bundle_has_is_unknown(
+    add: Callable[..., None], tmp_path: Path, graph: GraphSpec, make: Callable[[Path], None]
+) -> None:
+    add("flowers", number=1, folder="flowers")
+    store = PromptStore(tmp_path, graph, host_bytes=0)
+    (tmp_path / "flowers" / TENSORS).unlink()
+    make(tmp_path / "flowers" / TENSORS)
+
+    with pytest.raises(UnknownTaskError, match=r"'flowers' is not served: .*cannot be read"):
+        store["flowers"]
+
+
 def test_folder_that_is_away_may_come_back(
     add: Callable[..., None], tmp_path: Path, graph: GraphSpec
 ) -> None:
@@ -857,7 +889,7 @@ def test_manifest_that_loses_its_tensors_is_unknown_and_the_rest_is_served(
     (tmp_path / "flowers-1" / TENSORS).unlink()
     looks: list[None] = []
     refresh = store.refresh
-    monkeypatch.setattr(store, "refresh", lambda: looks.append(refresh()))
+    monkeypatch.setattr(store, "refresh", lambda **given: looks.append(refresh(**given)))
 
     for requests, said in enumerate(
         ("'flowers' can no longer be read", "unknown task 'flowers'"), 1
