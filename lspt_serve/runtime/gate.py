@@ -4,7 +4,6 @@ B rows, F pooled features.
 """
 
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Barrier
@@ -13,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lspt_serve.errors import GraphError
-from lspt_serve.feed import TaskTensors
 from lspt_serve.reference import MAX_ERROR, Precision, Reference, row_errors
 from lspt_serve.runtime.batch_size import LONG_S
 from lspt_serve.runtime.engine import Engine
@@ -24,6 +22,7 @@ __all__ = ["Parity", "check_engine"]
 MIN_AGREEMENT: dict[Precision, float] = {"fp32": 0.99, "fp16": 0.97, "bf16": 0.9, "int8": 0.8}
 HEADS, NUM_CLASSES = 100, 10  # random heads, whose answers are much closer to one another than a
 #                               trained head's: their agreement is a lower bound, and a finer one
+LONGEST_S = 2 * LONG_S / MAX_BATCH_SIZE  # of a row, where servers make the largest batches
 ATTENTION_SLACK = 4  # times what features may differ by: no answer is made of attention
 Array = NDArray[np.float32]
 
@@ -51,34 +50,11 @@ def check_engine(engine: Engine, reference: Reference) -> Parity:
     Raises:
         GraphError: the difference is more than the engine's precision explains.
     """
-    wanted, count = reference.features, len(reference.features)
-    images = reference.images(engine.graph.preprocess.img_size)
+    wanted = reference.features
     worst, agreement = 0.0, 1.0
-    each_task = [np.flatnonzero(reference.whose == task) for task in range(len(reference.tasks))]
-
-    together = Barrier(engine.num_beside)
-
-    def run(rows: NDArray[np.intp]) -> Array:
-        return engine.features(images[rows], [reference.rows[row] for row in rows])
-
-    def run_beside(rows: NDArray[np.intp]) -> Array:
-        together.wait()
-        return run(rows)
-
-    alone = [np.arange(1), np.arange(max(1, count // 2)), *each_task]
-    answers = [(rows, run(rows)) for rows in alone]
-    everything, started = np.arange(count), 0.0
-    with ThreadPoolExecutor(engine.num_beside) as pool:
-        for rows in (each_task[0], everything):
-            started = time.monotonic()
-            answers += [(rows, got) for got in pool.map(run_beside, [rows] * engine.num_beside)]
-    seconds_of_a_row = (time.monotonic() - started) / (count * engine.num_beside)
-    if MAX_BATCH_SIZE * seconds_of_a_row <= 2 * LONG_S:
-        rows = np.resize(everything, MAX_BATCH_SIZE)
-        answers.append((rows, run(rows)))
-    for rows, got in answers:
+    for rows, got in _run_batches(engine, reference):
         worst = float(np.maximum(worst, row_errors(got, wanted[rows]).max()))  # it keeps NaN
-        if len(rows) == count:
+        if len(rows) == len(wanted):
             agreement = min(agreement, top1_agreement(got, wanted))
     parity = Parity(worst, agreement)
     most, least = MAX_ERROR[engine.precision], MIN_AGREEMENT[engine.precision]
@@ -89,14 +65,44 @@ def check_engine(engine: Engine, reference: Reference) -> Parity:
             f"most {most:g} and at least {least:.0%}; take another engine or precision"
         )
     if reference.attention is not None:
-        _check_attention(engine, images, reference.rows, reference.attention)
+        _check_attention(engine, reference, reference.attention)
     return parity
 
 
-def _check_attention(
-    engine: Engine, images: Array, tasks: Sequence[TaskTensors], wanted: Array
-) -> None:
-    worst = row_errors(engine.attention(images, tasks), wanted).max()
+def _run_batches(engine: Engine, reference: Reference) -> list[tuple[NDArray[np.intp], Array]]:
+    """Which of the reference's rows, and what the engine made of them."""
+    images, count = reference.images(engine.graph.preprocess.img_size), len(reference.features)
+    together = Barrier(engine.num_beside)
+
+    def run(rows: NDArray[np.intp]) -> Array:
+        return engine.features(images[rows], [reference.rows[row] for row in rows])
+
+    def run_beside(rows: NDArray[np.intp]) -> Array:
+        together.wait()
+        return run(rows)
+
+    each_task = [np.flatnonzero(reference.whose == task) for task in range(len(reference.tasks))]
+    everything, started = np.arange(count), 0.0
+    alone = [everything[:1], everything[: max(1, count // 2)], *each_task]
+    answers = [(rows, run(rows)) for rows in alone]
+    with ThreadPoolExecutor(engine.num_beside) as pool:
+        for rows in (each_task[0], everything):
+            started = time.monotonic()
+            answers += [(rows, got) for got in pool.map(run_beside, [rows] * engine.num_beside)]
+    seconds_of_a_row = (time.monotonic() - started) / (count * engine.num_beside)
+    if seconds_of_a_row > LONGEST_S:  # perhaps because it was the first of its size
+        started = time.monotonic()
+        answers.append((everything, run(everything)))
+        seconds_of_a_row = (time.monotonic() - started) / count
+    if seconds_of_a_row <= LONGEST_S:
+        rows = np.resize(everything, MAX_BATCH_SIZE)
+        answers.append((rows, run(rows)))
+    return answers
+
+
+def _check_attention(engine: Engine, reference: Reference, wanted: Array) -> None:
+    images = reference.images(engine.graph.preprocess.img_size)
+    worst = row_errors(engine.attention(images, reference.rows), wanted).max()
     if not worst <= (most := ATTENTION_SLACK * MAX_ERROR[engine.precision]):
         raise GraphError(
             f"{engine.name} in {engine.precision} does not serve here: its attention differs from "
