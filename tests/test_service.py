@@ -194,14 +194,18 @@ def test_setting_that_there_is_not_is_refused(
 
 @pytest.mark.parametrize(
     ("name", "wanted"),
-    [("LSPT_KEY", "LSPT_KEYS"), ("LSPT_TRUSTED_KEY", "LSPT_TRUSTED_KEYS"), ("LSPT_", "")],
+    [
+        ("LSPT_KEY", "; nearest: LSPT_KEYS"),
+        ("LSPT_TRUSTED_KEY", "; nearest: LSPT_TRUSTED_KEYS"),
+        (f"LSPT_{'Z' * 70}", "$"),
+    ],
 )
 def test_misspelt_setting_is_refused(
     environment: pytest.MonkeyPatch, name: str, wanted: str
 ) -> None:
     environment.setenv(name, "keys.json")
 
-    with pytest.raises(SettingError, match=f"^{name} is no setting(; nearest: {wanted}|$)"):
+    with pytest.raises(SettingError, match=f"^{name} is no setting{wanted}"):
         ServiceSettings.from_env()
 
 
