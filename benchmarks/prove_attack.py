@@ -5,8 +5,8 @@
 A real `lspt serve` of a small model gets names that lead out of its folder, images of too many
 pixels, nested JSON and lies at all its routes, what schemathesis makes of its OpenAPI document, and
 a folder of tampered bundles. A hook in its processes writes down every file that Python opens, by
-where it lies once links are followed. The loading of bundles and the decoding of images are fuzzed
-by themselves, ten minutes each.
+where it lies once links are followed (before 2026-11-28 it was by its name). The loading of bundles
+and the decoding of images are fuzzed by themselves, ten minutes each.
 """
 
 import asyncio
